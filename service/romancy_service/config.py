@@ -1,0 +1,104 @@
+"""Config: what an operator chooses. Made from arguments and environment by __main__, then never changed."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from romancy_service.core.limits import Limits
+
+DEFAULT_LISTEN: Final = "127.0.0.1:7233"
+DEFAULT_DATABASE: Final = "romancy.db"
+
+
+class InvalidConfig(Exception):
+    """The options do not fit together. The process says so and exits with code 2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen: a host (a name, or an IP address without brackets) and a port, 0 for any free one."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read `HOST:PORT` or `[IPv6]:PORT`."""
+        host, colon, port = text.rpartition(":")
+        bracketed = host.startswith("[") and host.endswith("]")
+        host = host[1:-1] if bracketed else host
+        if not (colon and host and port.isdecimal() and int(port) < 65_536) or (":" in host and not bracketed):
+            raise InvalidConfig(f"cannot listen on {text!r}: give HOST:PORT, for example {DEFAULT_LISTEN}")
+        return cls(host, int(port))
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only programs on this machine can connect. Names but `localhost` may mean anything, so they do not."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Security:
+    """How callers are known and the wire is kept private. See auth.py."""
+
+    tls_cert: Path | None = None
+    """The service's certificate chain, PEM."""
+    tls_key: Path | None = None
+    """Its private key, PEM."""
+    tls_client_ca: Path | None = None
+    """Certificates that callers present are signed by one of these, PEM."""
+    token_file: Path | None = None
+    """Who may call: tokens as hashes, principals, namespaces, role."""
+    insecure: bool = False
+    """The operator means it: no TLS, or nobody authenticated, although others than this machine can connect."""
+
+    @property
+    def authenticates(self) -> bool:
+        """Whether callers must say who they are."""
+        return self.token_file is not None or self.tls_client_ca is not None
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether the wire is TLS."""
+        return self.tls_cert is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All that the service is told."""
+
+    database: str = field(default=DEFAULT_DATABASE, repr=False)
+    """A SQLite file, or a postgresql:// URL. The URL may hold a password: it is never logged or shown."""
+    listen: Address = field(default_factory=lambda: Address.parse(DEFAULT_LISTEN))
+    security: Security = field(default_factory=Security, repr=False)
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        """Refuse what is contradictory, or open to strangers without being meant so. Raises InvalidConfig."""
+        security = self.security
+        if (security.tls_cert is None) != (security.tls_key is None):
+            raise InvalidConfig("--tls-cert and --tls-key belong together: give both, or neither")
+        if security.tls_client_ca is not None and not security.encrypts:
+            raise InvalidConfig("--tls-client-ca needs TLS: give --tls-cert and --tls-key too")
+        if self.listen.loopback or security.insecure or (security.encrypts and security.authenticates):
+            return
+        missing = []
+        if not security.encrypts:
+            missing.append("TLS (--tls-cert and --tls-key)")
+        if not security.authenticates:
+            missing.append("authentication (--token-file or --tls-client-ca)")
+        raise InvalidConfig(
+            f"others than this machine can connect to {self.listen}, so it needs {' and '.join(missing)}; "
+            "listen on 127.0.0.1, or say --insecure-i-know-what-i-am-doing if a private network protects it"
+        )

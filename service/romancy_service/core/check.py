@@ -1,0 +1,146 @@
+"""Check: whether one value is allowed. What the API and workers' commands have in common is checked here, alike.
+
+Each function raises InvalidField, naming the field, the value and the limit, or returns nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+
+from romancy.v1.failure_pb2 import Failure
+from romancy.v1.payload_pb2 import Payload
+from romancy.v1.retry_pb2 import RetryPolicy
+
+from romancy_service.core.limits import LONGEST_DURATION_MS, Limits
+from romancy_service.core.times import duration_ms
+from romancy_service.errors import InvalidField
+
+_NANOS: Final = 10**9
+
+
+def check_id(field: str, value: str, limits: Limits) -> None:
+    """An id or a name: 1-255 bytes of UTF-8 without control characters."""
+    if not value:
+        raise InvalidField(field, "is empty", "give it a value", limit=limits.id_bytes)
+    # Four bytes are the most that a character takes, so most ids need not be encoded.
+    if len(value) * 4 > limits.id_bytes:
+        check_text(field, value, limits.id_bytes)
+    if not value.isprintable():
+        _check_characters(field, value, limits)
+
+
+def check_text(field: str, value: str, most_bytes: int) -> None:
+    """A text for people; it may be empty."""
+    size = len(value.encode(errors="surrogatepass"))
+    if size > most_bytes:
+        raise InvalidField(field, f"has {size} bytes, at most {most_bytes} are allowed", value=value, limit=most_bytes)
+
+
+def _check_characters(field: str, value: str, limits: Limits) -> None:
+    for character in value:
+        if unicodedata.category(character) in ("Cc", "Cs"):
+            name = f"U+{ord(character):04X}"
+            raise InvalidField(
+                field, f"has the control character {name}", "leave it out", value=value, limit=limits.id_bytes
+            )
+
+
+def check_duration(field: str, value: Duration, *, allow_negative: bool = False) -> None:
+    """A length of time: at most ten years, and not negative unless that means at once."""
+    seconds, nanos = value.seconds, value.nanos
+    if abs(nanos) >= _NANOS or seconds * nanos < 0:
+        raise InvalidField(field, f"{seconds} s and {nanos} ns are no duration", "give both the same sign")
+    if (seconds < 0 or nanos < 0) and not allow_negative:
+        raise InvalidField(field, "is negative", "give zero or more", value=f"{seconds + nanos / _NANOS:g} s")
+    if abs(duration_ms(value)) > LONGEST_DURATION_MS:
+        shown = f"{seconds} s"
+        raise InvalidField(field, f"is {shown}, at most ten years are allowed", value=shown, limit=LONGEST_DURATION_MS)
+
+
+def check_payload(field: str, value: Payload, limits: Limits) -> None:
+    """One value of the user's."""
+    _check_payload_bytes(field, value.ByteSize(), limits.payload_bytes)
+
+
+def check_payloads(field: str, values: Sequence[Payload], limits: Limits) -> None:
+    """Values of the user's that belong together."""
+    for number, value in enumerate(values):
+        check_payload(f"{field}[{number}]", value, limits)
+    _check_payload_bytes(field, sum(value.ByteSize() for value in values), limits.payloads_bytes)
+
+
+def _check_payload_bytes(field: str, size: int, limit: int) -> None:
+    if size > limit:
+        problem = f"{size} bytes, at most {limit} are allowed"
+        remedy = "keep large values elsewhere and pass on where they are"
+        raise InvalidField(field, problem, remedy, value=size, limit=limit, reason="PAYLOAD_TOO_LARGE")
+
+
+def check_failure(field: str, failure: Failure, limits: Limits) -> None:
+    """A failure and its causes. For its texts alone a failure must not fail, so those that are too long are cut."""
+    for depth in range(limits.failure_depth):
+        if not failure.type:
+            failure.type = "Error"
+        failure.type = _cut(failure.type, limits.id_bytes)
+        failure.message = _cut(failure.message, limits.failure_message_bytes)
+        failure.stack_trace = _cut(failure.stack_trace, limits.failure_stack_bytes)
+        check_payloads(f"{field}{'.cause' * depth}.details", failure.details, limits)
+        check_duration(f"{field}{'.cause' * depth}.retry_after", failure.retry_after)
+        if not failure.HasField("cause"):
+            return
+        if depth + 1 == limits.failure_depth:
+            failure.ClearField("cause")
+        else:
+            failure = failure.cause
+
+
+def _cut(text: str, most_bytes: int) -> str:
+    if len(text) * 4 <= most_bytes:
+        return text
+    return text.encode()[:most_bytes].decode(errors="ignore")
+
+
+def check_headers(field: str, headers: Mapping[str, str], limits: Limits) -> None:
+    """Context that travels with tasks."""
+    if len(headers) > limits.headers:
+        problem = f"has {len(headers)} entries, at most {limits.headers} are allowed"
+        raise InvalidField(field, problem, value=len(headers), limit=limits.headers)
+    size = 0
+    for key, value in headers.items():
+        check_id(f"{field} key", key, limits)
+        size += len(key.encode()) + len(value.encode())
+    if size > limits.headers_bytes:
+        problem = f"has {size} bytes, at most {limits.headers_bytes} are allowed"
+        raise InvalidField(field, problem, value=size, limit=limits.headers_bytes)
+
+
+def check_priority(field: str, value: int, limits: Limits) -> None:
+    """Smaller is sooner; zero is ordinary."""
+    if abs(value) > limits.priority:
+        problem = f"is {value}, allowed are {-limits.priority} to {limits.priority}"
+        raise InvalidField(field, problem, value=value, limit=limits.priority)
+
+
+def check_retry_policy(field: str, policy: RetryPolicy, limits: Limits) -> None:
+    """Numbers that make sense: a wait that shrinks, or a chance above one, is a mistake."""
+    if policy.max_attempts < 0:
+        problem = f"is {policy.max_attempts}"
+        raise InvalidField(f"{field}.max_attempts", problem, "give zero for no limit", value=policy.max_attempts)
+    for name in ("initial_interval", "max_interval", "max_elapsed"):
+        check_duration(f"{field}.{name}", getattr(policy, name))
+    coefficient = policy.backoff_coefficient
+    if policy.HasField("backoff_coefficient") and not (math.isfinite(coefficient) and coefficient >= 1):
+        raise InvalidField(f"{field}.backoff_coefficient", f"is {coefficient}", "give 1 or more", value=coefficient)
+    if not 0 <= policy.jitter <= 1:
+        raise InvalidField(f"{field}.jitter", f"is {policy.jitter}", "give 0 to 1", value=policy.jitter)
+    types = len(policy.non_retryable_types)
+    if types > limits.non_retryable_types:
+        problem = f"has {types} entries, at most {limits.non_retryable_types} are allowed"
+        raise InvalidField(f"{field}.non_retryable_types", problem, value=types, limit=limits.non_retryable_types)
+    for name in policy.non_retryable_types:
+        check_id(f"{field}.non_retryable_types", name, limits)

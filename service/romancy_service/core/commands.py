@@ -1,0 +1,220 @@
+"""Commands: what each thing that workflow code asks for makes of its run. One check and one event for each kind.
+
+All commands of a task are checked before the first one is recorded, so that a refused task leaves the run as it was.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from romancy.v1.command_pb2 import Command, Compensation, RegisterCompensation, ScheduleActivity
+from romancy.v1.history_pb2 import (
+    ActivityCancelRequested,
+    ActivityScheduled,
+    CompensateRequested,
+    CompensationRegistered,
+    RollbackStarted,
+    TimerCancelled,
+    TimerStarted,
+    WorkflowCompleted,
+)
+from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CANCELLED, WORKFLOW_STATUS_FAILED
+
+from romancy_service.core.check import (
+    check_duration,
+    check_headers,
+    check_id,
+    check_payload,
+    check_payloads,
+    check_priority,
+    check_retry_policy,
+)
+from romancy_service.core.emit import Emitter
+from romancy_service.core.limits import Limits
+from romancy_service.core.run import Run
+from romancy_service.core.task import activity_task_id, timer_task_id
+from romancy_service.core.times import duration_ms, timestamp
+from romancy_service.errors import InvalidField
+
+_LAST = ("complete_workflow", "fail_workflow", "cancel_workflow")
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What the run will look like after the commands that were checked so far, as far as the next ones depend on it."""
+
+    run: Run
+    limits: Limits
+    activities: Counter[str] = field(default_factory=Counter)
+    """Scheduled in this task, by type."""
+    opened: set[str] = field(default_factory=set)
+    """Task ids opened in this task."""
+    dropped: set[str] = field(default_factory=set)
+    """Timers forgotten in this task."""
+    timers: int = 0
+    compensates: int = 0
+
+    def is_open(self, task_id: str) -> bool:
+        return (task_id in self.run.tasks or task_id in self.opened) and task_id not in self.dropped
+
+
+def check_commands(run: Run, commands: Sequence[Command], limits: Limits) -> None:
+    """Raise InvalidField, naming the command, unless all `commands` can be recorded on `run` one after the other."""
+    if len(commands) > limits.commands_per_task:
+        raise InvalidField(
+            "commands", f"{len(commands)} commands in one task, at most {limits.commands_per_task} are allowed; "
+            "let the workflow wait for some of them before it asks for more", limit=limits.commands_per_task,
+        )  # fmt: skip
+    draft = _Draft(run, limits)
+    for number, command in enumerate(commands):
+        kind = command.WhichOneof("attributes")
+        try:
+            if kind in _LAST and number != len(commands) - 1:
+                raise InvalidField(f"{kind}", "ends the run, so it must be the task's last command")
+            _check(draft, command)
+        except InvalidField as error:
+            raise error.inside(f"commands[{number}]") from error
+    open_tasks = len(run.tasks) + len(draft.opened) - len(draft.dropped)
+    if open_tasks > limits.open_activities:
+        raise InvalidField(
+            "commands", f"the run would have {open_tasks} open activities and timers, at most {limits.open_activities} "
+            "are allowed; let the workflow wait for some of them first", limit=limits.open_activities,
+        )  # fmt: skip
+
+
+def _check(draft: _Draft, command: Command) -> None:
+    kind = command.WhichOneof("attributes")
+    match kind:
+        case "schedule_activity":
+            _check_schedule(draft, command.schedule_activity)
+        case "cancel_activity":
+            activity_id = command.cancel_activity.activity_id
+            if not draft.is_open(activity_task_id(activity_id)) and not _was_scheduled(draft, activity_id):
+                raise InvalidField("cancel_activity.activity_id", f"the run has no activity {activity_id!r}")
+        case "start_timer":
+            draft.timers += 1
+            expected = str(draft.run.counters.timers + draft.timers)
+            _check_counted("start_timer.timer_id", command.start_timer.timer_id, expected)
+            check_duration("start_timer.duration", command.start_timer.duration, allow_negative=True)
+            draft.opened.add(timer_task_id(expected))
+        case "cancel_timer":
+            _check_cancel_timer(draft, command.cancel_timer.timer_id)
+        case "register_compensation":
+            _check_register(draft, command.register_compensation)
+        case "compensate":
+            draft.compensates += 1
+            expected = str(draft.run.counters.compensates + draft.compensates)
+            _check_counted("compensate.compensate_id", command.compensate.compensate_id, expected)
+        case "complete_workflow":
+            check_payload("complete_workflow.result", command.complete_workflow.result, draft.limits)
+        case "fail_workflow":
+            check_payloads("fail_workflow.failure.details", command.fail_workflow.failure.details, draft.limits)
+        case "cancel_workflow":
+            if not draft.run.cancel_requested:
+                raise InvalidField("cancel_workflow", "nobody asked for the cancellation of this run")
+        case None:
+            raise InvalidField("attributes", "the command has no attributes, or some that this service does not know")
+        case _:
+            assert_never(kind)
+
+
+def _check_counted(field_name: str, value: str, expected: str) -> None:
+    if value != expected:
+        raise InvalidField(field_name, f"is {value!r}, but the run's next one is {expected!r}")
+
+
+def _check_schedule(draft: _Draft, command: ScheduleActivity) -> None:
+    check_id("schedule_activity.activity_type", command.activity_type, draft.limits)
+    if command.task_queue:
+        check_id("schedule_activity.task_queue", command.task_queue, draft.limits)
+    draft.activities[command.activity_type] += 1
+    count = draft.run.counters.activities.get(command.activity_type, 0) + draft.activities[command.activity_type]
+    _check_counted("schedule_activity.activity_id", command.activity_id, f"{command.activity_type}:{count}")
+    check_payloads("schedule_activity.arguments", command.arguments, draft.limits)
+    for name in (
+        "schedule_to_close_timeout",
+        "schedule_to_start_timeout",
+        "start_to_close_timeout",
+        "heartbeat_timeout",
+    ):
+        check_duration(f"schedule_activity.{name}", getattr(command, name))
+    check_retry_policy("schedule_activity.retry_policy", command.retry_policy, draft.limits)
+    check_priority("schedule_activity.priority", command.priority, draft.limits)
+    check_headers("schedule_activity.headers", command.headers, draft.limits)
+    if command.HasField("compensation"):
+        _check_compensation("schedule_activity.compensation", command.compensation, draft.limits)
+    draft.opened.add(activity_task_id(command.activity_id))
+
+
+def _check_compensation(field_name: str, compensation: Compensation, limits: Limits) -> None:
+    check_id(f"{field_name}.activity_type", compensation.activity_type, limits)
+    if compensation.task_queue:
+        check_id(f"{field_name}.task_queue", compensation.task_queue, limits)
+    check_payloads(f"{field_name}.arguments", [argument.payload for argument in compensation.arguments], limits)
+    check_duration(f"{field_name}.start_to_close_timeout", compensation.start_to_close_timeout)
+    check_duration(f"{field_name}.heartbeat_timeout", compensation.heartbeat_timeout)
+    check_retry_policy(f"{field_name}.retry_policy", compensation.retry_policy, limits)
+
+
+def _was_scheduled(draft: _Draft, activity_id: str) -> bool:
+    """Whether it is open or closed: the code may cancel what has been closed by an input that it has not seen yet."""
+    activity_type, _, number = activity_id.rpartition(":")
+    return number.isdecimal() and 1 <= int(number) <= draft.run.counters.activities.get(activity_type, 0)
+
+
+def _check_cancel_timer(draft: _Draft, timer_id: str) -> None:
+    started = draft.run.counters.timers + draft.timers
+    if not (timer_id.isdecimal() and 1 <= int(timer_id) <= started):
+        raise InvalidField("cancel_timer.timer_id", f"the run has no timer {timer_id!r}")
+    if draft.is_open(timer_task_id(timer_id)):
+        draft.dropped.add(timer_task_id(timer_id))
+
+
+def _check_register(draft: _Draft, command: RegisterCompensation) -> None:
+    _check_compensation("register_compensation.compensation", command.compensation, draft.limits)
+    for argument in command.compensation.arguments:
+        if argument.WhichOneof("value") == "activity_result":
+            raise InvalidField(
+                "register_compensation.compensation.arguments", "ask for an activity's result, but it belongs to none"
+            )
+
+
+def record_command(emit: Emitter, command: Command) -> None:
+    """Record one checked command."""
+    kind = command.WhichOneof("attributes")
+    match kind:
+        case "schedule_activity":
+            emit.command(activity_scheduled=ActivityScheduled(command=command.schedule_activity))
+        case "cancel_activity":
+            activity_id = command.cancel_activity.activity_id
+            emit.command(activity_cancel_requested=ActivityCancelRequested(activity_id=activity_id))
+        case "start_timer":
+            timer = command.start_timer
+            fire_ms = emit.now_ms + max(duration_ms(timer.duration), 0)
+            emit.command(
+                timer_started=TimerStarted(
+                    timer_id=timer.timer_id, duration=timer.duration, fire_time=timestamp(fire_ms)
+                )
+            )
+        case "cancel_timer":
+            emit.command(timer_cancelled=TimerCancelled(timer_id=command.cancel_timer.timer_id))
+        case "register_compensation":
+            compensation = command.register_compensation.compensation
+            emit.command(compensation_registered=CompensationRegistered(compensation=compensation))
+        case "compensate":
+            emit.command(compensate_requested=CompensateRequested(compensate_id=command.compensate.compensate_id))
+        case "complete_workflow":
+            emit.command(workflow_completed=WorkflowCompleted(result=command.complete_workflow.result))
+        case "fail_workflow":
+            failure = command.fail_workflow.failure
+            emit.command(rollback_started=RollbackStarted(closing_status=WORKFLOW_STATUS_FAILED, failure=failure))
+        case "cancel_workflow":
+            cancelled = RollbackStarted(closing_status=WORKFLOW_STATUS_CANCELLED, failure=emit.run.failure)
+            emit.command(rollback_started=cancelled)
+        case None:
+            raise AssertionError("a command without attributes passed the check")
+        case _:
+            assert_never(kind)

@@ -1,0 +1,324 @@
+"""Decide: what a trigger makes of a run. Records events through an Emitter and returns what the trigger is answered.
+
+A trigger that cannot be is refused with a domain error before anything is recorded. When anything else is raised the run
+may be half changed: the caller drops it from memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from romancy.v1.command_pb2 import Command
+from romancy.v1.failure_pb2 import FAILURE_SOURCE_SERVICE, FAILURE_SOURCE_TIMEOUT, Failure
+from romancy.v1.history_pb2 import (
+    COMPENSATION_RESOLUTION_RETRY,
+    COMPENSATION_RESOLUTION_UNSPECIFIED,
+    CompensationResolved,
+    RollbackStarted,
+    TimerFired,
+    WorkflowCancelRequested,
+    WorkflowStarted,
+    WorkflowTerminated,
+)
+from romancy.v1.worker_service_pb2 import Then
+from romancy.v1.workflow_pb2 import (
+    WORKFLOW_STATUS_COMPENSATING,
+    WORKFLOW_STATUS_FAILED,
+    WORKFLOW_STATUS_RUNNING,
+    WORKFLOW_STATUS_TIMED_OUT,
+)
+
+from romancy_service.core import attempts
+from romancy_service.core.apply import see
+from romancy_service.core.commands import check_commands, record_command
+from romancy_service.core.emit import Emitter
+from romancy_service.core.limits import Limits
+from romancy_service.core.rollback import advance, saga_of
+from romancy_service.core.run import Run
+from romancy_service.core.saga import Saga
+from romancy_service.core.task import Fence, Task, TaskKind
+from romancy_service.core.times import timestamp_ms
+from romancy_service.core.triggers import (
+    CompleteActivity,
+    CompleteWorkflowTask,
+    FailWorkflowTask,
+    LoseTask,
+    Note,
+    RequestCancel,
+    ResolveCompensation,
+    StartRun,
+    TaskDue,
+    Terminate,
+    Trigger,
+)
+from romancy_service.errors import CompensationNotFound, InvalidField, StaleTask, WorkflowClosed
+
+_CLOCK_LEEWAY_MS = 1_000
+"""So far may a worker's estimate of the service's clock be ahead."""
+
+
+@dataclass(slots=True)
+class Reply:
+    """What a decided trigger is answered, once it is committed."""
+
+    last_event_id: int = 0
+    last_event_ms: int = 0
+    alone: bool = False
+    """The activity's outcome was recorded without its `then`."""
+    rejection: InvalidField | None = None
+    """Commands were refused: the workflow task counts as failed, or the `then` was left out."""
+    not_undone: list[str] = field(default_factory=list)
+
+
+def decide(run: Run, trigger: Trigger, now_ms: int, limits: Limits) -> Reply:
+    """Make of `run` what `trigger` asks for, at `now_ms`.
+
+    Raises StaleTask, WorkflowClosed, InvalidField or CompensationNotFound when it cannot be; the run is unchanged then.
+    Raises NeedsHistory when the run must be folded from its whole history first; the run must be dropped then.
+    """
+    emit = Emitter(run, now_ms)
+    reply = _decide(emit, trigger, limits)
+    if run.status == WORKFLOW_STATUS_RUNNING and run.last_event_id >= limits.history_events:
+        _end_too_long(emit, limits)
+    advance(emit)
+    reply.last_event_id = run.last_event_id
+    reply.last_event_ms = run.last_event_ms
+    return reply
+
+
+def _decide(emit: Emitter, trigger: Trigger, limits: Limits) -> Reply:
+    match trigger:
+        case StartRun():
+            return _start(emit, trigger)
+        case CompleteActivity():
+            return _complete_activity(emit, trigger, limits)
+        case CompleteWorkflowTask():
+            return _complete_workflow_task(emit, trigger, limits)
+        case FailWorkflowTask():
+            task = _fenced(emit.run, trigger.fence)
+            return _fail_workflow_task(emit, task, trigger.failure)
+        case LoseTask():
+            return _lose_task(emit, trigger)
+        case TaskDue():
+            return _task_due(emit, trigger)
+        case Note():
+            _check_open(emit.run)
+            return Reply()
+        case RequestCancel():
+            return _request_cancel(emit, trigger)
+        case Terminate():
+            return _terminate(emit, trigger)
+        case ResolveCompensation():
+            return _resolve_compensation(emit, trigger)
+        case _:
+            assert_never(trigger)
+
+
+def _start(emit: Emitter, trigger: StartRun) -> Reply:
+    # A run that begins in memory keeps its saga there for as long as it is cached: a rollback then reads nothing.
+    emit.run.saga = Saga()
+    emit.note(workflow_started=WorkflowStarted(spec=trigger.spec, identity=trigger.identity))
+    return Reply()
+
+
+def _fenced(run: Run, fence: Fence) -> Task:
+    """The task that a trigger consumes. Whether the lease is right too is checked by the commit."""
+    task = run.tasks.get(fence.task_id)
+    if task is None:
+        raise StaleTask(fence.task_id, "it is closed")
+    if task.attempt != fence.attempt:
+        raise StaleTask(fence.task_id, f"attempt {fence.attempt} was replaced by attempt {task.attempt}")
+    return task
+
+
+def _complete_activity(emit: Emitter, trigger: CompleteActivity, limits: Limits) -> Reply:
+    run = emit.run
+    task = _fenced(run, trigger.fence)
+    then = _then_that_fits(emit, trigger)
+    clock_ms = emit.now_ms
+    if then is not None:
+        # What the code saw is what must be recorded; the service's own clock goes on for what follows.
+        emit.now_ms = timestamp_ms(then.time)
+    closed = True
+    if trigger.result is not None:
+        attempts.completed(emit, task, trigger.result)
+    elif trigger.failure is None:
+        if task.cancel_requested and not task.is_compensation:
+            attempts.cancelled(emit, task, sent=True, details=trigger.cancel_details)
+        else:
+            failure = Failure(message="the worker cancelled the attempt by itself", type="Cancelled")
+            closed = attempts.failed(emit, task, failure, trigger.leased_ms)
+    else:
+        closed = attempts.failed(emit, task, trigger.failure, trigger.leased_ms)
+    if then is None or not closed:
+        return Reply(alone=trigger.then is not None)
+    emit.now_ms = max(clock_ms, run.last_event_ms)
+    try:
+        check_commands(run, then.commands, limits)
+    except InvalidField as rejection:
+        return Reply(alone=True, rejection=rejection)
+    _record_commands(emit, then.commands, seen_event_id=run.last_event_id)
+    run.sticky_event_id = run.last_event_id
+    return Reply()
+
+
+def _then_that_fits(emit: Emitter, trigger: CompleteActivity) -> Then | None:
+    """The trigger's `then`, if the code that made it saw exactly what the history will say it saw."""
+    run, then = emit.run, trigger.then
+    if then is None or run.status != WORKFLOW_STATUS_RUNNING or run.unseen:
+        return None
+    if run.sticky_session != trigger.fence.owner or run.last_event_id != then.after_event_id:
+        return None
+    if not run.last_event_ms <= timestamp_ms(then.time) <= emit.now_ms + _CLOCK_LEEWAY_MS:
+        return None
+    return then
+
+
+def _complete_workflow_task(emit: Emitter, trigger: CompleteWorkflowTask, limits: Limits) -> Reply:
+    run = emit.run
+    task = _fenced(run, trigger.fence)
+    try:
+        if not run.seen_event_id <= trigger.seen_event_id <= run.last_event_id or trigger.seen_event_id < 1:
+            raise InvalidField(
+                "seen_event_id",
+                "is no event that the task brought",
+                "give the task's last_event_id",
+                value=trigger.seen_event_id,
+            )
+        check_commands(run, trigger.commands, limits)
+    except InvalidField as rejection:
+        failure = Failure(message=str(rejection), type=rejection.reason, source=FAILURE_SOURCE_SERVICE)
+        _fail_workflow_task(emit, task, failure)
+        return Reply(rejection=rejection)
+    run.sticky_session = trigger.fence.owner if trigger.holds_run else ""
+    _record_commands(emit, trigger.commands, seen_event_id=trigger.seen_event_id)
+    run.sticky_event_id = run.last_event_id
+    return Reply()
+
+
+def _record_commands(emit: Emitter, commands: Sequence[Command], seen_event_id: int) -> None:
+    emit.seen_event_id = seen_event_id
+    for command in commands:
+        record_command(emit, command)
+    see(emit.run, seen_event_id)
+
+
+def _fail_workflow_task(emit: Emitter, task: Task, failure: Failure | None) -> Reply:
+    """Try the task again later: the run stays open, whatever its code does."""
+    run = emit.run
+    if failure is None:
+        task.losses += 1
+        wait_ms = 0 if task.losses == 1 else _workflow_task_wait_ms(task.losses - 1)
+    else:
+        task.failures += 1
+        task.last_failure = failure
+        wait_ms = _workflow_task_wait_ms(task.failures)
+    task.attempt += 1
+    task.due_ms = emit.now_ms + wait_ms
+    run.sticky_session = ""
+    run.put_task(task)
+    return Reply()
+
+
+def _workflow_task_wait_ms(failures: int) -> int:
+    return min(1_000 << min(failures - 1, 20), 600_000)
+
+
+def _lose_task(emit: Emitter, trigger: LoseTask) -> Reply:
+    run = emit.run
+    task = _fenced(run, trigger.fence)
+    if task.kind is TaskKind.WORKFLOW:
+        return _fail_workflow_task(emit, task, None)
+    attempts.lost(emit, task)
+    return Reply()
+
+
+def _task_due(emit: Emitter, trigger: TaskDue) -> Reply:
+    run = emit.run
+    task = _fenced(run, trigger.fence)
+    owned = bool(trigger.fence.owner)
+    match task.kind:
+        case TaskKind.TIMER:
+            emit.note(timer_fired=TimerFired(timer_id=task.task_id.removeprefix("t/")))
+        case TaskKind.DEADLINE:
+            failure = Failure(
+                message="the run passed its run timeout", type="RunTimeout", source=FAILURE_SOURCE_TIMEOUT
+            )
+            emit.note(rollback_started=RollbackStarted(closing_status=WORKFLOW_STATUS_TIMED_OUT, failure=failure))
+        case TaskKind.WORKFLOW:
+            return _fail_workflow_task(emit, task, None)
+        case TaskKind.ACTIVITY:
+            _activity_due(emit, task, trigger, owned=owned)
+        case _:
+            assert_never(task.kind)
+    return Reply()
+
+
+def _activity_due(emit: Emitter, task: Task, trigger: TaskDue, *, owned: bool) -> None:
+    if task.cancel_requested and not owned:
+        attempts.cancelled(emit, task, sent=False)
+        return
+    timeout = attempts.due_timeout(task, trigger.leased_ms, trigger.heartbeat_ms, emit.now_ms, owned=owned)
+    if timeout in ("StartToCloseTimeout", "HeartbeatTimeout"):
+        attempts.timed_out(emit, task, timeout, trigger.leased_ms)
+    elif timeout:
+        attempts.expired(emit, task, timeout, sent=owned)
+    else:
+        raise StaleTask(task.task_id, "nothing is due")
+
+
+def _request_cancel(emit: Emitter, trigger: RequestCancel) -> Reply:
+    run = emit.run
+    _check_open(run)
+    if run.status == WORKFLOW_STATUS_RUNNING and not run.cancel_requested:
+        requested = WorkflowCancelRequested(reason=trigger.reason, identity=trigger.identity)
+        emit.note(workflow_cancel_requested=requested)
+    return Reply()
+
+
+def _terminate(emit: Emitter, trigger: Terminate) -> Reply:
+    run = emit.run
+    _check_open(run)
+    not_undone = saga_of(run).not_undone()
+    emit.note(
+        workflow_terminated=WorkflowTerminated(reason=trigger.reason, identity=trigger.identity, not_undone=not_undone)
+    )
+    return Reply(not_undone=not_undone)
+
+
+def _resolve_compensation(emit: Emitter, trigger: ResolveCompensation) -> Reply:
+    run = emit.run
+    _check_open(run)
+    if trigger.resolution == COMPENSATION_RESOLUTION_UNSPECIFIED:
+        raise InvalidField("resolution", "is not set", "say RETRY, MARK_DONE or GIVE_UP")
+    if trigger.compensation_id not in saga_of(run).failed:
+        raise CompensationNotFound(trigger.compensation_id)
+    emit.note(
+        compensation_resolved=CompensationResolved(
+            compensation_id=trigger.compensation_id,
+            resolution=trigger.resolution,
+            reason=trigger.reason,
+            identity=trigger.identity,
+        )
+    )
+    if trigger.resolution == COMPENSATION_RESOLUTION_RETRY and run.status == WORKFLOW_STATUS_COMPENSATING:
+        run.outcome = None
+    return Reply()
+
+
+def _check_open(run: Run) -> None:
+    if not run.is_open:
+        raise WorkflowClosed(run.workflow_id, run.run_id)
+
+
+def _end_too_long(emit: Emitter, limits: Limits) -> None:
+    failure = Failure(
+        message=f"the history has {emit.run.last_event_id} events, at most {limits.history_events} are allowed; "
+        "split the work into several workflows",
+        type="HistoryTooLong",
+        non_retryable=True,
+        source=FAILURE_SOURCE_SERVICE,
+    )
+    emit.note(rollback_started=RollbackStarted(closing_status=WORKFLOW_STATUS_FAILED, failure=failure))

@@ -1,0 +1,45 @@
+"""Emitter: numbers new events, stamps them, applies them. The only way in which decisions come about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from romancy.v1.history_pb2 import HistoryEvent
+
+from romancy_service.core.apply import apply
+from romancy_service.core.run import Run
+from romancy_service.core.times import timestamp
+
+
+class Emitter:
+    """Records events on one run, in one decision."""
+
+    def __init__(self, run: Run, now_ms: int) -> None:
+        self.run = run
+        self.now_ms = max(now_ms, run.last_event_ms)
+        """The time of the events: event times of a run never go back, whatever the clock does."""
+        self.seen_event_id = 0
+        """While the commands of a task are recorded: the last event that the code had seen."""
+
+    def note(self, **attributes: Any) -> HistoryEvent:
+        """Record an input or a note; the keyword is the event's kind, as in HistoryEvent."""
+        return self._record(HistoryEvent(event_id=self.run.last_event_id + 1, time=self._time(), **attributes))
+
+    def command(self, **attributes: Any) -> HistoryEvent:
+        """Record a command of the task whose `seen_event_id` is set."""
+        return self._record(
+            HistoryEvent(
+                event_id=self.run.last_event_id + 1,
+                time=self._time(),
+                seen_event_id=self.seen_event_id,
+                **attributes,
+            )
+        )
+
+    def _time(self) -> Any:
+        return timestamp(self.now_ms)
+
+    def _record(self, event: HistoryEvent) -> HistoryEvent:
+        apply(self.run, event)
+        self.run.new_events.append(event)
+        return event

@@ -1,0 +1,116 @@
+"""Limits: how much of everything is allowed, and why that much. All in one place, the same on both databases.
+
+Sizes are in bytes, times in milliseconds (`_ms`). They are an argument wherever they matter, so tests can shrink them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+LONGEST_DURATION_MS: Final = 10 * 365 * 86_400_000
+"""Ten years: a longer wait is more often a mistake in units than meant, and sums of two stay far from overflow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Every limit of the service. What breaks one is refused at the edge, with the field, the value and the limit."""
+
+    # What clients and workers may send.
+    id_bytes: int = 255
+    """Ids and names. Postgres refuses index rows above 2,704 bytes, and a key holds up to three of them."""
+    payload_bytes: int = 2 * MIB
+    """One value of the user's: history is read, sent and replayed whole; larger values belong into a store of files."""
+    payloads_bytes: int = 4 * MIB
+    """All values of one command: each is in the history, in a task's row and in a frame to a worker."""
+    client_message_bytes: int = 4 * MIB
+    """One message of a client, as in gRPC's own default: room for the largest payload, and for many small starts."""
+    connect_message_bytes: int = 32 * MIB
+    """One frame of a worker. Above `payload_bytes`, so that what is too large is answered INVALID, not by the stream's end."""
+    frame_bytes: int = 1 * MIB
+    """So large are the frames that the service writes: a heartbeat behind one waits 100 ms at 10 MB/s."""
+    chunk_bytes: int = 256 * KIB
+    """Larger frames go in chunks of this size to workers that join them, so that heartbeats pass between."""
+    starts_per_request: int = 1_000
+    """Starts in one StartWorkflows: eight commits' worth; beyond, a call only waits longer."""
+    headers: int = 64
+    """Entries of headers: every task of a run carries them."""
+    headers_bytes: int = 8 * KIB
+    """All headers together, as gRPC allows for its metadata."""
+    memo_bytes: int = 32 * KIB
+    """All of a memo: each row of a list carries it, and a page has 1,000."""
+    attributes: int = 32
+    """Typed attributes of a run: each will be a row in an index."""
+    attributes_bytes: int = 16 * KIB
+    """All attributes together."""
+    attribute_text_bytes: int = 2 * KIB
+    """One text attribute: what fits into an index."""
+    reason_bytes: int = 4 * KIB
+    """Why somebody cancels, terminates or resolves: a text for people."""
+    failure_message_bytes: int = 4 * KIB
+    """A failure's message; longer ones are cut, since a failure must not fail."""
+    failure_stack_bytes: int = 16 * KIB
+    """A failure's stack trace; longer ones are cut."""
+    failure_depth: int = 20
+    """Causes of causes; deeper ones are cut."""
+    priority: int = 1_000_000
+    """Priorities lie between minus and plus this."""
+    non_retryable_types: int = 100
+    """Failure types in one retry policy: they are gone through for each failure."""
+
+    # What a run may have.
+    commands_per_task: int = 10_000
+    """Commands in one workflow task: one commit, one lock, one history row."""
+    open_activities: int = 10_000
+    """Open activities and timers of a run: all are read when it is loaded (about 20 ms)."""
+    history_events: int = 51_200
+    """Events of a run: a worker that does not hold it replays them all (some seconds) within a workflow task's time."""
+    workflow_task_ms: int = 10_000
+    """So long may a worker take for one workflow task, whose code waits for nothing; then another one gets it."""
+
+    # What is answered.
+    page_runs: int = 100
+    """Runs on a page of a list that names no size."""
+    max_page_runs: int = 1_000
+    """The most runs on a page."""
+    page_events: int = 256
+    """Events on a page of a history that names no size."""
+    max_page_events: int = 1_000
+    """The most events on a page."""
+    page_bytes: int = 2 * MIB
+    """A page of a history ends here, or after its first event: it must fit into a client's message."""
+    count_exactly: int = 10_000
+    """Counting stops here and an estimate is given: counting a million rows takes a second of the database."""
+    result_wait_ms: int = 60_000
+    """The longest wait for a result in one call: below the idle time of usual proxies. Clients ask again."""
+
+    # Workers.
+    session_lease_ms: int = 20_000
+    """How long the tasks of a session that nobody hears are kept: longer than a restart or a short outage takes."""
+    heartbeat_interval_ms: int = 4_000
+    """How often each side sends a frame. Three in silence are 12 s, so that a worker comes back well within its lease."""
+    missed_heartbeats: int = 3
+    """So many intervals of silence end a stream: within the lease, so that there is time to reconnect."""
+    reconnect_grace_ms: int = 3_000
+    """A single stream that ended without goodbye has this long to come back before its tasks are given to others."""
+    hello_ms: int = 5_000
+    """A stream that has not said hello by then is ended: it takes a place and does nothing."""
+    sessions: int = 2_000
+    """Workers on one replica: each costs a stream, its buffers and a row that is renewed."""
+    task_queues_per_session: int = 100
+    """Queues that one worker serves: each is walked over by every claim."""
+    types_per_session: int = 1_000
+    """Workflow types, and activity types, of one worker."""
+    slots_per_session: int = 10_000
+    """Tasks that one worker takes at a time, of each kind."""
+
+    # This process.
+    cached_runs: int = 10_000
+    """Runs kept in memory: about 10 KiB each. One that is not kept is read again, which costs 1 ms."""
+    concurrent_calls: int = 10_000
+    """Calls and streams open at a time; waiting for a result is one. Each costs some 20 KiB."""
+    drain_ms: int = 10_000
+    """How long a stopping process waits for calls in flight; orchestrators kill after 30 s."""

@@ -1,0 +1,126 @@
+"""Run: what a history folds to, in memory. The only things that change it are `apply` and the commit bookkeeping here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from romancy.v1.failure_pb2 import Failure
+from romancy.v1.history_pb2 import HistoryEvent
+from romancy.v1.workflow_pb2 import (
+    WORKFLOW_STATUS_COMPENSATING,
+    WORKFLOW_STATUS_RUNNING,
+    WORKFLOW_STATUS_UNSPECIFIED,
+    WorkflowOutcome,
+    WorkflowStatus,
+)
+
+from romancy_service.core.saga import Saga
+from romancy_service.core.task import WORKFLOW_TASK_ID, Task, TaskKind
+
+OPEN_STATUSES = (WORKFLOW_STATUS_RUNNING, WORKFLOW_STATUS_COMPENSATING)
+
+
+@dataclass(slots=True)
+class Counters:
+    """How often the code asked for each kind of thing, so that the ids in its next commands can be checked."""
+
+    activities: dict[str, int] = field(default_factory=dict)
+    """By activity type."""
+    timers: int = 0
+    compensates: int = 0
+    open_compensates: dict[str, int] = field(default_factory=dict)
+    """`Compensate` commands that are not answered -> their event id: they undo what was closed before."""
+    undoable: int = 0
+    """Compensations that were ever put on the saga's list; 0 means that a rollback has nothing to read."""
+
+
+@dataclass(slots=True)
+class Run:
+    """One execution of a workflow: the fold of its history, its open tasks, and what the next commit must write."""
+
+    namespace: str
+    workflow_id: str
+    run_id: str
+    version: int = 0
+    """Of the stored row; 0: not stored yet."""
+    workflow_type: str = ""
+    task_queue: str = ""
+    priority: int = 0
+    build_id: str = ""
+    status: WorkflowStatus.ValueType = WORKFLOW_STATUS_UNSPECIFIED
+    start_ms: int = 0
+    close_ms: int = 0
+    last_event_id: int = 0
+    last_event_ms: int = 0
+    last_input_id: int = 0
+    seen_event_id: int = 0
+    """The last event that the code had seen when it issued the last commands that were accepted."""
+    unseen: list[HistoryEvent] = field(default_factory=list)
+    """The inputs after `seen_event_id`: what a workflow task brings to a worker that holds the run."""
+    counters: Counters = field(default_factory=Counters)
+    tasks: dict[str, Task] = field(default_factory=dict)
+    cancel_requested: bool = False
+    closing_status: WorkflowStatus.ValueType = WORKFLOW_STATUS_UNSPECIFIED
+    """While COMPENSATING: how the run will end."""
+    failure: Failure | None = None
+    """Why it does not complete: set by a request to cancel it, and by whatever starts its rollback."""
+    outcome: WorkflowOutcome | None = None
+    """How it ended, or will: set as soon as nothing more can happen by itself."""
+    sticky_session: str = ""
+    """The session whose worker holds the run in memory; empty: none."""
+    sticky_event_id: int = 0
+    """The last event that this worker was told of in an acknowledgement: what it holds the run up to."""
+    saga: Saga | None = None
+    """What a rollback undoes; None when it was not folded (the run was read without its history)."""
+    memo: bytes = b""
+    """Serialised `WorkflowInfo` with only memo and attributes; written once, by the start."""
+
+    # What the next commit writes, as net changes.
+    new_events: list[HistoryEvent] = field(default_factory=list)
+    touched: dict[str, bool] = field(default_factory=dict)
+    """Tasks changed since the last commit -> whether their row was there before."""
+    rewritten: set[str] = field(default_factory=set)
+    """Those of them whose lease is dropped with the change."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything can still happen to the run."""
+        return self.status in OPEN_STATUSES
+
+    @property
+    def workflow_task(self) -> Task | None:
+        """The task that brings events to the code, if there are unseen ones."""
+        return self.tasks.get(WORKFLOW_TASK_ID)
+
+    def activities(self) -> Iterator[Task]:
+        """The open activities, without compensations."""
+        return (t for t in self.tasks.values() if t.kind is TaskKind.ACTIVITY and not t.is_compensation)
+
+    def compensation(self) -> Task | None:
+        """The compensation that is under way."""
+        return next((task for task in self.tasks.values() if task.is_compensation), None)
+
+    def put_task(self, task: Task) -> None:
+        """Add a task, or give it a new attempt: whoever has the row leased loses it."""
+        self.touched.setdefault(task.task_id, task.task_id in self.tasks)
+        self.rewritten.add(task.task_id)
+        self.tasks[task.task_id] = task
+
+    def mark_task(self, task: Task) -> None:
+        """Note that a task changed in a way that leaves its lease alone."""
+        self.touched.setdefault(task.task_id, True)
+
+    def drop_task(self, task_id: str) -> Task:
+        """Remove a task: it is done, or not wanted any more."""
+        task = self.tasks.pop(task_id)
+        self.touched.setdefault(task_id, True)
+        self.rewritten.discard(task_id)
+        return task
+
+    def committed(self) -> None:
+        """The changes since the last commit are stored: forget them."""
+        self.version += 1
+        self.new_events = []
+        self.touched = {}
+        self.rewritten = set()

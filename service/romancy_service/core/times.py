@@ -1,0 +1,33 @@
+"""Milliseconds <-> the contract's Timestamp and Duration."""
+
+from __future__ import annotations
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from romancy_service.core.task import NEVER_MS
+
+
+def timestamp(ms: int) -> Timestamp:
+    """The moment `ms` milliseconds after the epoch."""
+    return Timestamp(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
+
+
+def timestamp_ms(time: Timestamp) -> int:
+    """Milliseconds since the epoch; what is finer is cut off."""
+    return time.seconds * 1000 + time.nanos // 1_000_000
+
+
+def duration(ms: int) -> Duration:
+    """A length of `ms` milliseconds."""
+    return Duration(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
+
+
+def duration_ms(length: Duration) -> int:
+    """Milliseconds, rounded up: a wait is never shorter than asked for."""
+    return length.seconds * 1000 - (-length.nanos // 1_000_000)
+
+
+def limit_ms(length: Duration) -> int:
+    """Milliseconds of a timeout, NEVER_MS when it is not set (zero)."""
+    return duration_ms(length) or NEVER_MS

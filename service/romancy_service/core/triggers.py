@@ -1,0 +1,114 @@
+"""Triggers: the inputs that make a run change. Each names what it consumes, so that nothing acts twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from romancy.v1.command_pb2 import Command
+from romancy.v1.failure_pb2 import Failure
+from romancy.v1.history_pb2 import CompensationResolution
+from romancy.v1.payload_pb2 import Payload
+from romancy.v1.worker_service_pb2 import Then
+from romancy.v1.workflow_pb2 import WorkflowSpec
+
+from romancy_service.core.task import Fence
+
+
+@dataclass(frozen=True, slots=True)
+class StartRun:
+    """Open a run. It is new: nothing but its ids is known of it."""
+
+    spec: WorkflowSpec
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompleteActivity:
+    """A worker ended an attempt: with a result, a failure, or because it was cancelled (neither)."""
+
+    fence: Fence
+    leased_ms: int
+    result: Payload | None = None
+    failure: Failure | None = None
+    cancel_details: Sequence[Payload] = ()
+    then: Then | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CompleteWorkflowTask:
+    """A worker ran the code until it had to wait, or ended."""
+
+    fence: Fence
+    seen_event_id: int
+    commands: Sequence[Command]
+    holds_run: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FailWorkflowTask:
+    """A worker could not run a workflow task; None: it was lost, or did not answer in time."""
+
+    fence: Fence
+    failure: Failure | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoseTask:
+    """The session that had a task is gone."""
+
+    fence: Fence
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDue:
+    """The time came at which the service must look at a task: a timer, a deadline, a timeout, a cancelled waiting task."""
+
+    fence: Fence
+    leased_ms: int
+    heartbeat_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCancel:
+    """Somebody wants the run to stop and undo what it did."""
+
+    reason: str
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class Terminate:
+    """Somebody wants the run to end at once."""
+
+    reason: str
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveCompensation:
+    """An operator says what becomes of a compensation that failed for good."""
+
+    compensation_id: str
+    resolution: CompensationResolution.ValueType
+    reason: str
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Nothing changes, but the run must be open, and the request is recorded with it."""
+
+
+Trigger = (
+    StartRun
+    | Note
+    | CompleteActivity
+    | CompleteWorkflowTask
+    | FailWorkflowTask
+    | LoseTask
+    | TaskDue
+    | RequestCancel
+    | Terminate
+    | ResolveCompensation
+)

@@ -1,0 +1,131 @@
+"""Describe: a run as people see it, with what it waits for in sentences."""
+
+from __future__ import annotations
+
+from romancy.v1.payload_pb2 import Payload
+from romancy.v1.workflow_pb2 import (
+    WORKFLOW_STATUS_COMPENSATING,
+    PendingActivity,
+    PendingTimer,
+    PendingWorkflowTask,
+    WorkflowInfo,
+)
+from romancy.v1.workflow_service_pb2 import GetWorkflowResponse
+
+from romancy_service.core.apply import fold
+from romancy_service.core.run import Run
+from romancy_service.core.saga import Saga
+from romancy_service.core.task import COMPENSATION_PREFIX, WORKFLOW_TASK_ID, Task, TaskKind
+from romancy_service.core.times import timestamp
+from romancy_service.node import Node
+from romancy_service.store.store import RunSummary, RunView
+
+
+def describe_summary(run: RunSummary) -> WorkflowInfo:
+    """A line of a list."""
+    info = WorkflowInfo.FromString(run.memo)
+    info.workflow_id = run.workflow_id
+    info.run_id = run.run_id
+    info.workflow_type = run.workflow_type
+    info.task_queue = run.task_queue
+    info.status = run.status
+    info.start_time.CopyFrom(timestamp(run.start_ms))
+    if run.close_ms:
+        info.close_time.CopyFrom(timestamp(run.close_ms))
+    info.history_length = run.last_event_id
+    info.priority = run.priority
+    info.build_id = run.build_id
+    return info
+
+
+async def describe(node: Node, view: RunView) -> GetWorkflowResponse:
+    """Everything about one run."""
+    run = view.run
+    events = await node.store.read_history(run.run_id, 0, 1, max_bytes=1)
+    saga: Saga | None = None
+    if run.status == WORKFLOW_STATUS_COMPENSATING:
+        history = await node.store.read_history(run.run_id, 0, run.last_event_id, max_bytes=2**40)
+        saga = fold(run.namespace, run.workflow_id, run.run_id, history).saga
+    response = GetWorkflowResponse(
+        info=describe_summary(view.summary),
+        spec=events[0].workflow_started.spec if events else None,
+        outcome=run.outcome,
+        cancel_requested=run.cancel_requested,
+    )
+    for task in run.tasks.values():
+        worker_id = view.workers.get(task.owner, "")
+        if task.kind is TaskKind.ACTIVITY:
+            response.activities.append(_activity(task, worker_id, view.heartbeat_details.get(task.task_id)))
+        elif task.kind is TaskKind.TIMER:
+            timer_id = task.task_id.removeprefix("t/")
+            response.timers.append(PendingTimer(timer_id=timer_id, fire_time=timestamp(task.due_ms)))
+    if (waiting := run.tasks.get(WORKFLOW_TASK_ID)) is not None:
+        response.workflow_task.CopyFrom(
+            PendingWorkflowTask(
+                attempt=waiting.attempt,
+                due_time=timestamp(waiting.due_ms),
+                worker_id=view.workers.get(waiting.owner, ""),
+                last_failure=waiting.last_failure,
+            )
+        )
+    response.waits.extend(_waits(run, view, saga, node.clock.now_ms()))
+    return response
+
+
+def _activity(task: Task, worker_id: str, details: bytes | None) -> PendingActivity:
+    return PendingActivity(
+        activity_id=task.task_id.removeprefix(COMPENSATION_PREFIX if task.is_compensation else "a/"),
+        activity_type=task.type,
+        task_queue=task.queue,
+        attempt=task.attempt,
+        due_time=None if task.owner else timestamp(task.due_ms),
+        worker_id=worker_id,
+        started_time=timestamp(task.leased_ms) if task.owner else None,
+        heartbeat_details=Payload.FromString(details) if details else None,
+        heartbeat_time=timestamp(task.heartbeat_ms) if task.heartbeat_ms else None,
+        last_failure=task.last_failure,
+        cancel_requested=task.cancel_requested,
+        compensation=task.is_compensation,
+    )
+
+
+def _waits(run: Run, view: RunView, saga: Saga | None, now_ms: int) -> list[str]:
+    """Each thing that the run waits for or is blocked by. An open run always has one."""
+    sentences = [sentence for task in run.tasks.values() if (sentence := _wait(task, view, now_ms))]
+    if saga is not None:
+        sentences += [
+            f"compensation {name} failed for good ({failed.failure.type}: {failed.failure.message}): "
+            "an operator must retry it, mark it done or give it up"
+            for name, failed in saga.failed.items()
+        ]
+    if run.is_open and not sentences:
+        sentences.append("its code waits for something that only the code knows: no activity, timer or input is open")
+    return sentences
+
+
+def _wait(task: Task, view: RunView, now_ms: int) -> str:
+    what = {TaskKind.WORKFLOW: "workflow task", TaskKind.TIMER: "timer", TaskKind.DEADLINE: "run timeout"}.get(
+        task.kind, "compensation" if task.is_compensation else "activity"
+    )
+    name = task.task_id.partition("/")[2]
+    subject = " ".join(filter(None, (what, name)))
+    if task.kind in (TaskKind.TIMER, TaskKind.DEADLINE):
+        return "" if task.kind is TaskKind.DEADLINE else f"{subject} fires in {_seconds(task.due_ms - now_ms)}"
+    failure = f" after {task.last_failure.type}: {task.last_failure.message}" if task.last_failure is not None else ""
+    if task.owner:
+        worker = view.workers.get(task.owner)
+        doing = "was asked to stop" if task.cancel_requested else "runs"
+        where = f"on worker {worker}" if worker else "on a worker that is gone; it will be lost soon"
+        return f"{subject}, attempt {task.attempt}, {doing} {where} since {_seconds(now_ms - task.leased_ms)}{failure}"
+    if task.due_ms > now_ms:
+        return f"{subject}, attempt {task.attempt}, is due in {_seconds(task.due_ms - now_ms)}{failure}"
+    served = (task.queue, task.kind, task.type) in view.served
+    blocker = "all workers that have it are busy" if served else "no connected worker of that queue has it"
+    return (
+        f"{subject}, attempt {task.attempt}, waits for a worker of queue {task.queue!r} with type {task.type!r} "
+        f"since {_seconds(now_ms - task.due_ms)}: {blocker}{failure}"
+    )
+
+
+def _seconds(ms: int) -> str:
+    return f"{max(ms, 0) / 1000:.1f} s"

@@ -1,0 +1,235 @@
+"""The domain errors: one class for each thing that a caller can do next. rpc/errors.py gives each its gRPC status.
+
+`reason` is for programs and stands in the contract; the text is for people: what is wrong, the value, the remedy.
+"""
+
+from __future__ import annotations
+
+SHOWN_CHARACTERS = 80
+"""So much of a bad value is shown: it may be megabytes, or a secret in the wrong field."""
+
+
+def shown(value: object) -> str:
+    """A value as errors show it: control characters escaped, cut."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}... ({len(text)} characters)"
+
+
+class RomancyError(Exception):
+    """The base of all domain errors. Never raised itself."""
+
+    reason: str
+
+    def __init__(self, message: str, **metadata: str) -> None:
+        super().__init__(message)
+        self.metadata: dict[str, str] = metadata
+
+
+# The request is wrong: mend it. -----------------------------------------------------------------------------------
+
+
+class InvalidField(RomancyError):
+    """A field has a value that is not allowed. `reason` is more exact where the contract has a name for it."""
+
+    def __init__(
+        self,
+        field: str,
+        problem: str,
+        remedy: str = "",
+        *,
+        value: object = None,
+        limit: int | None = None,
+        reason: str = "INVALID_FIELD",
+    ) -> None:
+        super().__init__("; ".join(filter(None, (f"{field}: {problem}", remedy))), field=field)
+        self.reason = reason
+        self.field, self.problem, self.remedy, self.value, self.limit = field, problem, remedy, value, limit
+        if value is not None:
+            self.metadata["value"] = shown(value)
+        if limit is not None:
+            self.metadata["limit"] = str(limit)
+
+    def inside(self, outer: str) -> InvalidField:
+        """The same error, for a field that lies inside `outer`."""
+        return InvalidField(
+            f"{outer}.{self.field}",
+            self.problem,
+            self.remedy,
+            value=self.value,
+            limit=self.limit,
+            reason=self.reason,
+        )
+
+
+class RequestIdReused(RomancyError):
+    """The request id was used before, for a different rpc."""
+
+    reason = "REQUEST_ID_REUSED"
+
+    def __init__(self, request_id: str, method: str) -> None:
+        text = f"request id {shown(request_id)} was used for {method} before; give each request an id of its own"
+        super().__init__(text, request_id=request_id, method=method)
+
+
+# The thing is not there, or not in the state for this: look again. --------------------------------------------------
+
+
+class WorkflowNotFound(RomancyError):
+    """No run of that name is kept."""
+
+    reason = "WORKFLOW_NOT_FOUND"
+
+    def __init__(self, name: str) -> None:
+        text = f"no workflow or run {shown(name)} in this namespace; it may never have started, or be purged"
+        super().__init__(text, workflow=name)
+
+
+class CompensationNotFound(RomancyError):
+    """The run has no compensation of that id that failed for good."""
+
+    reason = "COMPENSATION_NOT_FOUND"
+
+    def __init__(self, compensation_id: str) -> None:
+        text = f"the run has no failed compensation {shown(compensation_id)}; GetWorkflow lists those that wait"
+        super().__init__(text, compensation_id=compensation_id)
+
+
+class WorkflowAlreadyOpen(RomancyError):
+    """A run of the workflow id is open, and the request does not say what to do then."""
+
+    reason = "WORKFLOW_ALREADY_OPEN"
+
+    def __init__(self, workflow_id: str, run_id: str) -> None:
+        text = f"workflow {shown(workflow_id)} is open as run {run_id}; choose another id or an id_conflict_policy"
+        super().__init__(text, workflow_id=workflow_id, run_id=run_id)
+
+
+class WorkflowIdUsed(RomancyError):
+    """A run of the workflow id was there before, and the request's policy forbids another."""
+
+    reason = "WORKFLOW_ID_USED"
+
+    def __init__(self, workflow_id: str, run_id: str) -> None:
+        text = f"workflow {shown(workflow_id)} ran before as run {run_id}; choose another id or an id_reuse_policy"
+        super().__init__(text, workflow_id=workflow_id, run_id=run_id)
+
+
+class WorkflowClosed(RomancyError):
+    """The run is closed for ever."""
+
+    reason = "WORKFLOW_CLOSED"
+
+    def __init__(self, workflow_id: str, run_id: str) -> None:
+        text = f"run {run_id} of workflow {shown(workflow_id)} is closed; nothing can be asked of it any more"
+        super().__init__(text, workflow_id=workflow_id, run_id=run_id)
+
+
+class StaleTask(RomancyError):
+    """The task is done, or another attempt or worker has it: drop its result."""
+
+    reason = "STALE_TASK"
+
+    def __init__(self, task_id: str, why: str) -> None:
+        super().__init__(f"task {shown(task_id)} is stale: {why}", task_id=task_id)
+
+
+# Who asks may not: other credentials. -------------------------------------------------------------------------------
+
+
+class Unauthenticated(RomancyError):
+    """The caller did not prove who it is. Says no more: a stranger learns nothing from it."""
+
+    reason = "UNAUTHENTICATED"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no valid credentials; send `authorization: Bearer TOKEN`, or connect with a client certificate"
+        )
+
+
+class PermissionDenied(RomancyError):
+    """The caller is known, but may not do this."""
+
+    reason = "PERMISSION_DENIED"
+
+    def __init__(self, principal: str, what: str) -> None:
+        super().__init__(f"{shown(principal)} may not {what}; ask an operator for the right", principal=principal)
+
+
+# The stream must end. -----------------------------------------------------------------------------------------------
+
+
+class TooManySessions(RomancyError):
+    """This replica has as many workers as it takes: try again later, or elsewhere."""
+
+    reason = "TOO_MANY_SESSIONS"
+
+    def __init__(self, limit: int) -> None:
+        text = f"{limit} workers are connected to this replica, which is all that it takes; add a replica"
+        super().__init__(text, limit=str(limit))
+
+
+class SessionSuperseded(RomancyError):
+    """A newer stream of the same session is connected: do not reconnect."""
+
+    reason = "SESSION_SUPERSEDED"
+
+    def __init__(self) -> None:
+        super().__init__("a newer stream of this session is connected; only one may be")
+
+
+class PeerSilent(RomancyError):
+    """Nothing was heard of the worker for several intervals: reconnect."""
+
+    reason = "PEER_SILENT"
+
+    def __init__(self, silent_s: float) -> None:
+        text = f"nothing was heard for {silent_s:g} s; send a frame at least every heartbeat_interval"
+        super().__init__(text, silent_s=f"{silent_s:g}")
+
+
+# Not now: try again with the same request id. -----------------------------------------------------------------------
+
+
+class Draining(RomancyError):
+    """This replica stops: reconnect."""
+
+    reason = "DRAINING"
+
+    def __init__(self) -> None:
+        super().__init__("this replica of the service stops; connect again")
+
+
+class StoreUnavailable(RomancyError):
+    """The database does not answer. Whether what was sent to it is carried out is not known."""
+
+    reason = "STORE_UNAVAILABLE"
+
+
+class TooMuchContention(RomancyError):
+    """Others changed the run each time this was decided."""
+
+    reason = "TOO_MUCH_CONTENTION"
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"run {run_id} changes faster than this can be recorded; try again", run_id=run_id)
+
+
+# The service is at fault: tell its operators. -----------------------------------------------------------------------
+
+
+class BatchRejected(RomancyError):
+    """The database refused a batch because of what is in it; nothing of it is written. The engine finds the culprit."""
+
+    reason = "BATCH_REJECTED"
+
+    def __init__(self, message: str, *, conflict: bool = False) -> None:
+        super().__init__(message)
+        self.conflict = conflict
+        """True when a unique key was taken meanwhile: deciding it again may help."""
+
+
+class InternalError(RomancyError):
+    """Something that cannot be. The log says more."""
+
+    reason = "INTERNAL"

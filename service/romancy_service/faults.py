@@ -1,0 +1,46 @@
+"""Faults: named points at which tests let the process die, or lose a connection whose statement was already sent.
+
+Nothing happens unless the environment asks for it:
+
+- ``ROMANCY_CRASH_AT=commit.before:3`` kills the process with SIGKILL the third time it comes there.
+- ``ROMANCY_AMBIGUOUS_AT=commit:2`` makes the second commit end with an unknown outcome, although it is carried out.
+- ``ROMANCY_FAULT_LOG=FILE`` appends the name of each point that is reached: which points there are.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+
+_reached: Counter[str] = Counter()
+
+
+def _parse(variable: str) -> tuple[str, int]:
+    name, _, count = os.environ.get(variable, "").partition(":")
+    return name, int(count or 1)
+
+
+_CRASH_AT = _parse("ROMANCY_CRASH_AT")
+_AMBIGUOUS_AT = _parse("ROMANCY_AMBIGUOUS_AT")
+_LOG = os.environ.get("ROMANCY_FAULT_LOG", "")
+_ACTIVE = bool(_CRASH_AT[0] or _AMBIGUOUS_AT[0] or _LOG)
+
+
+def point(name: str) -> None:
+    """Die here if the environment says so."""
+    if _ACTIVE and _reach(name) == _CRASH_AT:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def ambiguous(name: str) -> bool:
+    """Whether to lose the connection here: what was sent is carried out, but nobody hears of it."""
+    return _ACTIVE and _reach(name) == _AMBIGUOUS_AT
+
+
+def _reach(name: str) -> tuple[str, int]:
+    _reached[name] += 1
+    if _LOG:
+        with open(_LOG, "a", encoding="utf-8") as log:
+            log.write(name + "\n")
+    return name, _reached[name]

@@ -1,0 +1,171 @@
+"""Relay: the one arc back. Finds the tasks that the service itself must look at, and feeds them to the engine.
+
+Timers, deadlines, timeouts, cancelled tasks that nobody has, tasks of lost sessions: each becomes a trigger that names
+its row. It does not matter how often, or by how many replicas, a trigger is found: its fence lets it through once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+import time
+from typing import Final
+
+import structlog
+
+from romancy_service.clock import Clock
+from romancy_service.core.run import Run
+from romancy_service.core.task import Fence, TaskKind
+from romancy_service.core.triggers import LoseTask, TaskDue
+from romancy_service.engine import Engine
+from romancy_service.errors import RomancyError, StaleTask, StoreUnavailable, WorkflowNotFound
+from romancy_service.store.store import DueTask, Store
+
+_log = structlog.get_logger("romancy.relay")
+
+TICK_S: Final = 1.0
+"""How often the database is asked for what is due; what is due sooner is held in memory."""
+HORIZON_MS: Final = 3_000
+"""What is due within this is held in memory, so that it fires to the millisecond."""
+BATCH: Final = 500
+_HELD: Final = 20_000
+FROZEN_S: Final = 3.0
+"""A gap this long between two ticks means that we did not run: others may look lost only because we did not hear them."""
+
+
+class Relay:
+    """Feeds the engine with what is due."""
+
+    def __init__(self, store: Store, clock: Clock, engine: Engine, lease_ms: int) -> None:
+        self._store = store
+        self._clock = clock
+        self._engine = engine
+        self._lease_ms = lease_ms
+        self._heap: list[tuple[int, str, str]] = []
+        """Timers and deadlines that will soon be due: (due_ms, run id, task id)."""
+        self._wake = asyncio.Event()
+        self._look_now = False
+        self._busy: set[tuple[str, str, int]] = set()
+        self._trust_losses_from = 0.0
+        self.part = 0
+        self.parts = 1
+        """Which share of all runs is this replica's to look at first."""
+
+    def distrust(self) -> None:
+        """For one lease nobody is declared lost: we were away ourselves, and workers could not be heard."""
+        self._trust_losses_from = time.monotonic() + self._lease_ms / 1000
+
+    def look_now(self) -> None:
+        """Something is due that nobody waited for."""
+        self._look_now = True
+        self._wake.set()
+
+    def observe(self, run: Run) -> None:
+        """A run was written here: hold what will soon be due in it."""
+        horizon_ms = self._clock.latest_ms() + HORIZON_MS
+        for task_id in run.touched:
+            task = run.tasks.get(task_id)
+            if task is None:
+                continue
+            if task.kind in (TaskKind.TIMER, TaskKind.DEADLINE):
+                if task.due_ms <= horizon_ms:
+                    self._hold(task.due_ms, run.run_id, task_id)
+            elif task.cancel_requested:
+                self.look_now()
+
+    def _hold(self, due_ms: int, run_id: str, task_id: str) -> None:
+        heapq.heappush(self._heap, (due_ms, run_id, task_id))
+        if self._heap[0] == (due_ms, run_id, task_id):
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Look at what is due, until cancelled."""
+        self.distrust()
+        ticked = time.monotonic() - TICK_S
+        while True:
+            await self._sleep(ticked)
+            now = time.monotonic()
+            if now - ticked > FROZEN_S:
+                _log.warning(
+                    "did not run for a while; declaring nobody lost for one lease", seconds=round(now - ticked, 1)
+                )
+                self.distrust()
+            try:
+                if not self._clock.certain():
+                    await asyncio.sleep(TICK_S / 10)
+                    continue
+                if now - ticked >= TICK_S or self._look_now:
+                    full = now - ticked >= TICK_S
+                    ticked = now if full else ticked
+                    self._look_now = False
+                    await self._look(full=full)
+                await self._fire_held()
+            except StoreUnavailable as error:
+                _log.warning("database unavailable", error=str(error))
+                self.distrust()
+                ticked = time.monotonic()
+                await asyncio.sleep(random.uniform(0.2, TICK_S))
+
+    async def _sleep(self, ticked: float) -> None:
+        timeout = max(ticked + TICK_S - time.monotonic(), 0)
+        if self._heap:
+            timeout = min(timeout, max((self._heap[0][0] - self._clock.earliest_ms()) / 1000, 0))
+        if self._look_now:
+            timeout = 0
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _look(self, *, full: bool) -> None:
+        """Ask the database for what is due, and for what will be soon."""
+        now_ms = self._clock.earliest_ms()
+        while True:
+            due = await self._store.due(now_ms, BATCH, self.part, self.parts)
+            await self._feed([_due(row) for row in due])
+            if len(due) < BATCH:
+                break
+        if not full:
+            return
+        held = {(run_id, task_id) for _, run_id, task_id in self._heap}
+        for run_id, task_id, due_ms in await self._store.due_within(now_ms, HORIZON_MS, _HELD, self.part, self.parts):
+            if (run_id, task_id) not in held:
+                self._hold(due_ms, run_id, task_id)
+        if time.monotonic() >= self._trust_losses_from:
+            lost = await self._store.lost(self._clock.earliest_ms(), BATCH)
+            await self._feed([(row.run_id, LoseTask(_fence(row))) for row in lost])
+
+    async def _fire_held(self) -> None:
+        now_ms = self._clock.earliest_ms()
+        ripe = set()
+        while self._heap and self._heap[0][0] <= now_ms:
+            _, run_id, task_id = heapq.heappop(self._heap)
+            ripe.add((run_id, task_id))
+        # A timer has one attempt and no owner, ever: its fence is known without reading its row.
+        await self._feed([(run_id, TaskDue(Fence(task_id, 1, ""), 0, 0)) for run_id, task_id in ripe])
+
+    async def _feed(self, found: list[tuple[str, TaskDue | LoseTask]]) -> None:
+        """Submit triggers that are not under way already, and wait for them: so many at a time, and no more."""
+        futures = []
+        for run_id, trigger in found:
+            key = (run_id, trigger.fence.task_id, trigger.fence.attempt)
+            if key not in self._busy:
+                self._busy.add(key)
+                future = self._engine.submit(run_id, trigger)
+                future.add_done_callback(lambda _, key=key: self._busy.discard(key))  # type: ignore[misc]
+                futures.append(future)
+        for outcome in await asyncio.gather(*futures, return_exceptions=True):
+            if isinstance(outcome, RomancyError) and not isinstance(outcome, StaleTask | WorkflowNotFound):
+                _log.error("due task refused", error=str(outcome))
+
+
+def _fence(row: DueTask) -> Fence:
+    task = row.task
+    return Fence(task.task_id, task.attempt, task.owner, task.owner_epoch, row.relay_ms)
+
+
+def _due(row: DueTask) -> tuple[str, TaskDue]:
+    return row.run_id, TaskDue(_fence(row), row.task.leased_ms, row.task.heartbeat_ms)

@@ -1,0 +1,129 @@
+"""Results: wakes whoever waits for a run's outcome, or watches its history."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from romancy.v1.workflow_pb2 import WorkflowOutcome
+
+from romancy_service.core.run import Run
+from romancy_service.errors import StoreUnavailable
+from romancy_service.store.store import Store
+
+_log = structlog.get_logger("romancy.results")
+
+POLL_S: Final = 1.0
+"""The backstop for runs that end on another replica: a notification may be lost."""
+
+
+class Results:
+    """Outcomes as they come about, on this replica or another one."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._waiters: dict[str, set[Callable[[WorkflowOutcome], None]]] = defaultdict(set)
+        self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self._ended: set[str] = set()
+        self._wake = asyncio.Event()
+        self.has_peers = False
+
+    def observe(self, run: Run) -> None:
+        """A run was written here."""
+        watchers = self._watchers.get(run.run_id)
+        if watchers:
+            for event in watchers:
+                event.set()
+        if run.outcome is not None:
+            self._resolve(run.run_id, run.outcome)
+        if self.has_peers and (run.outcome is not None or run.new_events):
+            self._ended.add(run.run_id)
+            self._wake.set()
+
+    def _resolve(self, run_id: str, outcome: WorkflowOutcome) -> None:
+        for waiter in self._waiters.pop(run_id, ()):
+            waiter(outcome)
+
+    def wait(self, run_id: str, waiter: Callable[[WorkflowOutcome], None]) -> None:
+        """Have `waiter` called once, with the run's outcome. Ask the store afterwards: it may be there already."""
+        self._waiters[run_id].add(waiter)
+
+    def forget(self, run_id: str, waiter: Callable[[WorkflowOutcome], None]) -> None:
+        """Nobody waits any more."""
+        waiters = self._waiters.get(run_id)
+        if waiters is not None:
+            waiters.discard(waiter)
+            if not waiters:
+                del self._waiters[run_id]
+
+    async def outcome(self, run_id: str, wait_s: float) -> WorkflowOutcome | None:
+        """The run's outcome, if it has one within `wait_s` seconds."""
+        future: asyncio.Future[WorkflowOutcome] = asyncio.get_running_loop().create_future()
+
+        def resolve(outcome: WorkflowOutcome) -> None:
+            if not future.done():
+                future.set_result(outcome)
+
+        self.wait(run_id, resolve)
+        try:
+            there = (await self._store.outcomes([run_id])).get(run_id)
+            if there is not None:
+                return there[1]
+            async with asyncio.timeout(wait_s):
+                return await future
+        except TimeoutError:
+            return None
+        finally:
+            self.forget(run_id, resolve)
+
+    def watch(self, run_id: str, event: asyncio.Event) -> None:
+        """Set `event` whenever the run's history grows."""
+        self._watchers[run_id].add(event)
+
+    def unwatch(self, run_id: str, event: asyncio.Event) -> None:
+        """No longer."""
+        self._watchers[run_id].discard(event)
+        if not self._watchers[run_id]:
+            del self._watchers[run_id]
+
+    def told(self, payload: str) -> None:
+        """Another replica wrote runs."""
+        for run_id in json.loads(payload).get("written", ()):
+            for event in self._watchers.get(run_id, ()):
+                event.set()
+            if run_id in self._waiters:
+                self._ended.add(run_id)
+                self._wake.set()
+
+    async def run(self) -> None:
+        """Tell peers, hear from them, and look every second for what was missed. Until cancelled."""
+        while True:
+            try:
+                async with asyncio.timeout(POLL_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            ended, self._ended = self._ended, set()
+            try:
+                if self.has_peers:
+                    for event in [event for events in self._watchers.values() for event in events]:
+                        event.set()
+                    if ended:
+                        await self._tell(sorted(ended))
+                    if self._waiters:
+                        for run_id, (_, outcome) in (await self._store.outcomes(list(self._waiters))).items():
+                            self._resolve(run_id, outcome)
+            except StoreUnavailable as error:
+                _log.warning("database unavailable", error=str(error))
+                await asyncio.sleep(POLL_S)
+
+    async def _tell(self, run_ids: list[str]) -> None:
+        # A notification holds 8,000 bytes; a run id takes 40.
+        for start in range(0, len(run_ids), 150):
+            await self._store.notify(json.dumps({"written": run_ids[start : start + 150]}))

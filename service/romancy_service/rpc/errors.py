@@ -1,0 +1,77 @@
+"""Errors at the edge: one table, domain error -> gRPC status, and how an error travels in an answer."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import grpc
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+
+from romancy_service.errors import (
+    BatchRejected,
+    CompensationNotFound,
+    Draining,
+    InternalError,
+    InvalidField,
+    PeerSilent,
+    PermissionDenied,
+    RequestIdReused,
+    RomancyError,
+    SessionSuperseded,
+    StaleTask,
+    StoreUnavailable,
+    TooManySessions,
+    TooMuchContention,
+    Unauthenticated,
+    WorkflowAlreadyOpen,
+    WorkflowClosed,
+    WorkflowIdUsed,
+    WorkflowNotFound,
+)
+
+DOMAIN: Final = "romancy"
+_DETAILS_KEY: Final = "grpc-status-details-bin"
+_SHOWN: Final = 1_000
+"""Characters of a text: the whole status must fit into 8 KiB of metadata, in which each may take nine bytes."""
+
+STATUS: Final[dict[type[RomancyError], grpc.StatusCode]] = {
+    InvalidField: grpc.StatusCode.INVALID_ARGUMENT,
+    RequestIdReused: grpc.StatusCode.FAILED_PRECONDITION,
+    WorkflowNotFound: grpc.StatusCode.NOT_FOUND,
+    CompensationNotFound: grpc.StatusCode.NOT_FOUND,
+    WorkflowAlreadyOpen: grpc.StatusCode.ALREADY_EXISTS,
+    WorkflowIdUsed: grpc.StatusCode.ALREADY_EXISTS,
+    WorkflowClosed: grpc.StatusCode.FAILED_PRECONDITION,
+    StaleTask: grpc.StatusCode.FAILED_PRECONDITION,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    TooManySessions: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    SessionSuperseded: grpc.StatusCode.ABORTED,
+    PeerSilent: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Draining: grpc.StatusCode.UNAVAILABLE,
+    StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
+    TooMuchContention: grpc.StatusCode.UNAVAILABLE,
+    BatchRejected: grpc.StatusCode.INTERNAL,
+    InternalError: grpc.StatusCode.INTERNAL,
+}
+
+
+def status_of(error: RomancyError) -> grpc.StatusCode:
+    """The status that an error is answered with."""
+    return STATUS[type(error)]
+
+
+def status_details(error: RomancyError) -> tuple[tuple[str, bytes]]:
+    """The trailing metadata that carry reason and metadata of an error."""
+    info = ErrorInfo(reason=error.reason, domain=DOMAIN)
+    for key, value in error.metadata.items():
+        info.metadata[key] = value[:_SHOWN]
+    status = Status(code=status_of(error).value[0], message=status_text(error))
+    status.details.add().Pack(info)
+    return ((_DETAILS_KEY, status.SerializeToString()),)
+
+
+def status_text(error: RomancyError) -> str:
+    """The text of an error, cut to what an answer's metadata can hold."""
+    return str(error)[:_SHOWN]

@@ -1,0 +1,215 @@
+"""Validate: whether a whole request is allowed, before anything is done with it. One function for each kind of request.
+
+Values are checked by core/check.py; here stands which fields a request has and how they go together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from romancy.v1.payload_pb2 import Payload
+from romancy.v1.worker_service_pb2 import Hello
+from romancy.v1.workflow_pb2 import AttributeValue, WorkflowSpec, WorkflowStatus
+from romancy.v1.workflow_service_pb2 import (
+    CancelWorkflowRequest,
+    IdConflictPolicy,
+    IdReusePolicy,
+    ResolveCompensationRequest,
+    StartWorkflowRequest,
+    TerminateWorkflowRequest,
+    WorkflowFilter,
+    WorkflowRef,
+)
+
+from romancy_service.core.check import (
+    check_duration,
+    check_headers,
+    check_id,
+    check_payloads,
+    check_priority,
+    check_text,
+)
+from romancy_service.core.limits import Limits
+from romancy_service.core.times import duration_ms
+from romancy_service.errors import InvalidField
+
+DEFAULT_NAMESPACE = "default"
+_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
+"""The years 1 to 9999: what a Timestamp may say."""
+
+
+def namespace_of(namespace: str, limits: Limits) -> str:
+    """The namespace that a request means."""
+    if namespace:
+        check_id("namespace", namespace, limits)
+    return namespace or DEFAULT_NAMESPACE
+
+
+def check_start(request: StartWorkflowRequest, limits: Limits) -> None:
+    """A start of a run."""
+    _check_optional_ids(request, ("workflow_id", "request_id", "identity"), limits)
+    _check_enum("id_reuse_policy", request.id_reuse_policy, IdReusePolicy.values())
+    _check_enum("id_conflict_policy", request.id_conflict_policy, IdConflictPolicy.values())
+    check_duration("wait", request.wait)
+    check_spec("spec", request.spec, limits)
+
+
+def check_spec(field: str, spec: WorkflowSpec, limits: Limits) -> None:
+    """What a run is started with."""
+    check_id(f"{field}.workflow_type", spec.workflow_type, limits)
+    check_id(f"{field}.task_queue", spec.task_queue, limits)
+    if spec.build_id:
+        check_id(f"{field}.build_id", spec.build_id, limits)
+    check_payloads(f"{field}.arguments", spec.arguments, limits)
+    check_duration(f"{field}.run_timeout", spec.run_timeout)
+    check_priority(f"{field}.priority", spec.priority, limits)
+    check_headers(f"{field}.headers", spec.headers, limits)
+    _check_memo(f"{field}.memo", spec.memo, limits)
+    _check_attributes(f"{field}.attributes", spec.attributes, limits)
+
+
+def _check_memo(field: str, memo: Mapping[str, Payload], limits: Limits) -> None:
+    for key in memo:
+        check_id(f"{field} key", key, limits)
+    _check_size(field, sum(len(key.encode()) + value.ByteSize() for key, value in memo.items()), limits.memo_bytes)
+
+
+def _check_attributes(field: str, attributes: Mapping[str, AttributeValue], limits: Limits) -> None:
+    _check_count(field, len(attributes), limits.attributes)
+    for key, value in attributes.items():
+        check_id(f"{field} key", key, limits)
+        match value.WhichOneof("value"):
+            case "text":
+                check_text(f"{field}[{key!r}]", value.text, limits.attribute_text_bytes)
+            case "number" if not math.isfinite(value.number):
+                raise InvalidField(f"{field}[{key!r}]", f"is {value.number}", "give a finite number")
+            case "time":
+                check_timestamp(f"{field}[{key!r}]", value.time)
+            case None:
+                raise InvalidField(f"{field}[{key!r}]", "has no value", "give it one, or leave the key out")
+    size = sum(len(key.encode()) + value.ByteSize() for key, value in attributes.items())
+    _check_size(field, size, limits.attributes_bytes)
+
+
+def check_ref(field: str, ref: WorkflowRef, limits: Limits) -> None:
+    """The name of a run."""
+    if not ref.workflow_id and not ref.run_id:
+        raise InvalidField(f"{field}.workflow_id", "is empty, and so is run_id", "give one of them")
+    for name in ("workflow_id", "run_id"):
+        if value := getattr(ref, name):
+            check_id(f"{field}.{name}", value, limits)
+
+
+def check_change(
+    request: CancelWorkflowRequest | TerminateWorkflowRequest | ResolveCompensationRequest, limits: Limits
+) -> None:
+    """A request that changes a run: which one, why, and who asks."""
+    check_ref("workflow", request.workflow, limits)
+    check_text("reason", request.reason, limits.reason_bytes)
+    _check_optional_ids(request, ("request_id", "identity"), limits)
+    if isinstance(request, ResolveCompensationRequest):
+        check_id("compensation_id", request.compensation_id, limits)
+
+
+def check_filter(field: str, wanted: WorkflowFilter, limits: Limits) -> None:
+    """A choice of runs."""
+    for status in wanted.statuses:
+        _check_enum(f"{field}.statuses", status, WorkflowStatus.values()[1:])
+    for name in ("workflow_type", "workflow_id", "workflow_id_prefix"):
+        if value := getattr(wanted, name):
+            check_id(f"{field}.{name}", value, limits)
+    for name in ("started_from", "started_before", "closed_from", "closed_before"):
+        check_timestamp(f"{field}.{name}", getattr(wanted, name))
+
+
+def check_timestamp(field: str, time: Timestamp) -> None:
+    """A moment in the years 1 to 9999."""
+    if not (_FIRST_SECOND <= time.seconds <= _LAST_SECOND and 0 <= time.nanos < 10**9):
+        raise InvalidField(field, f"{time.seconds} s and {time.nanos} ns are no moment in the years 1 to 9999")
+
+
+def page_size(field: str, asked: int, usual: int, most: int) -> int:
+    """How long a page is: as asked, but never longer than allowed."""
+    if asked < 0:
+        raise InvalidField(field, f"is {asked}", f"give 0 for {usual}, or up to {most}", value=asked, limit=most)
+    return min(asked, most) or usual
+
+
+def wait_ms(field: str, asked: Duration, limits: Limits) -> int:
+    """How long to wait for a result: as asked, but never longer than allowed."""
+    check_duration(field, asked)
+    return min(duration_ms(asked), limits.result_wait_ms)
+
+
+def check_hello(hello: Hello, limits: Limits) -> None:
+    """A worker's introduction. Raises InvalidField with reason INVALID_HELLO."""
+    try:
+        _check_hello(hello, limits)
+    except InvalidField as error:
+        raise InvalidField(
+            f"hello.{error.field}",
+            error.problem,
+            error.remedy,
+            value=error.value,
+            limit=error.limit,
+            reason="INVALID_HELLO",
+        ) from error
+
+
+def _check_hello(hello: Hello, limits: Limits) -> None:
+    check_id("worker_id", hello.worker_id, limits)
+    _check_optional_ids(hello, ("namespace", "session_id", "build_id", "sdk"), limits)
+    if not hello.task_queues:
+        raise InvalidField("task_queues", "is empty", "name the queues that the worker serves")
+    for name, most in (
+        ("task_queues", limits.task_queues_per_session),
+        ("workflow_types", limits.types_per_session),
+        ("activity_types", limits.types_per_session),
+        ("tokens_in_hand", 2 * limits.slots_per_session),
+    ):
+        _check_count(name, len(getattr(hello, name)), most)
+    for name in ("task_queues", "workflow_types", "activity_types"):
+        for value in getattr(hello, name):
+            check_id(name, value, limits)
+    _check_slots("workflow_slots", hello.workflow_slots, "workflow_types", len(hello.workflow_types), limits)
+    _check_slots("activity_slots", hello.activity_slots, "activity_types", len(hello.activity_types), limits)
+
+
+def _check_slots(field: str, slots: int, types_field: str, types: int, limits: Limits) -> None:
+    least, most = min(types, 1), limits.slots_per_session
+    if not least <= slots <= most:
+        problem = f"is {slots}, with {types} {types_field} it must be {least} to {most}"
+        raise InvalidField(field, problem, value=slots, limit=most)
+
+
+def _check_optional_ids(
+    request: StartWorkflowRequest
+    | CancelWorkflowRequest
+    | TerminateWorkflowRequest
+    | ResolveCompensationRequest
+    | Hello,
+    names: tuple[str, ...],
+    limits: Limits,
+) -> None:
+    for name in names:
+        if value := getattr(request, name):
+            check_id(name, value, limits)
+
+
+def _check_enum(field: str, value: int, known: list[int]) -> None:
+    if value not in known:
+        raise InvalidField(field, f"is {value}, which this service does not know", value=value)
+
+
+def _check_count(field: str, count: int, most: int) -> None:
+    if count > most:
+        raise InvalidField(field, f"has {count} entries, at most {most} are allowed", value=count, limit=most)
+
+
+def _check_size(field: str, size: int, most: int) -> None:
+    if size > most:
+        raise InvalidField(field, f"has {size} bytes, at most {most} are allowed", value=size, limit=most)

@@ -1,0 +1,339 @@
+"""WorkerService: joins one gRPC stream to one session."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import structlog
+
+from romancy.v1.failure_pb2 import FAILURE_SOURCE_SERVICE, Failure
+from romancy.v1.worker_service_pb2 import (
+    ACKNOWLEDGEMENT_RESULT_ACCEPTED,
+    ACKNOWLEDGEMENT_RESULT_ACCEPTED_ALONE,
+    ACKNOWLEDGEMENT_RESULT_DUPLICATE,
+    ACKNOWLEDGEMENT_RESULT_INVALID,
+    ACKNOWLEDGEMENT_RESULT_STALE,
+    CANCELLATION_REASON_STALE,
+    Acknowledgement,
+    AcknowledgementResult,
+    ActivityCompletion,
+    Cancellation,
+    ConnectRequest,
+    ConnectResponse,
+    Hello,
+    Rejection,
+    WorkflowTaskCompletion,
+)
+from romancy.v1.worker_service_pb2_grpc import WorkerServiceServicer
+
+from romancy_service.core.check import check_payload, check_payloads
+from romancy_service.core.decide import Reply
+from romancy_service.core.failures import cut
+from romancy_service.core.limits import Limits
+from romancy_service.core.task import WORKFLOW_TASK_ID, Fence
+from romancy_service.core.times import timestamp
+from romancy_service.core.triggers import CompleteActivity, CompleteWorkflowTask, FailWorkflowTask
+from romancy_service.errors import (
+    Draining,
+    InvalidField,
+    PeerSilent,
+    RomancyError,
+    StaleTask,
+    WorkflowNotFound,
+)
+from romancy_service.lobby import Lobby
+from romancy_service.node import Node
+from romancy_service.rpc.chunks import Chunker, Joiner
+from romancy_service.rpc.validate import check_hello
+from romancy_service.sessions import InHand, Session
+from romancy_service.tokens import InvalidToken, TaskRef
+
+_log = structlog.get_logger("romancy.worker_service")
+
+
+class WorkerService(WorkerServiceServicer):
+    """Connect, and nothing else: each stream is served by a `_Connection`."""
+
+    def __init__(self, node: Node, lobby: Lobby, limits: Limits) -> None:
+        self._node = node
+        self._lobby = lobby
+        self._limits = limits
+
+    async def Connect(
+        self,
+        request_iterator: AsyncIterator[ConnectRequest],
+        context: grpc.aio.ServicerContext[ConnectRequest, ConnectResponse],
+    ) -> None:
+        """Serve one stream until either side ends it."""
+        joiner = Joiner(self._limits.connect_message_bytes)
+        hello = await _first_frame(request_iterator, joiner, self._limits.hello_ms / 1000)
+        check_hello(hello, self._limits)
+        session, welcome = await self._lobby.admit(hello)
+        connection = _Connection(self._node, session, context, self._limits, joiner)
+        goodbye = False
+        try:
+            await connection.write(ConnectResponse(welcome=welcome))
+            goodbye = await connection.serve(request_iterator)
+        finally:
+            await self._lobby.leave(session, goodbye=goodbye)
+
+
+async def _first_frame(frames: AsyncIterator[ConnectRequest], joiner: Joiner, patience_s: float) -> Hello:
+    try:
+        async with asyncio.timeout(patience_s):
+            async for piece in frames:
+                frame = joiner.join(piece)
+                if frame is None:
+                    continue
+                if not frame.HasField("hello"):
+                    raise InvalidField(
+                        "hello", "is missing", "the first frame of a stream carries it", reason="INVALID_HELLO"
+                    )
+                return frame.hello
+    except TimeoutError as error:
+        raise PeerSilent(int(patience_s * 1000)) from error
+    raise InvalidField("hello", "is missing", "the stream ended before its first frame", reason="INVALID_HELLO")
+
+
+class _Connection:
+    """One stream of one session: reads frames, writes what the session has to say."""
+
+    def __init__(
+        self,
+        node: Node,
+        session: Session,
+        context: grpc.aio.ServicerContext[ConnectRequest, ConnectResponse],
+        limits: Limits,
+        joiner: Joiner,
+    ) -> None:
+        self._node = node
+        self._session = session
+        self._context = context
+        self._limits = limits
+        self._joiner = joiner
+        self._chunker = Chunker(limits.chunk_bytes) if session.hello.accepts_chunks else None
+        self._interval_s = limits.heartbeat_interval_ms / 1000
+        self._silence_s = self._interval_s * limits.missed_heartbeats
+
+    async def serve(self, frames: AsyncIterator[ConnectRequest]) -> bool:
+        """Until goodbye (True), the worker's end of the stream (False), silence, or a newer stream of the session."""
+        reader = asyncio.create_task(self._read(frames))
+        writer = asyncio.create_task(self._write())
+        try:
+            done, _ = await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
+            if reader in done:
+                return reader.result()
+            writer.result()
+            return False
+        finally:
+            reader.cancel()
+            writer.cancel()
+            await asyncio.gather(reader, writer, return_exceptions=True)
+
+    # Down ---------------------------------------------------------------------------------------------------------
+
+    async def _write(self) -> None:
+        session = self._session
+        while True:
+            if session.closed:
+                raise session.closed_why or Draining()
+            frame = session.take_frame(self._limits.frame_bytes)
+            if frame is None:
+                session.wake.clear()
+                try:
+                    async with asyncio.timeout(self._interval_s):
+                        await session.wake.wait()
+                except TimeoutError:
+                    await self.write(ConnectResponse())
+                continue
+            await self.write(frame)
+
+    async def write(self, frame: ConnectResponse) -> None:
+        """Send one frame, in pieces if it is large and the worker joins them."""
+        frame.time.CopyFrom(timestamp(self._node.clock.now_ms()))
+        if self._chunker is not None and frame.ByteSize() > 4 * self._limits.chunk_bytes:
+            for piece in self._chunker.split(frame):
+                await self._context.write(ConnectResponse(chunk=piece))
+        else:
+            await self._context.write(frame)
+
+    # Up -----------------------------------------------------------------------------------------------------------
+
+    async def _read(self, frames: AsyncIterator[ConnectRequest]) -> bool:
+        iterator = aiter(frames)
+        while True:
+            try:
+                async with asyncio.timeout(self._silence_s):
+                    piece = await anext(iterator)
+            except StopAsyncIteration:
+                return False
+            except TimeoutError as error:
+                raise PeerSilent(int(self._silence_s * 1000)) from error
+            frame = self._joiner.join(piece)
+            if frame is not None and self._receive(frame):
+                return True
+
+    def _receive(self, frame: ConnectRequest) -> bool:
+        """Take in one frame. Returns whether it says goodbye."""
+        session = self._session
+        if frame.HasField("drain"):
+            session.draining = True
+        for completion in frame.activity_completions:
+            self._complete_activity(completion)
+        for heartbeat in frame.activity_heartbeats:
+            held = session.in_hand.get(heartbeat.token)
+            if held is None:
+                stale = Cancellation(token=heartbeat.token, reason=CANCELLATION_REASON_STALE)
+                session.cancellations.append(stale)
+                session.wake.set()
+            else:
+                details = heartbeat.details.SerializeToString() if heartbeat.HasField("details") else None
+                self._node.heartbeats.beat(session, held, details)
+        for workflow_completion in frame.workflow_task_completions:
+            self._complete_workflow_task(workflow_completion)
+        if frame.returned_tasks:
+            self._node.background(self._node.dispatch.return_tasks(session, list(frame.returned_tasks)))
+        if frame.forgotten_runs:
+            session.forgotten.update(frame.forgotten_runs)
+        return frame.HasField("goodbye")
+
+    def _ref(self, token: bytes) -> tuple[TaskRef, InHand | None] | None:
+        """What a completion is about; its slot is free from now on. None: it was answered INVALID."""
+        session = self._session
+        held = session.put_down(token)
+        if held is not None:
+            self._node.dispatch.freed(session)
+            return TaskRef(session.namespace, held.run_id, held.task_id, held.attempt), held
+        try:
+            ref = self._node.tokens.read(token)
+        except InvalidToken as error:
+            self._reject(token, "INVALID_TOKEN", str(error), {})
+            return None
+        if ref.namespace != session.namespace:
+            self._reject(token, "INVALID_TOKEN", "the token is of another namespace", {})
+            return None
+        return ref, None
+
+    def _fence(self, ref: TaskRef) -> Fence:
+        return Fence(ref.task_id, ref.attempt, self._session.session_id, self._session.epoch)
+
+    def _complete_activity(self, completion: ActivityCompletion) -> None:
+        found = self._ref(completion.token)
+        if found is None:
+            return
+        ref, held = found
+        rejection: InvalidField | None = None
+        kind = completion.WhichOneof("outcome")
+        trigger = CompleteActivity(
+            self._fence(ref),
+            leased_ms=held.leased_ms if held is not None else self._node.clock.now_ms(),
+            result=completion.result if kind == "result" else None,
+            failure=cut(completion.failure, self._limits) if kind == "failure" else None,
+            cancel_details=completion.cancelled.details,
+            then=completion.then if completion.HasField("then") else None,
+        )
+        try:
+            self._check_outcome(completion, kind)
+        except InvalidField as error:
+            rejection = error
+            failure = Failure(message=str(error), type=error.reason, non_retryable=True, source=FAILURE_SOURCE_SERVICE)
+            trigger = CompleteActivity(trigger.fence, trigger.leased_ms, failure=failure)
+        future = self._node.engine.submit(ref.run_id, trigger)
+        future.add_done_callback(lambda done: self._answer(completion.token, ref, done, rejection))
+
+    def _check_outcome(self, completion: ActivityCompletion, kind: str | None) -> None:
+        if kind is None:
+            raise InvalidField("outcome", "is missing", "set result, failure or cancelled")
+        if kind == "result":
+            check_payload("result", completion.result, self._limits)
+        elif kind == "failure":
+            check_payloads("failure.details", completion.failure.details, self._limits)
+        else:
+            check_payloads("cancelled.details", completion.cancelled.details, self._limits)
+
+    def _complete_workflow_task(self, completion: WorkflowTaskCompletion) -> None:
+        session = self._session
+        kind = completion.WhichOneof("outcome")
+        if kind == "miss" and (missed := session.in_hand.get(completion.token)) is not None:
+            self._node.background(self._node.dispatch.resend_whole(session, missed))
+            return
+        found = self._ref(completion.token)
+        if found is None:
+            return
+        ref, _ = found
+        if ref.task_id != WORKFLOW_TASK_ID:
+            self._reject(completion.token, "INVALID_TOKEN", "the token is not of a workflow task", {})
+            return
+        fence = self._fence(ref)
+        trigger: CompleteWorkflowTask | FailWorkflowTask
+        rejection: InvalidField | None = None
+        if kind == "commands":
+            commands = completion.commands
+            trigger = CompleteWorkflowTask(fence, completion.seen_event_id, commands.commands, commands.holds_run)
+        elif kind == "failure":
+            trigger = FailWorkflowTask(fence, cut(completion.failure, self._limits))
+        else:
+            rejection = InvalidField("outcome", "is missing", "set commands, failure or miss")
+            failure = Failure(message=str(rejection), type=rejection.reason, source=FAILURE_SOURCE_SERVICE)
+            trigger = FailWorkflowTask(fence, failure)
+        future = self._node.engine.submit(ref.run_id, trigger)
+        future.add_done_callback(lambda done: self._answer(completion.token, ref, done, rejection))
+
+    # Acknowledging --------------------------------------------------------------------------------------------------
+
+    def _answer(self, token: bytes, ref: TaskRef, done: asyncio.Future[Any], rejection: InvalidField | None) -> None:
+        if done.cancelled():
+            return
+        error = done.exception()
+        if error is None:
+            self._accept(token, done.result(), rejection)
+        elif isinstance(error, StaleTask | WorkflowNotFound):
+            self._node.background(self._answer_stale(token, ref))
+        elif isinstance(error, RomancyError):
+            self._reject(token, error.reason, str(error), error.metadata)
+        else:
+            _log.error("completion failed", run_id=ref.run_id, task_id=ref.task_id, error=repr(error))
+            self._reject(token, "INTERNAL", "the service could not take it; its log says why", {})
+
+    def _accept(self, token: bytes, reply: Reply, rejection: InvalidField | None) -> None:
+        rejected = rejection or reply.rejection
+        if rejected is not None and not reply.alone:
+            self._reject(token, rejected.reason, str(rejected), rejected.metadata)
+            return
+        result = ACKNOWLEDGEMENT_RESULT_ACCEPTED_ALONE if reply.alone else ACKNOWLEDGEMENT_RESULT_ACCEPTED
+        self._session.acknowledge(
+            Acknowledgement(
+                token=token,
+                result=result,
+                last_event_id=0 if reply.alone else reply.last_event_id,
+                last_event_time=None if reply.alone else timestamp(reply.last_event_ms),
+                rejection=_rejection(rejected.reason, str(rejected), rejected.metadata) if rejected else None,
+            )
+        )
+
+    async def _answer_stale(self, token: bytes, ref: TaskRef) -> None:
+        """What consumed the row tells whether it was this very completion."""
+        closed_by = await self._node.closing_attempt(ref.run_id, ref.task_id)
+        result: AcknowledgementResult.ValueType
+        duplicate = closed_by == ref.attempt
+        result = ACKNOWLEDGEMENT_RESULT_DUPLICATE if duplicate else ACKNOWLEDGEMENT_RESULT_STALE
+        self._session.acknowledge(Acknowledgement(token=token, result=result))
+
+    def _reject(self, token: bytes, reason: str, message: str, metadata: dict[str, str]) -> None:
+        _log.warning(
+            "completion refused", worker_id=self._session.hello.worker_id, reason=reason, error=message, **metadata
+        )
+        self._session.acknowledge(
+            Acknowledgement(
+                token=token,
+                result=ACKNOWLEDGEMENT_RESULT_INVALID,
+                rejection=_rejection(reason, message, metadata),
+            )
+        )
+
+
+def _rejection(reason: str, message: str, metadata: dict[str, str]) -> Rejection:
+    return Rejection(reason=reason, message=message, metadata=metadata)

@@ -1,0 +1,377 @@
+"""WorkflowService: what clients call. One short method for each rpc."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from hashlib import sha256
+from typing import Any, TypeVar
+
+import grpc
+
+from romancy.v1.history_pb2 import HistoryEvent
+from romancy.v1.workflow_pb2 import WorkflowOutcome
+from romancy.v1.workflow_service_pb2 import (
+    CancelWorkflowRequest,
+    CancelWorkflowResponse,
+    CountWorkflowsRequest,
+    CountWorkflowsResponse,
+    Error,
+    GetHistoryRequest,
+    GetHistoryResponse,
+    GetWorkflowRequest,
+    GetWorkflowResponse,
+    GetWorkflowResultRequest,
+    GetWorkflowResultResponse,
+    ListWorkflowsRequest,
+    ListWorkflowsResponse,
+    ResolveCompensationRequest,
+    ResolveCompensationResponse,
+    RunResult,
+    StartWorkflowRequest,
+    StartWorkflowResponse,
+    StartWorkflowResult,
+    StartWorkflowsRequest,
+    StartWorkflowsResponse,
+    TerminateWorkflowRequest,
+    TerminateWorkflowResponse,
+    WaitResultsRequest,
+    WaitResultsResponse,
+    WatchHistoryRequest,
+    WatchHistoryResponse,
+    WorkflowFilter,
+    WorkflowRef,
+)
+from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceServicer
+
+from romancy_service.core.check import check_id
+from romancy_service.core.decide import Reply
+from romancy_service.core.triggers import RequestCancel, ResolveCompensation, Terminate, Trigger
+from romancy_service.describe import describe, describe_summary
+from romancy_service.engine import Recorded, RequestKey
+from romancy_service.errors import InvalidField, RequestIdReused, RomancyError, WorkflowNotFound
+from romancy_service.node import Node
+from romancy_service.rpc.auth import identity_of
+from romancy_service.rpc.errors import status_of
+from romancy_service.rpc.validate import (
+    check_change,
+    check_filter,
+    check_ref,
+    check_start,
+    namespace_of,
+    page_size,
+    wait_ms,
+)
+from romancy_service.starter import Starter, new_id
+
+# The generated servicer names its methods as the contract does.
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Change = CancelWorkflowRequest | TerminateWorkflowRequest | ResolveCompensationRequest
+Changed = TypeVar("Changed", CancelWorkflowResponse, TerminateWorkflowResponse, ResolveCompensationResponse)
+
+
+class WorkflowService(WorkflowServiceServicer):
+    """Checks, translates, calls the engine or the store."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._starter = Starter(node.engine, node.store)
+
+    # Starting -----------------------------------------------------------------------------------------------------
+
+    async def StartWorkflow(self, request: StartWorkflowRequest, context: Context) -> StartWorkflowResponse:
+        """Start a run; with `wait`, wait for its outcome too."""
+        response = await self._start(request, identity_of(context, request.identity))
+        patience_ms = wait_ms("wait", request.wait, self._node.limits)
+        if patience_ms:
+            outcome = await self._node.results.outcome(response.run_id, patience_ms / 1000)
+            if outcome is not None:
+                response.outcome.CopyFrom(outcome)
+        return response
+
+    async def StartWorkflows(self, request: StartWorkflowsRequest, context: Context) -> StartWorkflowsResponse:
+        """Start many runs, each for itself."""
+        most = self._node.limits.starts_per_request
+        if len(request.requests) > most:
+            raise InvalidField(
+                "requests", f"has {len(request.requests)} entries, at most {most} are allowed", limit=most
+            )
+        started = await asyncio.gather(
+            *(self._start(start, identity_of(context, start.identity)) for start in request.requests),
+            return_exceptions=True,
+        )
+        return StartWorkflowsResponse(results=[_start_result(outcome) for outcome in started])
+
+    async def _start(self, request: StartWorkflowRequest, identity: str) -> StartWorkflowResponse:
+        check_start(request, self._node.limits)
+        return await self._starter.start(namespace_of(request.namespace, self._node.limits), request, identity)
+
+    # Reading ------------------------------------------------------------------------------------------------------
+
+    async def GetWorkflow(self, request: GetWorkflowRequest, context: Context) -> GetWorkflowResponse:
+        """One run with what it waits for."""
+        run_id = await self._find(request.workflow)
+        view = await self._node.store.get_run(run_id)
+        if view is None:
+            raise WorkflowNotFound(run_id)
+        return await describe(self._node, view)
+
+    async def GetWorkflowResult(self, request: GetWorkflowResultRequest, context: Context) -> GetWorkflowResultResponse:
+        """Wait until the run has an outcome."""
+        patience_ms = wait_ms("wait", request.wait, self._node.limits)
+        if not request.HasField("wait"):
+            patience_ms = self._node.limits.result_wait_ms
+        run_id = await self._find(request.workflow)
+        outcome = await self._node.results.outcome(run_id, patience_ms / 1000)
+        return GetWorkflowResultResponse(run_id=run_id, outcome=outcome)
+
+    async def WaitResults(
+        self, request_iterator: AsyncIterator[WaitResultsRequest], context: Context
+    ) -> AsyncIterator[WaitResultsResponse]:
+        """Answer each run once, when it has an outcome; many in one message when they come together."""
+        wait = _Waiting(self._node)
+        reader = asyncio.create_task(wait.read(request_iterator))
+        try:
+            async for results in wait.answers():
+                yield WaitResultsResponse(results=results)
+            await reader
+        finally:
+            reader.cancel()
+            wait.stop()
+
+    async def ListWorkflows(self, request: ListWorkflowsRequest, context: Context) -> ListWorkflowsResponse:
+        """One page of runs, newest first."""
+        limits = self._node.limits
+        namespace = namespace_of(request.namespace, limits)
+        check_filter("filter", request.filter, limits)
+        size = page_size("page_size", request.page_size, limits.page_runs, limits.max_page_runs)
+        after = _read_page_token(request.page_token, namespace, request.filter) if request.page_token else None
+        runs = await self._node.store.list_runs(namespace, request.filter, after, size + 1)
+        token = ""
+        if len(runs) > size:
+            last = runs[size - 1]
+            token = _page_token(namespace, request.filter, last.start_ms, last.run_id)
+        return ListWorkflowsResponse(workflows=[describe_summary(run) for run in runs[:size]], next_page_token=token)
+
+    async def CountWorkflows(self, request: CountWorkflowsRequest, context: Context) -> CountWorkflowsResponse:
+        """How many runs."""
+        namespace = namespace_of(request.namespace, self._node.limits)
+        check_filter("filter", request.filter, self._node.limits)
+        count, estimated = await self._node.store.count_runs(namespace, request.filter)
+        return CountWorkflowsResponse(count=count, estimated=estimated)
+
+    async def GetHistory(self, request: GetHistoryRequest, context: Context) -> GetHistoryResponse:
+        """One page of a run's history."""
+        limits = self._node.limits
+        size = page_size("page_size", request.page_size, limits.page_events, limits.max_page_events)
+        run_id = await self._find(request.workflow)
+        events = await self._node.store.read_history(
+            run_id, request.after_event_id, size + 1, max_bytes=limits.page_bytes
+        )
+        page = _fit(events[:size], limits.page_bytes)
+        more = len(events) > len(page)
+        if not more and page:
+            more = bool(await self._node.store.read_history(run_id, page[-1].event_id, 1, max_bytes=1))
+        return GetHistoryResponse(run_id=run_id, events=page, more=more)
+
+    async def WatchHistory(self, request: WatchHistoryRequest, context: Context) -> AsyncIterator[WatchHistoryResponse]:
+        """A run's history, first what is there, then what comes."""
+        limits, store, results = self._node.limits, self._node.store, self._node.results
+        run_id = await self._find(request.workflow)
+        after = request.after_event_id
+        grown = asyncio.Event()
+        results.watch(run_id, grown)
+        try:
+            while True:
+                grown.clear()
+                events = await store.read_history(run_id, after, limits.page_events, max_bytes=limits.page_bytes)
+                if events:
+                    page = _fit(events, limits.page_bytes)
+                    after = page[-1].event_id
+                    yield WatchHistoryResponse(run_id=run_id, events=page)
+                    if _ends(page[-1]):
+                        return
+                    continue
+                view = await store.get_run(run_id)
+                if view is None or (not view.run.is_open and view.run.last_event_id <= after):
+                    return
+                await grown.wait()
+        finally:
+            results.unwatch(run_id, grown)
+
+    # Changing -----------------------------------------------------------------------------------------------------
+
+    async def CancelWorkflow(self, request: CancelWorkflowRequest, context: Context) -> CancelWorkflowResponse:
+        """Ask a run to stop and undo what it did."""
+        trigger = RequestCancel(request.reason, identity_of(context, request.identity))
+        return await self._change("CancelWorkflow", request, trigger, CancelWorkflowResponse, lambda _: {})
+
+    async def TerminateWorkflow(self, request: TerminateWorkflowRequest, context: Context) -> TerminateWorkflowResponse:
+        """End a run at once."""
+        trigger = Terminate(request.reason, identity_of(context, request.identity))
+        return await self._change(
+            "TerminateWorkflow",
+            request,
+            trigger,
+            TerminateWorkflowResponse,
+            lambda reply: {"not_undone": reply.not_undone},
+        )
+
+    async def ResolveCompensation(
+        self, request: ResolveCompensationRequest, context: Context
+    ) -> ResolveCompensationResponse:
+        """Say what becomes of a compensation that failed for good."""
+        identity = identity_of(context, request.identity)
+        trigger = ResolveCompensation(request.compensation_id, request.resolution, request.reason, identity)
+        return await self._change("ResolveCompensation", request, trigger, ResolveCompensationResponse, lambda _: {})
+
+    async def _change(
+        self,
+        method: str,
+        request: Change,
+        trigger: Trigger,
+        response: type[Changed],
+        fields: Callable[[Reply], dict[str, Any]],
+    ) -> Changed:
+        check_change(request, self._node.limits)
+        run_id = await self._find(request.workflow)
+        namespace = namespace_of(request.workflow.namespace, self._node.limits)
+
+        def answer(reply: Reply) -> Changed:
+            return response(run_id=run_id, **fields(reply))
+
+        key = RequestKey(
+            namespace, request.request_id or new_id(), method, lambda reply: answer(reply).SerializeToString()
+        )
+        done = await self._node.engine.submit(run_id, trigger, key)
+        if not isinstance(done, Recorded):
+            return answer(done)
+        if done.method != method:
+            raise RequestIdReused(key.request_id, done.method)
+        return response.FromString(done.reply)
+
+    async def _find(self, ref: WorkflowRef) -> str:
+        check_ref("workflow", ref, self._node.limits)
+        namespace = namespace_of(ref.namespace, self._node.limits)
+        run_id = (await self._node.store.find_runs([(namespace, ref.workflow_id, ref.run_id)]))[0]
+        if run_id is None:
+            raise WorkflowNotFound(ref.run_id or ref.workflow_id)
+        return run_id
+
+
+class _Waiting:
+    """The runs that one WaitResults stream waits for."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._open: dict[str, Callable[[WorkflowOutcome], None]] = {}
+        self._ready: list[RunResult] = []
+        self._wake = asyncio.Event()
+        self._complete = False
+
+    async def read(self, requests: AsyncIterator[WaitResultsRequest]) -> None:
+        """Take in what the client waits for, until it half-closes."""
+        try:
+            async for request in requests:
+                namespace = namespace_of(request.namespace, self._node.limits)
+                for run_id in request.run_ids:
+                    check_id("run_ids", run_id, self._node.limits)
+                await self._add(namespace, [run_id for run_id in request.run_ids if run_id not in self._open])
+        finally:
+            self._complete = True
+            self._wake.set()
+
+    async def _add(self, namespace: str, run_ids: Sequence[str]) -> None:
+        for run_id in run_ids:
+            self._open[run_id] = waiter = self._waiter(run_id)
+            self._node.results.wait(run_id, waiter)
+        known = await self._node.store.find_runs([(namespace, "", run_id) for run_id in run_ids])
+        for run_id, found in zip(run_ids, known, strict=True):
+            if found is None:
+                self._answer(RunResult(run_id=run_id, error=_error(WorkflowNotFound(run_id))))
+        for run_id, (_, outcome) in (await self._node.store.outcomes(list(run_ids))).items():
+            self._answer(RunResult(run_id=run_id, outcome=outcome))
+
+    def _waiter(self, run_id: str) -> Callable[[WorkflowOutcome], None]:
+        return lambda outcome: self._answer(RunResult(run_id=run_id, outcome=outcome))
+
+    def _answer(self, result: RunResult) -> None:
+        waiter = self._open.pop(result.run_id, None)
+        if waiter is not None:
+            self._node.results.forget(result.run_id, waiter)
+            self._ready.append(result)
+            self._wake.set()
+
+    async def answers(self) -> AsyncIterator[list[RunResult]]:
+        """What is ready, as often as something is, until all are answered and no more can come."""
+        while not (self._complete and not self._open and not self._ready):
+            await self._wake.wait()
+            self._wake.clear()
+            if self._ready:
+                ready, self._ready = self._ready, []
+                yield ready
+
+    def stop(self) -> None:
+        """The stream ended."""
+        for run_id, waiter in self._open.items():
+            self._node.results.forget(run_id, waiter)
+
+
+def _start_result(outcome: StartWorkflowResponse | BaseException) -> StartWorkflowResult:
+    if isinstance(outcome, StartWorkflowResponse):
+        return StartWorkflowResult(response=outcome)
+    if isinstance(outcome, RomancyError):
+        return StartWorkflowResult(error=_error(outcome))
+    raise outcome
+
+
+def _error(error: RomancyError) -> Error:
+    return Error(code=status_of(error).value[0], reason=error.reason, message=str(error), metadata=error.metadata)
+
+
+def _fit(events: Sequence[HistoryEvent], most_bytes: int) -> list[HistoryEvent]:
+    """As many of the first events as fit, but at least one."""
+    page: list[HistoryEvent] = []
+    room = most_bytes
+    for event in events:
+        room -= event.ByteSize()
+        if room < 0 and page:
+            break
+        page.append(event)
+    return page
+
+
+_ENDS = frozenset(
+    {"workflow_completed", "workflow_failed", "workflow_cancelled", "workflow_terminated", "workflow_timed_out"}
+)
+
+
+def _ends(event: HistoryEvent) -> bool:
+    return event.WhichOneof("attributes") in _ENDS
+
+
+def _digest(namespace: str, wanted: WorkflowFilter) -> str:
+    return sha256(namespace.encode() + b"\0" + wanted.SerializeToString(deterministic=True)).hexdigest()[:16]
+
+
+def _page_token(namespace: str, wanted: WorkflowFilter, start_ms: int, run_id: str) -> str:
+    # Not a secret: whoever forges one sees only what the list shows anyway.
+    return base64.urlsafe_b64encode(json.dumps([_digest(namespace, wanted), start_ms, run_id]).encode()).decode()
+
+
+def _read_page_token(token: str, namespace: str, wanted: WorkflowFilter) -> tuple[int, str]:
+    try:
+        digest, start_ms, run_id = json.loads(base64.urlsafe_b64decode(token))
+        if digest == _digest(namespace, wanted) and isinstance(start_ms, int) and isinstance(run_id, str):
+            return start_ms, run_id
+    except ValueError:
+        pass
+    raise InvalidField(
+        "page_token",
+        "is not of this list",
+        "give next_page_token with the same namespace and filter",
+        reason="INVALID_PAGE_TOKEN",
+    )

@@ -1,0 +1,186 @@
+"""Server: builds everything, runs it in one task group, and stops it in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from romancy.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
+from romancy.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
+from romancy.v1.workflow_service_pb2_grpc import add_WorkflowServiceServicer_to_server
+
+from romancy_service.clock import Clock, DatabaseClock
+from romancy_service.config import Config
+from romancy_service.dispatch import Dispatch
+from romancy_service.engine import Engine
+from romancy_service.errors import StoreUnavailable
+from romancy_service.heartbeats import Heartbeats
+from romancy_service.lobby import Lobby
+from romancy_service.node import Node
+from romancy_service.relay import Relay
+from romancy_service.results import Results
+from romancy_service.rpc.admin_service import AdminService
+from romancy_service.rpc.edge import Edge
+from romancy_service.rpc.worker_service import WorkerService
+from romancy_service.rpc.workflow_service import WorkflowService
+from romancy_service.store.store import Store, open_store
+from romancy_service.tokens import Tokens
+
+_log = structlog.get_logger("romancy.server")
+
+SYNC_S = 5.0
+"""How often the clock is compared with the database's: 5 s of drift are a millisecond."""
+
+
+@dataclass(slots=True)
+class Running:
+    """A service that is up."""
+
+    node: Node
+    port: int
+    """Where it listens, also when the configuration said 0."""
+
+
+async def serve(config: Config) -> None:
+    """Run the service until SIGTERM or SIGINT, then drain and return."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(config) as service:
+        _log.info("serving", address=f"{config.listen.host}:{service.port}", replica_id=service.node.replica_id)
+        await stop.wait()
+        _log.info("draining")
+    _log.info("stopped")
+
+
+@asynccontextmanager
+async def running(
+    config: Config, make_clock: Callable[[Callable[[], Awaitable[int]]], Clock] = DatabaseClock
+) -> AsyncIterator[Running]:
+    """A service that is up inside the block, and drained and gone after it."""
+    store = open_store(config.database)
+    await store.open()
+    try:
+        clock = make_clock(store.now_ms)
+        if isinstance(clock, DatabaseClock):
+            await clock.sync()
+        async with _parts(config, store, clock) as service:
+            yield service
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def _parts(config: Config, store: Store, clock: Clock) -> AsyncIterator[Running]:
+    limits = config.limits
+    replica_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    keys = await store.signing_keys()
+    tokens = Tokens(dict(keys), newest=keys[0][0])
+    engine: Engine
+    dispatch = Dispatch(store, clock, tokens, lambda run_id: engine.cached(run_id))
+    engine = Engine(store, clock, limits, dispatch)
+    heartbeats, results = Heartbeats(store, clock), Results(store)
+    node = Node(replica_id, store, clock, limits, tokens, engine, dispatch, heartbeats, results)
+    relay = Relay(store, clock, engine, limits.session_lease_ms)
+    lobby = Lobby(node)
+    engine.observe(results.observe)
+    engine.observe(relay.observe)
+    peers = _Peers(node, relay)
+    await peers.beat()
+
+    edge = Edge(config)
+    add_WorkflowServiceServicer_to_server(WorkflowService(node), edge.server)
+    add_WorkerServiceServicer_to_server(WorkerService(node, lobby, limits), edge.server)
+    add_AdminServiceServicer_to_server(AdminService(node), edge.server)
+
+    tasks = [
+        asyncio.create_task(work, name=name)
+        for name, work in (
+            ("engine", engine.run()),
+            ("dispatch", dispatch.run()),
+            ("relay", relay.run()),
+            ("heartbeats", heartbeats.run()),
+            ("results", results.run()),
+            ("lobby", lobby.run()),
+            ("peers", peers.run()),
+        )
+    ]
+    for task in tasks:
+        task.add_done_callback(_die_loudly)
+    port = await edge.start()
+    try:
+        yield Running(node, port)
+    finally:
+        await _drain(edge, lobby, engine, config)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await peers.leave()
+
+
+def _die_loudly(task: asyncio.Task[None]) -> None:
+    """A part that ends by itself is a bug; the process must not go on without it."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.critical("a part of the service failed; exiting", part=task.get_name(), exc_info=error)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def _drain(edge: Edge, lobby: Lobby, engine: Engine, config: Config) -> None:
+    """Stop claiming first, so that what others recover is not claimed back; then finish what is under way."""
+    lobby.start_drain()
+    await edge.not_serving()
+    try:
+        async with asyncio.timeout(config.limits.drain_ms / 1000):
+            await engine.drained()
+    except TimeoutError:
+        _log.warning("not everything that was under way is finished")
+    lobby.close_all()
+    await edge.stop(config.limits.drain_ms / 1000)
+
+
+class _Peers:
+    """The other replicas on the same database: who is alive, and what they tell."""
+
+    def __init__(self, node: Node, relay: Relay) -> None:
+        self._node = node
+        self._relay = relay
+
+    async def beat(self) -> None:
+        """Say that this replica is alive, and learn which are."""
+        node = self._node
+        alive = await node.store.beat(node.replica_id, node.clock.now_ms())
+        self._relay.part, self._relay.parts = alive.index(node.replica_id), len(alive)
+        node.dispatch.has_peers = node.results.has_peers = len(alive) > 1
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        node = self._node
+        await node.store.listen(self._told)
+        while True:
+            await asyncio.sleep(SYNC_S / 2)
+            try:
+                if isinstance(node.clock, DatabaseClock):
+                    await node.clock.sync()
+                await self.beat()
+            except StoreUnavailable as error:
+                _log.warning("database unavailable", error=str(error))
+
+    def _told(self, payload: str) -> None:
+        self._node.dispatch.told(payload)
+        self._node.results.told(payload)
+
+    async def leave(self) -> None:
+        """This replica stops."""
+        try:
+            await self._node.store.leave(self._node.replica_id)
+        except StoreUnavailable as error:
+            _log.warning("not signed off", error=str(error))

@@ -1,0 +1,168 @@
+"""Sessions: what this replica knows of the workers that are connected to it. A session outlives its streams."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, MutableSequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from romancy.v1.worker_service_pb2 import (
+    Acknowledgement,
+    ActivityTask,
+    Cancellation,
+    CancellationReason,
+    ConnectResponse,
+    Drain,
+    Hello,
+    WorkflowTask,
+)
+
+from romancy_service.core.task import TaskKind
+from romancy_service.errors import RomancyError
+
+TypeKey = tuple[str, str, TaskKind, str]
+"""Namespace, task queue, kind, type: what a task asks of a worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class InHand:
+    """A task that a session has, whether sent already or about to be."""
+
+    token: bytes
+    run_id: str
+    task_id: str
+    attempt: int
+    kind: TaskKind
+    leased_ms: int
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One worker process's life on its stream. `epoch` is that of its newest hello; an older stream's words count no more."""
+
+    session_id: str
+    epoch: int
+    hello: Hello
+    free: dict[TaskKind, int]
+    """Slots that no task has."""
+    in_hand: dict[bytes, InHand] = field(default_factory=dict)
+    """By token."""
+    by_task: dict[tuple[str, str], InHand] = field(default_factory=dict)
+    """The same, by run id and task id."""
+    told_to_stop: set[bytes] = field(default_factory=set)
+    draining: bool = False
+    closed: bool = False
+    closed_why: RomancyError | None = None
+    forgotten: set[str] = field(default_factory=set)
+    """Runs that the worker said it no longer holds."""
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    # What the writer sends next.
+    activity_tasks: list[ActivityTask] = field(default_factory=list)
+    workflow_tasks: list[WorkflowTask] = field(default_factory=list)
+    cancellations: list[Cancellation] = field(default_factory=list)
+    acknowledgements: list[Acknowledgement] = field(default_factory=list)
+    drain: bool = False
+
+    @property
+    def namespace(self) -> str:
+        return self.hello.namespace
+
+    def type_keys(self) -> Iterator[TypeKey]:
+        """All that the worker can take."""
+        for queue in self.hello.task_queues:
+            for workflow_type in self.hello.workflow_types:
+                yield self.namespace, queue, TaskKind.WORKFLOW, workflow_type
+            for activity_type in self.hello.activity_types:
+                yield self.namespace, queue, TaskKind.ACTIVITY, activity_type
+
+    def takes(self, kind: TaskKind) -> bool:
+        """Whether a task of this kind can be given now."""
+        return self.free[kind] > 0 and not self.draining and not self.closed
+
+    def find(self, run_id: str, task_id: str) -> InHand | None:
+        """The attempt of a task that the session has."""
+        return self.by_task.get((run_id, task_id))
+
+    def take(self, held: InHand) -> None:
+        """Add a task whose slot is reserved already."""
+        self.in_hand[held.token] = held
+        self.by_task[held.run_id, held.task_id] = held
+
+    def put_down(self, token: bytes) -> InHand | None:
+        """A task ended, or is not the session's any more: its slot is free. None if it was not in hand."""
+        held = self.in_hand.pop(token, None)
+        if held is not None:
+            self.free[held.kind] += 1
+            self.told_to_stop.discard(token)
+            if self.by_task.get((held.run_id, held.task_id)) is held:
+                del self.by_task[held.run_id, held.task_id]
+        return held
+
+    def cancel(self, held: InHand, reason: CancellationReason.ValueType) -> None:
+        """Tell the worker, once, to stop an activity."""
+        if held.token in self.told_to_stop:
+            return
+        self.told_to_stop.add(held.token)
+        self.cancellations.append(Cancellation(token=held.token, reason=reason))
+        self.wake.set()
+
+    def acknowledge(self, acknowledgement: Acknowledgement) -> None:
+        """Answer a completion."""
+        self.acknowledgements.append(acknowledgement)
+        self.wake.set()
+
+    def start_drain(self) -> None:
+        """No new tasks from now on; tell the worker."""
+        self.draining = True
+        self.drain = True
+        self.wake.set()
+
+    def close(self, why: RomancyError | None) -> None:
+        """Nothing is given to it any more; its stream, if there is one, ends because of `why`."""
+        self.closed = True
+        self.closed_why = why
+        self.wake.set()
+
+    def take_frame(self, most_bytes: int) -> ConnectResponse | None:
+        """What waits to be sent, as one frame of about `most_bytes` or with one item; None when nothing waits."""
+        frame = ConnectResponse()
+        room = most_bytes
+        # Acknowledgements first: a worker must know a run's last event before it gets what follows from it.
+        room = _move(self.acknowledgements, frame.acknowledgements, room, most_bytes)
+        room = _move(self.cancellations, frame.cancellations, room, most_bytes)
+        room = _move(self.activity_tasks, frame.activity_tasks, room, most_bytes)
+        room = _move(self.workflow_tasks, frame.workflow_tasks, room, most_bytes)
+        if self.drain:
+            frame.drain.CopyFrom(Drain())
+            self.drain = False
+        return frame if room < most_bytes or frame.HasField("drain") else None
+
+    def unsent(self) -> list[bytes]:
+        """Tokens of the tasks that were leased and never written to a stream."""
+        return [task.token for task in (*self.activity_tasks, *self.workflow_tasks)]
+
+
+def open_session(session_id: str, epoch: int, hello: Hello) -> Session:
+    """A session with all its slots free."""
+    free = {TaskKind.WORKFLOW: hello.workflow_slots, TaskKind.ACTIVITY: hello.activity_slots}
+    return Session(session_id, epoch, hello, free)
+
+
+Item = TypeVar("Item", Acknowledgement, ActivityTask, Cancellation, WorkflowTask)
+
+
+def _move(waiting: list[Item], field_items: MutableSequence[Item], room: int, most_bytes: int) -> int:
+    """Move items into a frame as long as there is room, or one if the frame is empty. Returns the room that is left."""
+    taken = 0
+    for item in waiting:
+        size = item.ByteSize()
+        if size > room and room < most_bytes:
+            room = 0  # what comes after it in order must not overtake it
+            break
+        room -= size
+        taken += 1
+    field_items.extend(waiting[:taken])
+    del waiting[:taken]
+    return room

@@ -1,0 +1,124 @@
+"""Starter: opens runs, by the rules for ids that were used before."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPLETED, WorkflowInfo
+from romancy.v1.workflow_service_pb2 import (
+    ID_CONFLICT_POLICY_TERMINATE_EXISTING,
+    ID_CONFLICT_POLICY_USE_EXISTING,
+    ID_REUSE_POLICY_ALLOW,
+    ID_REUSE_POLICY_ALLOW_IF_FAILED,
+    ID_REUSE_POLICY_UNSPECIFIED,
+    StartWorkflowRequest,
+    StartWorkflowResponse,
+)
+
+from romancy_service.core.run import OPEN_STATUSES, Run
+from romancy_service.core.triggers import Note, StartRun, Terminate
+from romancy_service.engine import Engine, Recorded, RequestKey
+from romancy_service.errors import (
+    BatchRejected,
+    RequestIdReused,
+    TooMuchContention,
+    WorkflowAlreadyOpen,
+    WorkflowClosed,
+    WorkflowIdUsed,
+)
+from romancy_service.store.store import Store
+
+_METHOD = "StartWorkflow"
+_TRIES = 10
+"""So often may another start win between our look and our try."""
+
+
+class Starter:
+    """Carries out checked StartWorkflow requests."""
+
+    def __init__(self, engine: Engine, store: Store) -> None:
+        self._engine = engine
+        self._store = store
+
+    async def start(self, namespace: str, request: StartWorkflowRequest, identity: str) -> StartWorkflowResponse:
+        """Start the run, or find the one that the request id or the policies name.
+
+        Tries first and looks only when that was refused: nearly every start is of an id that was never used.
+        Raises WorkflowAlreadyOpen, WorkflowIdUsed, RequestIdReused.
+        """
+        run = Run(namespace, request.workflow_id or new_id(), new_id(), memo=_memo(request))
+        response = StartWorkflowResponse(workflow_id=run.workflow_id, run_id=run.run_id, started=True)
+        # A start without a request id gets one, so that an unknown outcome is resolved by it and not by a second start.
+        key = RequestKey(namespace, request.request_id or run.run_id, _METHOD, lambda _: response.SerializeToString())
+        look = request.id_reuse_policy not in (ID_REUSE_POLICY_UNSPECIFIED, ID_REUSE_POLICY_ALLOW)
+        for _ in range(_TRIES):
+            if look:
+                existing = await self._existing(run, key, request, identity)
+                if existing is not None:
+                    return existing
+            try:
+                done = await self._engine.start(run, StartRun(request.spec, identity), key)
+            except BatchRejected as refused:
+                if not refused.conflict:
+                    raise
+                look = True
+                continue
+            return _recorded(done, key) if isinstance(done, Recorded) else response
+        raise TooMuchContention(run.workflow_id)
+
+    async def _existing(
+        self, run: Run, key: RequestKey, request: StartWorkflowRequest, identity: str
+    ) -> StartWorkflowResponse | None:
+        """The answer from what is there already; None: the way is free."""
+        found = await self._store.find_requests([(key.namespace, key.request_id)])
+        for recorded in found.values():
+            return _recorded(Recorded(recorded.method, recorded.run_id, recorded.reply), key)
+        latest = (await self._store.latest([(run.namespace, run.workflow_id)])).get((run.namespace, run.workflow_id))
+        if latest is None:
+            return None
+        run_id, status = latest
+        if status in OPEN_STATUSES:
+            return await self._conflict(run.workflow_id, run_id, key, request, identity)
+        policy = request.id_reuse_policy
+        allowed = policy in (ID_REUSE_POLICY_UNSPECIFIED, ID_REUSE_POLICY_ALLOW) or (
+            policy == ID_REUSE_POLICY_ALLOW_IF_FAILED and status != WORKFLOW_STATUS_COMPLETED
+        )
+        if not allowed:
+            raise WorkflowIdUsed(run.workflow_id, run_id)
+        return None
+
+    async def _conflict(
+        self, workflow_id: str, run_id: str, key: RequestKey, request: StartWorkflowRequest, identity: str
+    ) -> StartWorkflowResponse | None:
+        try:
+            if request.id_conflict_policy == ID_CONFLICT_POLICY_USE_EXISTING:
+                answer = StartWorkflowResponse(workflow_id=workflow_id, run_id=run_id, started=False)
+                noted = RequestKey(key.namespace, key.request_id, _METHOD, lambda _: answer.SerializeToString())
+                done = await self._engine.submit(run_id, Note(), noted)
+                return _recorded(done, key) if isinstance(done, Recorded) else answer
+            if request.id_conflict_policy == ID_CONFLICT_POLICY_TERMINATE_EXISTING:
+                reason = f"another run of {workflow_id} was started with the policy TERMINATE_EXISTING"
+                await self._engine.submit(run_id, Terminate(reason, identity))
+                return None
+        except WorkflowClosed:
+            return None  # it closed meanwhile: try again
+        raise WorkflowAlreadyOpen(workflow_id, run_id)
+
+
+def _recorded(recorded: Recorded, key: RequestKey) -> StartWorkflowResponse:
+    if recorded.method != _METHOD:
+        raise RequestIdReused(key.request_id, recorded.method)
+    return StartWorkflowResponse.FromString(recorded.reply)
+
+
+def _memo(request: StartWorkflowRequest) -> bytes:
+    return WorkflowInfo(memo=request.spec.memo, attributes=request.spec.attributes).SerializeToString()
+
+
+def new_id() -> str:
+    """A UUID of version 7: unique, and later ones sort after earlier ones, so that indexes grow at their end."""
+    number = (time.time_ns() // 1_000_000) << 80 | 0x7 << 76 | int.from_bytes(os.urandom(10)) & ((1 << 76) - 1)
+    number = number & ~(0xC << 60) | 0x8 << 60
+    text = f"{number:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

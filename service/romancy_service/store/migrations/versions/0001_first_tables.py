@@ -1,0 +1,160 @@
+"""The first tables: runs with their histories and tasks, requests, sessions, replicas, keys, the clock."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+
+_TEXT: Final = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+_BUSY: Final = {"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.02, "autovacuum_analyze_scale_factor": 0.05}
+
+
+def _where(predicate: str) -> dict[str, Any]:
+    return {"postgresql_where": sa.text(predicate), "sqlite_where": sa.text(predicate)}
+
+
+def upgrade() -> None:
+    """Make them."""
+    op.create_table(
+        "clock",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("mark_ms", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("id = 1", name="clock_one_row"),
+        sa.PrimaryKeyConstraint("id", name="clock_pk"),
+    )
+    op.create_table(
+        "history",
+        sa.Column("run_id", _TEXT, nullable=False),
+        sa.Column("first_event_id", sa.BigInteger(), nullable=False),
+        sa.Column("last_event_id", sa.BigInteger(), nullable=False),
+        sa.Column("events", sa.LargeBinary(), nullable=False),
+        sa.CheckConstraint("1 <= first_event_id and first_event_id <= last_event_id", name="history_event_ids"),
+        sa.PrimaryKeyConstraint("run_id", "first_event_id", name="history_pk"),
+    )
+    op.create_table(
+        "keys",
+        sa.Column("key_id", _TEXT, nullable=False),
+        sa.Column("secret", sa.LargeBinary(), nullable=False),
+        sa.Column("created_ms", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("key_id", name="keys_pk"),
+    )
+    op.create_table(
+        "replicas",
+        sa.Column("replica_id", _TEXT, nullable=False),
+        sa.Column("seen_ms", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("replica_id", name="replicas_pk"),
+    )
+    op.create_table(
+        "requests",
+        sa.Column("namespace", _TEXT, nullable=False),
+        sa.Column("request_id", _TEXT, nullable=False),
+        sa.Column("run_id", _TEXT, nullable=False),
+        sa.Column("method", _TEXT, nullable=False),
+        sa.Column("reply", sa.LargeBinary(), nullable=False),
+        sa.Column("created_ms", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("namespace", "request_id", name="requests_pk"),
+    )
+    op.create_table(
+        "runs",
+        sa.Column("run_id", _TEXT, nullable=False),
+        sa.Column("namespace", _TEXT, nullable=False),
+        sa.Column("workflow_id", _TEXT, nullable=False),
+        sa.Column("workflow_type", _TEXT, nullable=False),
+        sa.Column("task_queue", _TEXT, nullable=False),
+        sa.Column("priority", sa.Integer(), nullable=False),
+        sa.Column("build_id", _TEXT, nullable=False),
+        sa.Column("memo", sa.LargeBinary(), nullable=False),
+        sa.Column("start_ms", sa.BigInteger(), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False),
+        sa.Column("status", sa.Integer(), nullable=False),
+        sa.Column("close_ms", sa.BigInteger(), nullable=False),
+        sa.Column("last_event_id", sa.BigInteger(), nullable=False),
+        sa.Column("last_event_ms", sa.BigInteger(), nullable=False),
+        sa.Column("last_input_id", sa.BigInteger(), nullable=False),
+        sa.Column("seen_event_id", sa.BigInteger(), nullable=False),
+        sa.Column("counters", _TEXT, nullable=False),
+        sa.Column("cancel_requested", sa.Boolean(), nullable=False),
+        sa.Column("closing_status", sa.Integer(), nullable=False),
+        sa.Column("failure", sa.LargeBinary(), nullable=True),
+        sa.Column("outcome", sa.LargeBinary(), nullable=True),
+        sa.Column("sticky_session", _TEXT, nullable=False),
+        sa.Column("sticky_event_id", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("(status > 2) = (close_ms > 0)", name="runs_close_ms"),
+        sa.CheckConstraint("seen_event_id <= last_event_id and last_input_id <= last_event_id", name="runs_event_ids"),
+        sa.CheckConstraint("status <= 2 or outcome is not null", name="runs_outcome"),
+        sa.CheckConstraint("status between 1 and 8", name="runs_status"),
+        sa.CheckConstraint("version >= 1", name="runs_version"),
+        sa.PrimaryKeyConstraint("run_id", name="runs_pk"),
+        postgresql_with=_BUSY,
+    )
+    op.create_index("runs_by_id", "runs", ["namespace", "workflow_id", "start_ms", "run_id"])
+    op.create_index("runs_by_start", "runs", ["namespace", "start_ms", "run_id"])
+    op.create_index("runs_by_status", "runs", ["namespace", "status", "start_ms", "run_id"])
+    op.create_index("runs_by_type", "runs", ["namespace", "workflow_type", "start_ms", "run_id"])
+    op.create_index("runs_open", "runs", ["namespace", "workflow_id"], unique=True, **_where("status in (1, 2)"))
+    op.create_table(
+        "sessions",
+        sa.Column("session_id", _TEXT, nullable=False),
+        sa.Column("namespace", _TEXT, nullable=False),
+        sa.Column("worker_id", _TEXT, nullable=False),
+        sa.Column("replica_id", _TEXT, nullable=False),
+        sa.Column("epoch", sa.BigInteger(), nullable=False),
+        sa.Column("lease_ms", sa.BigInteger(), nullable=False),
+        sa.Column("connected", sa.Boolean(), nullable=False),
+        sa.Column("draining", sa.Boolean(), nullable=False),
+        sa.Column("start_ms", sa.BigInteger(), nullable=False),
+        sa.Column("hello", sa.LargeBinary(), nullable=False),
+        sa.CheckConstraint("session_id <> '' and epoch >= 1", name="sessions_epoch"),
+        sa.PrimaryKeyConstraint("session_id", name="sessions_pk"),
+        postgresql_with=_BUSY,
+    )
+    op.create_table(
+        "tasks",
+        sa.Column("run_id", _TEXT, nullable=False),
+        sa.Column("task_id", _TEXT, nullable=False),
+        sa.Column("namespace", _TEXT, nullable=False),
+        sa.Column("kind", sa.Integer(), nullable=False),
+        sa.Column("queue", _TEXT, nullable=False),
+        sa.Column("type", _TEXT, nullable=False),
+        sa.Column("priority", sa.Integer(), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("due_ms", sa.BigInteger(), nullable=False),
+        sa.Column("command", sa.LargeBinary(), nullable=True),
+        sa.Column("scheduled_ms", sa.BigInteger(), nullable=False),
+        sa.Column("start_by_ms", sa.BigInteger(), nullable=False),
+        sa.Column("close_by_ms", sa.BigInteger(), nullable=False),
+        sa.Column("start_to_close_ms", sa.BigInteger(), nullable=False),
+        sa.Column("heartbeat_timeout_ms", sa.BigInteger(), nullable=False),
+        sa.Column("cancel_requested", sa.Boolean(), nullable=False),
+        sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("losses", sa.Integer(), nullable=False),
+        sa.Column("worked_ms", sa.BigInteger(), nullable=False),
+        sa.Column("outcome_unknown", sa.Boolean(), nullable=False),
+        sa.Column("last_failure", sa.LargeBinary(), nullable=True),
+        sa.Column("part_hash", sa.Integer(), nullable=False),
+        sa.Column("relay_ms", sa.BigInteger(), nullable=False),
+        sa.Column("owner", _TEXT, nullable=False),
+        sa.Column("owner_epoch", sa.BigInteger(), nullable=False),
+        sa.Column("leased_ms", sa.BigInteger(), nullable=False),
+        sa.Column("heartbeat_ms", sa.BigInteger(), nullable=False),
+        sa.Column("heartbeat_details", sa.LargeBinary(), nullable=True),
+        sa.CheckConstraint("(owner = '') = (owner_epoch = 0)", name="tasks_owner"),
+        sa.CheckConstraint("owner = '' or kind <= 2", name="tasks_owned_kind"),
+        sa.CheckConstraint("attempt >= 1", name="tasks_attempt"),
+        sa.CheckConstraint("kind between 1 and 4", name="tasks_kind"),
+        sa.PrimaryKeyConstraint("run_id", "task_id", name="tasks_pk"),
+        postgresql_with=_BUSY,
+    )
+    op.create_index(
+        "tasks_claim",
+        "tasks",
+        ["namespace", "queue", "kind", "type", "priority", "due_ms"],
+        **_where("owner = '' and not cancel_requested and kind in (1, 2)"),
+    )
+    op.create_index("tasks_owner", "tasks", ["owner"], **_where("owner <> ''"))
+    op.create_index("tasks_relay", "tasks", ["relay_ms"], **_where("relay_ms < 4611686018427387904"))

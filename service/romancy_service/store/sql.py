@@ -1,0 +1,50 @@
+"""Statements that both databases run, compiled once for each: SQLAlchemy Core without its engines."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.expression import Executable, bindparam
+from sqlalchemy.types import Boolean
+
+from romancy_service.store.rows import Row
+
+
+class among(ColumnElement[bool]):  # noqa: N801 - reads like the SQL that it is
+    """Whether a text column has one of the values in the list parameter `name`. One plan, however many there are."""
+
+    inherit_cache = False
+    type = Boolean()
+
+    def __init__(self, column: ColumnElement[str], name: str) -> None:
+        self.column = column
+        self.values = bindparam(name)
+
+
+@compiles(among, "postgresql")
+def _any(element: among, compiler: SQLCompiler, **options: Any) -> str:
+    column, values = compiler.process(element.column, **options), compiler.process(element.values, **options)
+    return f"{column} = any({values}::text[])"
+
+
+@compiles(among, "sqlite")
+def _json(element: among, compiler: SQLCompiler, **options: Any) -> str:
+    column, values = compiler.process(element.column, **options), compiler.process(element.values, **options)
+    return f"{column} in (select value from json_each({values}))"
+
+
+class Statements(ABC):
+    """Runs statements on a database. Each is a transaction of its own."""
+
+    @abstractmethod
+    async def _read(self, statement: Executable, **values: Any) -> Sequence[Row]:
+        """The rows that a query finds."""
+
+    @abstractmethod
+    async def _write(self, statement: Executable, **values: Any) -> Sequence[Row]:
+        """Carry out a statement; the rows that it returns."""

@@ -1,0 +1,192 @@
+"""Store: what the service keeps, and the promises that come with keeping it. One subclass for each database.
+
+All times are passed in, in epoch milliseconds; only `now_ms` reads a clock. Every method raises StoreUnavailable when the
+database does not answer: what it was to write may then be written or not.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from romancy_service.core.run import Run
+from romancy_service.core.task import Fence, Task, TaskKind
+from romancy_service.store.lookups import Lookups
+from romancy_service.store.presence import Presence
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A client's request that was carried out, and what it was answered."""
+
+    namespace: str
+    request_id: str
+    run_id: str
+    method: str
+    reply: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Which session has a task, under which of its epochs."""
+
+    session_id: str
+    epoch: int
+
+
+@dataclass(slots=True)
+class Change:
+    """One run's net change, and what it rests on."""
+
+    run: Run
+    """Already decided; its `version` is that of the stored row it builds on, 0 for a new run."""
+    fences: list[Fence] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    leases: dict[str, Lease] = field(default_factory=dict)
+    """By task id: those of its rewritten tasks that go in already leased."""
+    after: str = ""
+    """The run that must close before this one opens; the two are written together, or not at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommitResult:
+    """What became of a batch."""
+
+    written: set[str]
+    """Ids of the runs whose changes are stored, or were found to rest on what is true."""
+    unleased: set[tuple[str, str]]
+    """(run id, task id) of tasks that went in without their lease: the session is gone, or has another epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """So many free slots of a session for tasks of one kind and type in one queue."""
+
+    namespace: str
+    queue: str
+    kind: TaskKind
+    type: str
+    slots: int
+    session_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A task that a session has now, with what is needed to send it."""
+
+    run_id: str
+    session_id: str
+    task: Task
+    namespace: str
+    workflow_id: str
+    workflow_type: str
+    version: int
+    """Of the run's row, so that a cached run knows its age."""
+    heartbeat_details: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class LeasedRow:
+    """A task as a session has it."""
+
+    run_id: str
+    task_id: str
+    attempt: int
+    owner: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A sign of life of an attempt; `details` None: as before."""
+
+    run_id: str
+    task_id: str
+    attempt: int
+    owner: str
+    epoch: int
+    details: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class DueTask:
+    """A task that the service must look at."""
+
+    run_id: str
+    task: Task
+    relay_ms: int
+
+
+class StoreRefused(Exception):
+    """The database cannot be used by this process, whatever it tries again: its operator must act."""
+
+
+class Store(Lookups, Presence):
+    """All that is stored."""
+
+    lanes: int
+    """So many commits may be under way at once."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Connect, and bring the tables up to date. Raises StoreRefused when the database cannot be used."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Disconnect."""
+
+    @abstractmethod
+    async def now_ms(self) -> int:
+        """The database's clock. It never goes back."""
+
+    @abstractmethod
+    async def commit(self, changes: Sequence[Change], now_ms: int) -> CommitResult:
+        """Store those of the changes that rest on what is true, all at once.
+
+        A change rests on: its run has its version (a new one: no other run of its workflow id is open); each fence finds
+        its row so; none of its request ids is stored; the same holds for the change that it comes after. A change without
+        events and touched tasks is only checked. Raises BatchRejected, and stores nothing, when the database refuses what
+        is in the batch.
+        """
+
+    @abstractmethod
+    async def load(self, run_ids: Sequence[str]) -> dict[str, Run]:
+        """Runs with their tasks and unseen inputs as they are at one moment, those that are there. Without saga."""
+
+    @abstractmethod
+    async def claim(self, wants: Sequence[Want], now_ms: int) -> list[Claimed]:
+        """Lease due tasks that nobody has to the sessions that want them, small priorities and old ones first."""
+
+    @abstractmethod
+    async def release(self, leases: Sequence[LeasedRow], now_ms: int) -> None:
+        """Take tasks away from their sessions: the same attempt is anybody's."""
+
+    @abstractmethod
+    async def heartbeat(self, beats: Sequence[Beat], now_ms: int) -> list[bool]:
+        """Note signs of life. For each whether the attempt is still that session's."""
+
+    @abstractmethod
+    async def leased_tasks(self, session_id: str, epoch: int) -> list[Claimed]:
+        """All tasks of a session, brought to its new epoch. The second half of a hello: what it holds is current."""
+
+    @abstractmethod
+    async def notify(self, payload: str) -> None:
+        """Tell the other replicas something, at most 7,999 bytes. It may be lost."""
+
+    @abstractmethod
+    async def listen(self, callback: Callable[[str], None]) -> None:
+        """Have `callback` called with what other replicas tell, from now on until closed."""
+
+
+def open_store(database: str, *, lanes: int = 3) -> Store:
+    """The store at a `postgresql://` URL, or in the SQLite file of that name. `open` it before use."""
+    # Each driver is imported only by who uses it.
+    if database.startswith(("postgresql://", "postgres://")):
+        from romancy_service.store.postgres import PostgresStore
+
+        return PostgresStore(database, lanes=lanes)
+    from romancy_service.store.sqlite import SqliteStore
+
+    return SqliteStore(database)

@@ -1,0 +1,241 @@
+"""Tables: what is stored, with its invariants. The migrations make exactly this.
+
+Times are epoch milliseconds of the database's clock. Text sorts by bytes, so that both databases lock, page and compare
+in the same order. Nothing is null but what has no value of its own: bytes of an absent message.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    text,
+)
+
+from romancy_service.core.task import NEVER_MS
+
+metadata = MetaData()
+
+TEXT: Final = Text().with_variant(Text(collation="C"), "postgresql")
+
+_BUSY: Final = {"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.02, "autovacuum_analyze_scale_factor": 0.05}
+"""Rows that are rewritten or deleted soon: room for the next version on the same page, and the dead ones cleared often."""
+
+# The predicates of partial indexes. A query uses such an index only if it says the same, in the same words.
+OPEN: Final = "status in (1, 2)"
+"""Runs to which something can still happen."""
+CLAIMABLE: Final = "owner = '' and not cancel_requested and kind in (1, 2)"
+"""Tasks that a worker may be given once they are due."""
+RELAYED: Final = f"relay_ms < {NEVER_MS}"
+"""Tasks that the service must look at some day."""
+OWNED: Final = "owner <> ''"
+"""Tasks that a session has."""
+
+
+def _where(predicate: str) -> dict[str, Any]:
+    return {"postgresql_where": text(predicate), "sqlite_where": text(predicate)}
+
+
+def _text(name: str) -> Column[str]:
+    return Column(name, TEXT, nullable=False)
+
+
+def _ms(name: str) -> Column[int]:
+    return Column(name, BigInteger, nullable=False)
+
+
+def _integer(name: str) -> Column[int]:
+    return Column(name, Integer, nullable=False)
+
+
+def _flag(name: str) -> Column[bool]:
+    return Column(name, Boolean, nullable=False)
+
+
+def _bytes(name: str, *, nullable: bool = False) -> Column[bytes]:
+    return Column(name, LargeBinary, nullable=nullable)
+
+
+runs = Table(
+    "runs",
+    metadata,
+    _text("run_id"),
+    _text("namespace"),
+    _text("workflow_id"),
+    _text("workflow_type"),
+    _text("task_queue"),
+    _integer("priority"),
+    _text("build_id"),
+    _bytes("memo"),
+    _ms("start_ms"),
+    _ms("version"),
+    _integer("status"),
+    _ms("close_ms"),
+    _ms("last_event_id"),
+    _ms("last_event_ms"),
+    _ms("last_input_id"),
+    _ms("seen_event_id"),
+    _text("counters"),
+    _flag("cancel_requested"),
+    _integer("closing_status"),
+    _bytes("failure", nullable=True),
+    _bytes("outcome", nullable=True),
+    _text("sticky_session"),
+    _ms("sticky_event_id"),
+    PrimaryKeyConstraint("run_id", name="runs_pk"),
+    CheckConstraint("version >= 1", name="runs_version"),
+    CheckConstraint("status between 1 and 8", name="runs_status"),
+    CheckConstraint("(status > 2) = (close_ms > 0)", name="runs_close_ms"),
+    CheckConstraint("status <= 2 or outcome is not null", name="runs_outcome"),
+    CheckConstraint("seen_event_id <= last_event_id and last_input_id <= last_event_id", name="runs_event_ids"),
+    postgresql_with=_BUSY,
+)
+
+FIXED_RUN_COLUMNS: Final = (
+    "run_id",
+    "namespace",
+    "workflow_id",
+    "workflow_type",
+    "task_queue",
+    "priority",
+    "build_id",
+    "memo",
+    "start_ms",
+)
+"""What never changes of a run."""
+
+Index("runs_open", runs.c.namespace, runs.c.workflow_id, unique=True, **_where(OPEN))
+Index("runs_by_id", runs.c.namespace, runs.c.workflow_id, runs.c.start_ms, runs.c.run_id)
+Index("runs_by_start", runs.c.namespace, runs.c.start_ms, runs.c.run_id)
+Index("runs_by_status", runs.c.namespace, runs.c.status, runs.c.start_ms, runs.c.run_id)
+Index("runs_by_type", runs.c.namespace, runs.c.workflow_type, runs.c.start_ms, runs.c.run_id)
+
+history = Table(
+    "history",
+    metadata,
+    _text("run_id"),
+    _ms("first_event_id"),
+    _ms("last_event_id"),
+    _bytes("events"),
+    PrimaryKeyConstraint("run_id", "first_event_id", name="history_pk"),
+    CheckConstraint("1 <= first_event_id and first_event_id <= last_event_id", name="history_event_ids"),
+)
+
+tasks = Table(
+    "tasks",
+    metadata,
+    _text("run_id"),
+    _text("task_id"),
+    _text("namespace"),
+    _integer("kind"),
+    _text("queue"),
+    _text("type"),
+    _integer("priority"),
+    _integer("attempt"),
+    _ms("due_ms"),
+    _bytes("command", nullable=True),
+    _ms("scheduled_ms"),
+    _ms("start_by_ms"),
+    _ms("close_by_ms"),
+    _ms("start_to_close_ms"),
+    _ms("heartbeat_timeout_ms"),
+    _flag("cancel_requested"),
+    _integer("failures"),
+    _integer("losses"),
+    _ms("worked_ms"),
+    _flag("outcome_unknown"),
+    _bytes("last_failure", nullable=True),
+    _integer("part_hash"),
+    _ms("relay_ms"),
+    _text("owner"),
+    _ms("owner_epoch"),
+    _ms("leased_ms"),
+    _ms("heartbeat_ms"),
+    _bytes("heartbeat_details", nullable=True),
+    PrimaryKeyConstraint("run_id", "task_id", name="tasks_pk"),
+    CheckConstraint("kind between 1 and 4", name="tasks_kind"),
+    CheckConstraint("attempt >= 1", name="tasks_attempt"),
+    CheckConstraint("(owner = '') = (owner_epoch = 0)", name="tasks_owner"),
+    CheckConstraint("owner = '' or kind <= 2", name="tasks_owned_kind"),
+    postgresql_with=_BUSY,
+)
+
+Index(
+    "tasks_claim",
+    tasks.c.namespace,
+    tasks.c.queue,
+    tasks.c.kind,
+    tasks.c.type,
+    tasks.c.priority,
+    tasks.c.due_ms,
+    **_where(CLAIMABLE),
+)
+Index("tasks_relay", tasks.c.relay_ms, **_where(RELAYED))
+Index("tasks_owner", tasks.c.owner, **_where(OWNED))
+
+requests = Table(
+    "requests",
+    metadata,
+    _text("namespace"),
+    _text("request_id"),
+    _text("run_id"),
+    _text("method"),
+    _bytes("reply"),
+    _ms("created_ms"),
+    PrimaryKeyConstraint("namespace", "request_id", name="requests_pk"),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    _text("session_id"),
+    _text("namespace"),
+    _text("worker_id"),
+    _text("replica_id"),
+    _ms("epoch"),
+    _ms("lease_ms"),
+    _flag("connected"),
+    _flag("draining"),
+    _ms("start_ms"),
+    _bytes("hello"),
+    PrimaryKeyConstraint("session_id", name="sessions_pk"),
+    CheckConstraint("session_id <> '' and epoch >= 1", name="sessions_epoch"),
+    postgresql_with=_BUSY,
+)
+
+replicas = Table(
+    "replicas",
+    metadata,
+    _text("replica_id"),
+    _ms("seen_ms"),
+    PrimaryKeyConstraint("replica_id", name="replicas_pk"),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    _text("key_id"),
+    _bytes("secret"),
+    _ms("created_ms"),
+    PrimaryKeyConstraint("key_id", name="keys_pk"),
+)
+
+clock = Table(
+    "clock",
+    metadata,
+    _integer("id"),
+    _ms("mark_ms"),
+    PrimaryKeyConstraint("id", name="clock_pk"),
+    CheckConstraint("id = 1", name="clock_one_row"),
+)

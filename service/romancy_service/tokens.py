@@ -1,0 +1,57 @@
+"""Tokens: opaque names of task attempts, which workers get and give back. Signed, since workers are not trusted."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+_MAC_BYTES: Final = 16
+_SEPARATOR: Final = "\x00"
+"""In no id: ids have no control characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRef:
+    """One attempt of one task of one run."""
+
+    namespace: str
+    run_id: str
+    task_id: str
+    attempt: int
+
+
+class InvalidToken(Exception):
+    """Not a token that this service made."""
+
+
+class Tokens:
+    """Makes and reads tokens. They carry no rights: the row's lease decides whether a session may use one."""
+
+    def __init__(self, keys: Mapping[str, bytes], newest: str) -> None:
+        self._keys = dict(keys)
+        self._newest = newest
+
+    def sign(self, ref: TaskRef) -> bytes:
+        """The token of `ref`, the same at every call."""
+        text = _SEPARATOR.join((self._newest, ref.namespace, ref.run_id, str(ref.attempt), ref.task_id)).encode()
+        return _mac(self._keys[self._newest], text) + text
+
+    def read(self, token: bytes) -> TaskRef:
+        """What `token` names. Raises InvalidToken when it was not made with one of the keys."""
+        mac, text = token[:_MAC_BYTES], token[_MAC_BYTES:]
+        try:
+            key_id, namespace, run_id, attempt, task_id = text.decode().split(_SEPARATOR, 4)
+            key = self._keys[key_id]
+        except (UnicodeDecodeError, ValueError, KeyError) as error:
+            raise InvalidToken(
+                "the token was not made by this service, or with a key that is no longer kept"
+            ) from error
+        if not hmac.compare_digest(mac, _mac(key, text)):
+            raise InvalidToken("the token's signature does not match: give tokens back as they came")
+        return TaskRef(namespace, run_id, task_id, int(attempt))
+
+
+def _mac(key: bytes, text: bytes) -> bytes:
+    return hmac.digest(key, text, "sha256")[:_MAC_BYTES]
