@@ -36,7 +36,7 @@ class Address:
 
     @property
     def loopback(self) -> bool:
-        """Whether only programs on this machine can connect. Names but `localhost` may mean anything, so they do not."""
+        """Whether only programs on this machine can connect. No name but `localhost` is trusted to mean it."""
         if self.host == "localhost":
             return True
         try:

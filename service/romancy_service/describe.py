@@ -18,7 +18,7 @@ from romancy_service.core.saga import Saga
 from romancy_service.core.task import COMPENSATION_PREFIX, WORKFLOW_TASK_ID, Task, TaskKind
 from romancy_service.core.times import timestamp
 from romancy_service.node import Node
-from romancy_service.store.store import RunSummary, RunView
+from romancy_service.store.lookups import RunSummary, RunView
 
 
 def describe_summary(run: RunSummary) -> WorkflowInfo:

@@ -87,6 +87,12 @@ class Dispatch:
             if not self._by_type[key]:
                 del self._by_type[key]
 
+    def look_now(self) -> None:
+        """Look for waiting tasks at once."""
+        for key in self._by_type:
+            self._add_backlog(key)
+        self._wake.set()
+
     def freed(self, session: Session) -> None:
         """A slot became free: something may wait for it."""
         if self._backlog and not self._wake.is_set():
@@ -441,9 +447,7 @@ class Dispatch:
         if not rows:
             return
         await self._store.release(rows, self._clock.latest_ms())
-        for key in self._by_type:
-            self._add_backlog(key)
-        self._wake.set()
+        self.look_now()
 
     def _row(self, session: Session, held: InHand) -> LeasedRow:
         return LeasedRow(held.run_id, held.task_id, held.attempt, session.session_id, session.epoch)

@@ -18,7 +18,8 @@ from romancy_service.core.triggers import LoseTask
 from romancy_service.errors import Draining, SessionSuperseded, StoreUnavailable, TooManySessions
 from romancy_service.node import Node
 from romancy_service.sessions import Session, open_session
-from romancy_service.store.store import LeasedRow, SessionRow
+from romancy_service.store.presence import SessionRow
+from romancy_service.store.store import LeasedRow
 
 _log = structlog.get_logger("romancy.lobby")
 
@@ -135,25 +136,29 @@ class Lobby:
 
     async def run(self) -> None:
         """Renew the leases of all connected sessions, until cancelled."""
-        node, limits = self._node, self._node.limits
         while True:
-            await asyncio.sleep(limits.heartbeat_interval_ms / 1000 / 2)
-            connected = {session.session_id: session for session in node.dispatch.sessions.values()}
-            if not connected:
-                continue
-            try:
-                gone = await node.store.renew_sessions(
-                    [(session.session_id, session.epoch) for session in connected.values()],
-                    node.clock.now_ms() + limits.session_lease_ms,
-                )
-            except StoreUnavailable as error:
-                _log.warning("leases not renewed", error=str(error), sessions=len(connected))
-                continue
-            for session_id in gone:
-                # It said hello to another replica, or was declared lost: its tasks are not ours to send any more.
-                session = connected[session_id]
-                if node.dispatch.sessions.get(session_id) is session:
-                    node.dispatch.disconnect(session, SessionSuperseded())
+            await asyncio.sleep(self._node.limits.heartbeat_interval_ms / 1000 / 2)
+            await self.renew()
+
+    async def renew(self) -> None:
+        """Renew the leases of all connected sessions."""
+        node = self._node
+        connected = dict(node.dispatch.sessions)
+        if not connected:
+            return
+        try:
+            gone = await node.store.renew_sessions(
+                [(session.session_id, session.epoch) for session in connected.values()],
+                node.clock.now_ms() + node.limits.session_lease_ms,
+            )
+        except StoreUnavailable as error:
+            _log.warning("leases not renewed", error=str(error), sessions=len(connected))
+            return
+        for session_id in gone:
+            # It said hello to another replica, or was declared lost: its tasks are not ours to send any more.
+            session = connected[session_id]
+            if node.dispatch.sessions.get(session_id) is session:
+                node.dispatch.disconnect(session, SessionSuperseded())
 
     def start_drain(self) -> None:
         """Admit nobody, give no more tasks, and tell the workers."""

@@ -30,6 +30,8 @@ HORIZON_MS: Final = 3_000
 """What is due within this is held in memory, so that it fires to the millisecond."""
 BATCH: Final = 500
 _HELD: Final = 20_000
+EXPIRE_MS: Final = 30_000
+"""How often sessions that are over and have no tasks are forgotten."""
 FROZEN_S: Final = 3.0
 """A gap this long between two ticks means that we did not run: others may look lost only because we did not hear them."""
 
@@ -48,6 +50,8 @@ class Relay:
         self._look_now = False
         self._busy: set[tuple[str, str, int]] = set()
         self._trust_losses_from = 0.0
+        self._expired_ms = 0
+        self._ticked = 0.0
         self.part = 0
         self.parts = 1
         """Which share of all runs is this replica's to look at first."""
@@ -56,9 +60,11 @@ class Relay:
         """For one lease nobody is declared lost: we were away ourselves, and workers could not be heard."""
         self._trust_losses_from = time.monotonic() + self._lease_ms / 1000
 
-    def look_now(self) -> None:
-        """Something is due that nobody waited for."""
+    def look_now(self, *, whole: bool = False) -> None:
+        """Something is due that nobody waited for; `whole`: look for all that a tick looks for."""
         self._look_now = True
+        if whole:
+            self._ticked = time.monotonic() - TICK_S
         self._wake.set()
 
     def observe(self, run: Run) -> None:
@@ -82,33 +88,33 @@ class Relay:
     async def run(self) -> None:
         """Look at what is due, until cancelled."""
         self.distrust()
-        ticked = time.monotonic() - TICK_S
+        self._ticked = time.monotonic() - TICK_S
         while True:
-            await self._sleep(ticked)
+            await self._sleep()
             now = time.monotonic()
-            if now - ticked > FROZEN_S:
+            if now - self._ticked > FROZEN_S:
                 _log.warning(
-                    "did not run for a while; declaring nobody lost for one lease", seconds=round(now - ticked, 1)
+                    "did not run for a while; declaring nobody lost for one lease", seconds=round(now - self._ticked, 1)
                 )
                 self.distrust()
             try:
                 if not self._clock.certain():
                     await asyncio.sleep(TICK_S / 10)
                     continue
-                if now - ticked >= TICK_S or self._look_now:
-                    full = now - ticked >= TICK_S
-                    ticked = now if full else ticked
+                whole = now - self._ticked >= TICK_S
+                if whole or self._look_now:
+                    self._ticked = now if whole else self._ticked
                     self._look_now = False
-                    await self._look(full=full)
+                    await self._look(whole=whole)
                 await self._fire_held()
             except StoreUnavailable as error:
                 _log.warning("database unavailable", error=str(error))
                 self.distrust()
-                ticked = time.monotonic()
+                self._ticked = time.monotonic()
                 await asyncio.sleep(random.uniform(0.2, TICK_S))
 
-    async def _sleep(self, ticked: float) -> None:
-        timeout = max(ticked + TICK_S - time.monotonic(), 0)
+    async def _sleep(self) -> None:
+        timeout = max(self._ticked + TICK_S - time.monotonic(), 0)
         if self._heap:
             timeout = min(timeout, max((self._heap[0][0] - self._clock.earliest_ms()) / 1000, 0))
         if self._look_now:
@@ -120,7 +126,7 @@ class Relay:
         except TimeoutError:
             pass
 
-    async def _look(self, *, full: bool) -> None:
+    async def _look(self, *, whole: bool) -> None:
         """Ask the database for what is due, and for what will be soon."""
         now_ms = self._clock.earliest_ms()
         while True:
@@ -128,7 +134,7 @@ class Relay:
             await self._feed([_due(row) for row in due])
             if len(due) < BATCH:
                 break
-        if not full:
+        if not whole:
             return
         held = {(run_id, task_id) for _, run_id, task_id in self._heap}
         for run_id, task_id, due_ms in await self._store.due_within(now_ms, HORIZON_MS, _HELD, self.part, self.parts):
@@ -137,6 +143,9 @@ class Relay:
         if time.monotonic() >= self._trust_losses_from:
             lost = await self._store.lost(self._clock.earliest_ms(), BATCH)
             await self._feed([(row.run_id, LoseTask(_fence(row))) for row in lost])
+            if not lost and now_ms - self._expired_ms >= EXPIRE_MS:
+                self._expired_ms = now_ms
+                await self._store.expire_sessions(now_ms)
 
     async def _fire_held(self) -> None:
         now_ms = self._clock.earliest_ms()

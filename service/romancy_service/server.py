@@ -45,8 +45,16 @@ class Running:
     """A service that is up."""
 
     node: Node
+    lobby: Lobby
+    relay: Relay
     port: int
     """Where it listens, also when the configuration said 0."""
+
+    async def time_moved(self) -> None:
+        """A test moved the clock: keep the leases of who is connected, and look at once for what has become due."""
+        await self.lobby.renew()
+        self.relay.look_now(whole=True)
+        self.node.dispatch.look_now()
 
 
 async def serve(config: Config) -> None:
@@ -118,7 +126,7 @@ async def _parts(config: Config, store: Store, clock: Clock) -> AsyncIterator[Ru
         task.add_done_callback(_die_loudly)
     port = await edge.start()
     try:
-        yield Running(node, port)
+        yield Running(node, lobby, relay, port)
     finally:
         await _drain(edge, lobby, engine, config)
         for task in tasks:

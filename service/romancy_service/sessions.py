@@ -141,7 +141,7 @@ class Session:
 
     def unsent(self) -> list[bytes]:
         """Tokens of the tasks that were leased and never written to a stream."""
-        return [task.token for task in (*self.activity_tasks, *self.workflow_tasks)]
+        return [task.token for task in self.activity_tasks] + [task.token for task in self.workflow_tasks]
 
 
 def open_session(session_id: str, epoch: int, hello: Hello) -> Session:

@@ -29,7 +29,7 @@ class Limits:
     client_message_bytes: int = 4 * MIB
     """One message of a client, as in gRPC's own default: room for the largest payload, and for many small starts."""
     connect_message_bytes: int = 32 * MIB
-    """One frame of a worker. Above `payload_bytes`, so that what is too large is answered INVALID, not by the stream's end."""
+    """One frame of a worker. Far above `payload_bytes`: too large values are answered INVALID and end no stream."""
     frame_bytes: int = 1 * MIB
     """So large are the frames that the service writes: a heartbeat behind one waits 100 ms at 10 MB/s."""
     chunk_bytes: int = 256 * KIB
@@ -91,7 +91,7 @@ class Limits:
     session_lease_ms: int = 20_000
     """How long the tasks of a session that nobody hears are kept: longer than a restart or a short outage takes."""
     heartbeat_interval_ms: int = 4_000
-    """How often each side sends a frame. Three in silence are 12 s, so that a worker comes back well within its lease."""
+    """How often each side sends a frame. Three in silence are 12 s, so a worker comes back well within its lease."""
     missed_heartbeats: int = 3
     """So many intervals of silence end a stream: within the lease, so that there is time to reconnect."""
     reconnect_grace_ms: int = 3_000

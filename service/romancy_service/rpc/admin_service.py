@@ -24,7 +24,7 @@ from romancy_service.core.task import TaskKind
 from romancy_service.core.times import timestamp
 from romancy_service.node import Node
 from romancy_service.rpc.validate import namespace_of
-from romancy_service.store.store import SessionInfo
+from romancy_service.store.presence import SessionInfo
 
 # The generated servicer names its methods as the contract does.
 

@@ -12,15 +12,13 @@ Without a file every certificate that the client CA signed may do everything.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
-
-import grpc
 
 from romancy_service.config import InvalidConfig, Security
 from romancy_service.errors import PermissionDenied, Unauthenticated
@@ -88,7 +86,7 @@ class Grant:
             raise PermissionDenied(self.principal, f"call {method.rpartition('/')[2]}, which needs `{needed}`")
 
     def check_namespace(self, namespace: str) -> None:
-        """Raise PermissionDenied unless the principal may act in the namespace. Says the same whether it exists or not."""
+        """Raise PermissionDenied unless the principal may act in the namespace."""
         if EVERYWHERE not in self.namespaces and namespace not in self.namespaces:
             raise PermissionDenied(self.principal, f"act in namespace {namespace[:80]!r}")
 
@@ -97,8 +95,14 @@ class Access:
     """The credentials that are known. Read once: to take one away, change the file and restart the replicas."""
 
     def __init__(self, grants: Mapping[str, Grant], *, any_certificate: bool = False) -> None:
-        self._tokens = [(key.removeprefix("token:"), grant) for key, grant in grants.items() if key.startswith("token:")]
-        self._certificates = {key.removeprefix("cert:"): g for key, g in grants.items() if key.startswith("cert:")}
+        self._tokens: list[tuple[str, Grant]] = []
+        self._certificates: dict[str, Grant] = {}
+        for credential, grant in grants.items():
+            kind, _, value = credential.partition(":")
+            if kind == "token":
+                self._tokens.append((value, grant))
+            else:
+                self._certificates[value] = grant
         self._any_certificate = any_certificate
 
     def authenticate(

@@ -32,8 +32,10 @@ from romancy_service.errors import (
 
 DOMAIN: Final = "romancy"
 _DETAILS_KEY: Final = "grpc-status-details-bin"
-_SHOWN: Final = 1_000
-"""Characters of a text: the whole status must fit into 8 KiB of metadata, in which each may take nine bytes."""
+_TEXT_CHARACTERS: Final = 400
+"""So much of a text is sent: the status must fit into 8 KiB of metadata, in which a character may take nine bytes."""
+_VALUE_CHARACTERS: Final = 255
+"""The same for values of an error's metadata: ids fit."""
 
 STATUS: Final[dict[type[RomancyError], grpc.StatusCode]] = {
     InvalidField: grpc.StatusCode.INVALID_ARGUMENT,
@@ -66,7 +68,7 @@ def status_details(error: RomancyError) -> tuple[tuple[str, bytes]]:
     """The trailing metadata that carry reason and metadata of an error."""
     info = ErrorInfo(reason=error.reason, domain=DOMAIN)
     for key, value in error.metadata.items():
-        info.metadata[key] = value[:_SHOWN]
+        info.metadata[key] = value[:_VALUE_CHARACTERS]
     status = Status(code=status_of(error).value[0], message=status_text(error))
     status.details.add().Pack(info)
     return ((_DETAILS_KEY, status.SerializeToString()),)
@@ -74,4 +76,4 @@ def status_details(error: RomancyError) -> tuple[tuple[str, bytes]]:
 
 def status_text(error: RomancyError) -> str:
     """The text of an error, cut to what an answer's metadata can hold."""
-    return str(error)[:_SHOWN]
+    return str(error)[:_TEXT_CHARACTERS]

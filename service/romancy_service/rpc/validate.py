@@ -6,7 +6,7 @@ Values are checked by core/check.py; here stands which fields a request has and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -200,7 +200,7 @@ def _check_optional_ids(
             check_id(name, value, limits)
 
 
-def _check_enum(field: str, value: int, known: list[int]) -> None:
+def _check_enum(field: str, value: int, known: Sequence[int]) -> None:
     if value not in known:
         raise InvalidField(field, f"is {value}, which this service does not know", value=value)
 

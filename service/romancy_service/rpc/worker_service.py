@@ -47,7 +47,7 @@ from romancy_service.errors import (
 from romancy_service.lobby import Lobby
 from romancy_service.node import Node
 from romancy_service.rpc.chunks import Chunker, Joiner
-from romancy_service.rpc.validate import check_hello
+from romancy_service.rpc.validate import check_hello, namespace_of
 from romancy_service.sessions import InHand, Session
 from romancy_service.tokens import InvalidToken, TaskRef
 
@@ -62,7 +62,7 @@ class WorkerService(WorkerServiceServicer):
         self._lobby = lobby
         self._limits = limits
 
-    async def Connect(
+    async def Connect(  # type: ignore[override]  # it writes to the context; the stub knows only generators
         self,
         request_iterator: AsyncIterator[ConnectRequest],
         context: grpc.aio.ServicerContext[ConnectRequest, ConnectResponse],
@@ -71,6 +71,7 @@ class WorkerService(WorkerServiceServicer):
         joiner = Joiner(self._limits.connect_message_bytes)
         hello = await _first_frame(request_iterator, joiner, self._limits.hello_ms / 1000)
         check_hello(hello, self._limits)
+        hello.namespace = namespace_of(hello.namespace, self._limits)
         session, welcome = await self._lobby.admit(hello)
         connection = _Connection(self._node, session, context, self._limits, joiner)
         goodbye = False

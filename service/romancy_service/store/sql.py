@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import Executable, bindparam
@@ -38,6 +39,20 @@ def _json(element: among, compiler: SQLCompiler, **options: Any) -> str:
     return f"{column} in (select value from json_each({values}))"
 
 
+def compiled(statement: Executable, dialect: Dialect, values: dict[str, Any]) -> tuple[str, list[Any]]:
+    """SQL, and its arguments in their order."""
+    sql, names, given = _compile(statement, dialect)
+    return sql, [values[name] if name in values else given[name] for name in names]
+
+
+@lru_cache(maxsize=512)
+def _compile(statement: Executable, dialect: Dialect) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+    """SQL, the names of its parameters in their order, and the values that the statement brings itself."""
+    made = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
+    assert isinstance(made, SQLCompiler)
+    return made.string, tuple(made.positiontup or ()), dict(made.params)
+
+
 class Statements(ABC):
     """Runs statements on a database. Each is a transaction of its own."""
 
@@ -48,3 +63,7 @@ class Statements(ABC):
     @abstractmethod
     async def _write(self, statement: Executable, **values: Any) -> Sequence[Row]:
         """Carry out a statement; the rows that it returns."""
+
+    @abstractmethod
+    async def _write_apart(self, statement: Executable, **values: Any) -> Sequence[Row]:
+        """As `_write`, on a connection that nothing else keeps busy."""

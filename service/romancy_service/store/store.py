@@ -9,11 +9,37 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
+
+from sqlalchemy import Integer, bindparam, exists, or_, select, text
 
 from romancy_service.core.run import Run
 from romancy_service.core.task import Fence, Task, TaskKind
-from romancy_service.store.lookups import Lookups
-from romancy_service.store.presence import Presence
+from romancy_service.store.lookups import Lookups, RunSummary, RunView
+from romancy_service.store.presence import Presence, SessionInfo, SessionRow
+from romancy_service.store.rows import Row, task_of
+from romancy_service.store.sql import among
+from romancy_service.store.tables import OWNED, RELAYED, keys, requests, sessions, tasks
+
+__all__ = [
+    "Beat",
+    "Change",
+    "Claimed",
+    "CommitResult",
+    "DueTask",
+    "Lease",
+    "LeasedRow",
+    "Request",
+    "RunSummary",
+    "RunView",
+    "SessionInfo",
+    "SessionRow",
+    "Store",
+    "StoreRefused",
+    "Want",
+    "claimed_of",
+    "open_store",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +149,44 @@ class StoreRefused(Exception):
     """The database cannot be used by this process, whatever it tries again: its operator must act."""
 
 
+_REQUESTS: Final = select(requests).where(
+    requests.c.namespace == bindparam("namespace"), among(requests.c.request_id, "request_ids")
+)
+_OURS: Final = tasks.c.part_hash % bindparam("parts", type_=Integer) == bindparam("part", type_=Integer)
+_DUE: Final = (
+    select(tasks)
+    .where(
+        text(RELAYED),
+        tasks.c.relay_ms <= bindparam("now_ms"),
+        or_(_OURS, tasks.c.relay_ms <= bindparam("overdue_ms")),
+    )
+    .order_by(tasks.c.relay_ms)
+    .limit(bindparam("limit", type_=Integer))
+)
+_DUE_WITHIN: Final = (
+    select(tasks.c.run_id, tasks.c.task_id, tasks.c.relay_ms)
+    .where(
+        text(RELAYED),
+        tasks.c.relay_ms > bindparam("now_ms"),
+        tasks.c.relay_ms <= bindparam("until_ms"),
+        tasks.c.kind >= int(TaskKind.TIMER),
+        _OURS,
+    )
+    .order_by(tasks.c.relay_ms)
+    .limit(bindparam("limit", type_=Integer))
+)
+_LOST: Final = (
+    select(tasks)
+    .where(
+        text(OWNED),
+        ~exists().where(sessions.c.session_id == tasks.c.owner, sessions.c.lease_ms > bindparam("now_ms")),
+    )
+    .limit(bindparam("limit", type_=Integer))
+)
+_TO_CANCEL: Final = select(tasks).where(text(OWNED), tasks.c.cancel_requested, among(tasks.c.owner, "session_ids"))
+_KEYS: Final = select(keys).order_by(keys.c.created_ms.desc(), keys.c.key_id.desc()).limit(2)
+
+
 class Store(Lookups, Presence):
     """All that is stored."""
 
@@ -132,6 +196,10 @@ class Store(Lookups, Presence):
     @abstractmethod
     async def open(self) -> None:
         """Connect, and bring the tables up to date. Raises StoreRefused when the database cannot be used."""
+
+    @abstractmethod
+    async def migrate(self) -> None:
+        """Bring the tables up to date, and nothing else. `open` does it too."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -155,6 +223,16 @@ class Store(Lookups, Presence):
     async def load(self, run_ids: Sequence[str]) -> dict[str, Run]:
         """Runs with their tasks and unseen inputs as they are at one moment, those that are there. Without saga."""
 
+    async def find_requests(self, ids: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Request]:
+        """By (namespace, request id): those that were carried out."""
+        found = {}
+        for namespace in {namespace for namespace, _ in ids}:
+            request_ids = [request_id for owner, request_id in ids if owner == namespace]
+            for row in await self._read(_REQUESTS, namespace=namespace, request_ids=request_ids):
+                request = Request(namespace, row["request_id"], row["run_id"], row["method"], row["reply"])
+                found[namespace, request.request_id] = request
+        return found
+
     @abstractmethod
     async def claim(self, wants: Sequence[Want], now_ms: int) -> list[Claimed]:
         """Lease due tasks that nobody has to the sessions that want them, small priorities and old ones first."""
@@ -171,6 +249,40 @@ class Store(Lookups, Presence):
     async def leased_tasks(self, session_id: str, epoch: int) -> list[Claimed]:
         """All tasks of a session, brought to its new epoch. The second half of a hello: what it holds is current."""
 
+    async def due(self, now_ms: int, limit: int, part: int, parts: int) -> list[DueTask]:
+        """Tasks that the service must look at by now, the longest due first.
+
+        Those of this replica's part of the runs, and what is overdue by a second, since the replica whose it is may be gone.
+        """
+        rows = await self._read(_DUE, now_ms=now_ms, overdue_ms=now_ms - 1_000, limit=limit, part=part, parts=parts)
+        return [_due_task(row) for row in rows]
+
+    async def due_within(
+        self, now_ms: int, horizon_ms: int, limit: int, part: int, parts: int
+    ) -> list[tuple[str, str, int]]:
+        """Timers and deadlines of this replica's part that will soon be due: run id, task id, when."""
+        until_ms = now_ms + horizon_ms
+        rows = await self._read(_DUE_WITHIN, now_ms=now_ms, until_ms=until_ms, limit=limit, part=part, parts=parts)
+        return [(row["run_id"], row["task_id"], row["relay_ms"]) for row in rows]
+
+    async def lost(self, now_ms: int, limit: int) -> list[DueTask]:
+        """Tasks of sessions that are gone, or whose lease is over.
+
+        An older epoch alone is no loss: a hello raises the session's epoch first and brings its tasks to it then.
+        """
+        return [_due_task(row) for row in await self._read(_LOST, now_ms=now_ms, limit=limit)]
+
+    async def to_cancel(self, session_ids: Sequence[str]) -> list[LeasedRow]:
+        """Tasks of these sessions that were asked to stop."""
+        rows = await self._read(_TO_CANCEL, session_ids=session_ids)
+        return [
+            LeasedRow(row["run_id"], row["task_id"], row["attempt"], row["owner"], row["owner_epoch"]) for row in rows
+        ]
+
+    async def signing_keys(self) -> list[tuple[str, bytes]]:
+        """The keys whose tokens are valid, by id, the newest first: new tokens are signed with that one."""
+        return [(row["key_id"], row["secret"]) for row in await self._read(_KEYS)]
+
     @abstractmethod
     async def notify(self, payload: str) -> None:
         """Tell the other replicas something, at most 7,999 bytes. It may be lost."""
@@ -180,6 +292,24 @@ class Store(Lookups, Presence):
         """Have `callback` called with what other replicas tell, from now on until closed."""
 
 
+def claimed_of(row: Row) -> Claimed:
+    """The leased task of a row of `tasks` that is joined to its run."""
+    return Claimed(
+        run_id=row["run_id"],
+        session_id=row["owner"],
+        task=task_of(row),
+        namespace=row["namespace"],
+        workflow_id=row["workflow_id"],
+        workflow_type=row["workflow_type"],
+        version=row["version"],
+        heartbeat_details=row["heartbeat_details"],
+    )
+
+
+def _due_task(row: Row) -> DueTask:
+    return DueTask(row["run_id"], task_of(row), row["relay_ms"])
+
+
 def open_store(database: str, *, lanes: int = 3) -> Store:
     """The store at a `postgresql://` URL, or in the SQLite file of that name. `open` it before use."""
     # Each driver is imported only by who uses it.
@@ -187,6 +317,8 @@ def open_store(database: str, *, lanes: int = 3) -> Store:
         from romancy_service.store.postgres import PostgresStore
 
         return PostgresStore(database, lanes=lanes)
+    if "://" in database or database in ("", ":memory:"):
+        raise StoreRefused(f"no database {database!r}: give the name of a SQLite file, or a postgresql:// URL")
     from romancy_service.store.sqlite import SqliteStore
 
     return SqliteStore(database)

@@ -170,6 +170,8 @@ tasks = Table(
     CheckConstraint("owner = '' or kind <= 2", name="tasks_owned_kind"),
     postgresql_with=_BUSY,
 )
+KEPT_TASK_COLUMNS: Final = ("run_id", "task_id", "namespace", "part_hash", "heartbeat_details")
+"""What a new attempt leaves as it is: it gets the details of the heartbeats of the one before."""
 
 Index(
     "tasks_claim",

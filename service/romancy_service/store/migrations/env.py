@@ -1,4 +1,4 @@
-"""Run by Alembic. The connection, and the lock that goes with it, come from the store."""
+"""Run by Alembic. The connection, its transaction and the lock that goes with it come from the store."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from romancy_service.store.tables import metadata
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=metadata,
+    transactional_ddl=True,
     render_as_batch=True,  # SQLite alters tables by copying them
 )
 context.run_migrations()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import time
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -20,7 +22,7 @@ def _where(predicate: str) -> dict[str, Any]:
 
 def upgrade() -> None:
     """Make them."""
-    op.create_table(
+    clock = op.create_table(
         "clock",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("mark_ms", sa.BigInteger(), nullable=False),
@@ -36,7 +38,7 @@ def upgrade() -> None:
         sa.CheckConstraint("1 <= first_event_id and first_event_id <= last_event_id", name="history_event_ids"),
         sa.PrimaryKeyConstraint("run_id", "first_event_id", name="history_pk"),
     )
-    op.create_table(
+    keys = op.create_table(
         "keys",
         sa.Column("key_id", _TEXT, nullable=False),
         sa.Column("secret", sa.LargeBinary(), nullable=False),
@@ -158,3 +160,7 @@ def upgrade() -> None:
     )
     op.create_index("tasks_owner", "tasks", ["owner"], **_where("owner <> ''"))
     op.create_index("tasks_relay", "tasks", ["relay_ms"], **_where("relay_ms < 4611686018427387904"))
+    op.bulk_insert(clock, [{"id": 1, "mark_ms": 0}])
+    op.bulk_insert(
+        keys, [{"key_id": "1", "secret": secrets.token_bytes(32), "created_ms": time.time_ns() // 1_000_000}]
+    )

@@ -1,0 +1,95 @@
+"""Edge: the gRPC server with all that no service of ours does: address, TLS, limits, guard, health, reflection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from romancy.v1 import admin_service_pb2, worker_service_pb2, workflow_service_pb2
+
+from romancy_service.config import Config, InvalidConfig
+from romancy_service.core.limits import Limits
+from romancy_service.rpc.auth import read_access
+from romancy_service.rpc.guard import Guard
+
+SERVICES: Final = tuple(
+    service.full_name
+    for contract in (workflow_service_pb2, worker_service_pb2, admin_service_pb2)
+    for service in contract.DESCRIPTOR.services_by_name.values()
+)
+
+
+class Edge:
+    """A gRPC server that serves health and reflection, and whatever is added to `server` before it starts."""
+
+    def __init__(self, config: Config) -> None:
+        """Raises InvalidConfig when the credentials cannot be read."""
+        self._config = config
+        self.server: grpc.aio.Server = grpc.aio.server(
+            interceptors=[Guard(read_access(config.security), config.limits)],
+            options=_options(config.limits),
+            maximum_concurrent_rpcs=config.limits.concurrent_calls,
+        )
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs leave `aio` out
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server)
+
+    async def start(self) -> int:
+        """Listen and serve. Returns the port. Raises InvalidConfig when the address cannot be listened on."""
+        address = str(self._config.listen)
+        credentials = _credentials(self._config)
+        try:
+            if credentials is None:
+                port = self.server.add_insecure_port(address)
+            else:
+                port = self.server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise InvalidConfig(f"cannot listen on {address}: is another process on that port?") from error
+        await self.server.start()
+        for service in SERVICES:
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        return int(port)
+
+    async def not_serving(self) -> None:
+        """Tell load balancers to send nobody here any more; calls in flight go on."""
+        await self._health.enter_graceful_shutdown()
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new calls, and end those in flight after `grace_s`."""
+        await self.server.stop(grace_s)
+
+
+def _options(limits: Limits) -> list[tuple[str, Any]]:
+    return [
+        # The largest that any method takes; the guard has the limit of each.
+        ("grpc.max_receive_message_length", limits.connect_message_bytes),
+        # Two processes on one port would each get some of the calls, and nobody would notice.
+        ("grpc.so_reuseport", 0),
+        # A peer that vanished without a word is noticed, and its calls are ended, within 15 s.
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
+        # Clients may ask for signs of life as often, also between calls.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+def _credentials(config: Config) -> grpc.ServerCredentials | None:
+    security = config.security
+    if security.tls_cert is None or security.tls_key is None:
+        return None
+    pair = (_read(security.tls_key), _read(security.tls_cert))
+    if security.tls_client_ca is None:
+        return grpc.ssl_server_credentials([pair])
+    return grpc.ssl_server_credentials([pair], _read(security.tls_client_ca), require_client_auth=True)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidConfig(f"cannot read {path}: {error.strerror}") from error

@@ -1,0 +1,295 @@
+"""Lookups: what is read off the hot path. Nothing here is written, and nothing is decided on what is read."""
+
+from __future__ import annotations
+
+import sys
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Integer,
+    Select,
+    bindparam,
+    func,
+    literal,
+    literal_column,
+    select,
+    text,
+    tuple_,
+)
+
+from romancy.v1.history_pb2 import HistoryEvent
+from romancy.v1.workflow_pb2 import WorkflowOutcome, WorkflowStatus
+from romancy.v1.workflow_service_pb2 import WorkflowFilter
+
+from romancy_service.core.run import Run
+from romancy_service.core.task import TaskKind
+from romancy_service.core.times import timestamp_ms
+from romancy_service.store.presence import served_types
+from romancy_service.store.rows import Row, events_of, loaded_run, outcome_of
+from romancy_service.store.sql import Statements, among
+from romancy_service.store.tables import CLAIMABLE, TEXT, history, runs, sessions, tasks
+
+COUNTED: Final = 10_000
+"""So far counts are exact; counting a million rows at each look would cost more than it tells."""
+_PAGE_ROWS: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What lists show of a run."""
+
+    namespace: str
+    workflow_id: str
+    run_id: str
+    workflow_type: str
+    task_queue: str
+    priority: int
+    build_id: str
+    status: WorkflowStatus.ValueType
+    start_ms: int
+    close_ms: int
+    last_event_id: int
+    memo: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """One run with its tasks, and who has them or could."""
+
+    run: Run
+    summary: RunSummary
+    heartbeat_details: dict[str, bytes]
+    """By task id: what attempts said last of their progress."""
+    workers: dict[str, str]
+    """By session id: the names of the namespace's workers."""
+    served: set[tuple[str, TaskKind, str]]
+    """(queue, kind, type) that a connected worker takes."""
+
+
+_SUMMARY: Final = [runs.c[name] for name in RunSummary.__slots__]
+_RUN: Final = select(runs).where(runs.c.run_id == bindparam("run_id"))
+_TASKS: Final = select(tasks).where(tasks.c.run_id == bindparam("run_id")).order_by(tasks.c.task_id)
+_SESSIONS: Final = select(sessions).where(sessions.c.namespace == bindparam("namespace"))
+_NAMED_RUNS: Final = select(runs.c.namespace, runs.c.workflow_id, runs.c.run_id).where(among(runs.c.run_id, "run_ids"))
+_LATEST: Final = (
+    select(runs.c.run_id, runs.c.status)
+    .where(runs.c.namespace == bindparam("namespace"), runs.c.workflow_id == bindparam("workflow_id"))
+    .order_by(runs.c.start_ms.desc(), runs.c.run_id.desc())
+    .limit(1)
+)
+_OUTCOMES: Final = select(runs.c.run_id, runs.c.namespace, runs.c.outcome).where(
+    among(runs.c.run_id, "run_ids"), runs.c.outcome.is_not(None)
+)
+
+
+def _history_page() -> Select[tuple[bytes]]:
+    batches = (
+        select(history.c.events, history.c.first_event_id, func.length(history.c.events).label("size"))
+        .where(history.c.run_id == bindparam("run_id"), history.c.last_event_id > bindparam("after_event_id"))
+        .order_by(history.c.first_event_id)
+        .limit(bindparam("rows"))
+        .subquery()
+    )
+    so_far = func.sum(batches.c.size).over(order_by=batches.c.first_event_id) - batches.c.size
+    summed = select(batches.c.events, batches.c.first_event_id, so_far.label("so_far")).subquery()
+    return (
+        select(summed.c.events)
+        .where(summed.c.so_far < bindparam("bytes", type_=BigInteger))
+        .order_by(summed.c.first_event_id)
+    )
+
+
+_HISTORY_PAGE: Final = _history_page()
+
+_WAITING: Final = (
+    select(tasks.c.kind, tasks.c.type)
+    .where(
+        text(CLAIMABLE),
+        tasks.c.namespace == bindparam("namespace"),
+        tasks.c.queue == bindparam("queue"),
+        tuple_(tasks.c.kind, tasks.c.type)
+        > tuple_(bindparam("after_kind", type_=Integer), bindparam("after_type", type_=TEXT)),
+    )
+    .order_by(tasks.c.kind, tasks.c.type)
+    .limit(1)
+)
+_WAITING_OF_TYPE: Final = (
+    select(tasks.c.due_ms)
+    .where(
+        text(CLAIMABLE),
+        tasks.c.namespace == bindparam("namespace"),
+        tasks.c.queue == bindparam("queue"),
+        tasks.c.kind == bindparam("kind"),
+        tasks.c.type == bindparam("type"),
+        tasks.c.due_ms <= bindparam("now_ms"),
+    )
+    .limit(COUNTED)
+    .subquery()
+)
+_BACKLOG: Final = select(
+    func.count().label("count"), func.min(_WAITING_OF_TYPE.c.due_ms).label("oldest_ms")
+).select_from(_WAITING_OF_TYPE)
+
+
+class Lookups(Statements):
+    """Reads runs, histories, requests and backlogs."""
+
+    async def read_history(
+        self, run_id: str, after_event_id: int, max_events: int, max_bytes: int
+    ) -> list[HistoryEvent]:
+        """Events with larger numbers, in order: at most so many, and so many bytes; but one, if there is any."""
+        events: list[HistoryEvent] = []
+        size = 0
+        while len(events) < max_events and size < max_bytes:
+            last_event_id = events[-1].event_id if events else after_event_id
+            rows = await self._read(
+                _HISTORY_PAGE,
+                run_id=run_id,
+                after_event_id=last_event_id,
+                rows=min(max_events - len(events), _PAGE_ROWS),
+                bytes=max_bytes - size,
+            )
+            if not rows:
+                break
+            for event in (event for row in rows for event in events_of(row["events"])):
+                if event.event_id <= last_event_id:
+                    continue
+                size += event.ByteSize()
+                if len(events) == max_events or (events and size > max_bytes):
+                    return events
+                events.append(event)
+        return events
+
+    async def find_runs(self, refs: Sequence[tuple[str, str, str]]) -> list[str | None]:
+        """For each (namespace, workflow id, run id) the run's id; without a run id the newest run of the workflow id."""
+        run_ids = [run_id for _, _, run_id in refs if run_id]
+        named = {}
+        if run_ids:
+            rows = await self._read(_NAMED_RUNS, run_ids=run_ids)
+            named = {(row["namespace"], row["run_id"]): row["workflow_id"] for row in rows}
+        found: list[str | None] = []
+        for namespace, workflow_id, run_id in refs:
+            if not run_id:
+                newest = await self._newest(namespace, workflow_id)
+                found.append(newest[0] if newest else None)
+            else:
+                known_as = named.get((namespace, run_id))
+                found.append(run_id if known_as is not None and workflow_id in ("", known_as) else None)
+        return found
+
+    async def latest(
+        self, ids: Sequence[tuple[str, str]]
+    ) -> dict[tuple[str, str], tuple[str, WorkflowStatus.ValueType]]:
+        """By (namespace, workflow id): the newest run and its status, where there is one."""
+        found = {key: await self._newest(*key) for key in ids}
+        return {key: newest for key, newest in found.items() if newest is not None}
+
+    async def _newest(self, namespace: str, workflow_id: str) -> tuple[str, WorkflowStatus.ValueType] | None:
+        rows = await self._read(_LATEST, namespace=namespace, workflow_id=workflow_id)
+        return (rows[0]["run_id"], rows[0]["status"]) if rows else None
+
+    async def outcomes(self, run_ids: Sequence[str]) -> dict[str, tuple[str, WorkflowOutcome]]:
+        """By run id: the namespace and outcome of the runs that have one."""
+        rows = await self._read(_OUTCOMES, run_ids=run_ids)
+        return {row["run_id"]: (row["namespace"], outcome) for row in rows if (outcome := outcome_of(row)) is not None}
+
+    async def get_run(self, run_id: str) -> RunView | None:
+        """One run for people."""
+        found = await self._read(_RUN, run_id=run_id)
+        if not found:
+            return None
+        task_rows = await self._read(_TASKS, run_id=run_id)
+        run = loaded_run(found[0], task_rows, [])
+        session_rows = await self._read(_SESSIONS, namespace=run.namespace)
+        return RunView(
+            run=run,
+            summary=_summary(found[0]),
+            heartbeat_details={
+                row["task_id"]: row["heartbeat_details"] for row in task_rows if row["heartbeat_details"] is not None
+            },
+            workers={row["session_id"]: row["worker_id"] for row in session_rows},
+            served={key for row in session_rows if row["connected"] for key in served_types(row["hello"])},
+        )
+
+    async def list_runs(
+        self, namespace: str, selection: WorkflowFilter, after: tuple[int, str] | None, limit: int
+    ) -> list[RunSummary]:
+        """Runs, newest first; with `after`, those behind the run of that (start_ms, run id)."""
+        statement = select(*_SUMMARY).where(*_conditions(namespace, selection))
+        if after is not None:
+            start_ms, run_id = literal(after[0], BigInteger), literal(after[1], TEXT)
+            statement = statement.where(tuple_(runs.c.start_ms, runs.c.run_id) < tuple_(start_ms, run_id))
+        statement = statement.order_by(runs.c.start_ms.desc(), runs.c.run_id.desc()).limit(limit)
+        return [_summary(row) for row in await self._read(statement)]
+
+    async def count_runs(self, namespace: str, selection: WorkflowFilter) -> tuple[int, bool]:
+        """How many, and whether that is an estimate: it is above 10,000."""
+        matching = select(literal_column("1").label("one")).select_from(runs).where(*_conditions(namespace, selection))
+        counted = select(func.count().label("count")).select_from(matching.limit(COUNTED + 1).subquery())
+        count: int = (await self._read(counted))[0]["count"]
+        return (count, False) if count <= COUNTED else (max(await self._estimate(matching), count), True)
+
+    @abstractmethod
+    async def _estimate(self, query: Select[tuple[int]]) -> int:
+        """About how many rows a query finds."""
+
+    async def backlogs(self, namespace: str, queue: str, now_ms: int) -> list[tuple[TaskKind, str, int, int]]:
+        """What is due in a queue and nobody has: kind, type, how many (up to 10,000), since when the oldest is due."""
+        found = []
+        kind, task_type = 0, ""
+        # One probe of the index for each type, so that what waits is counted, and nothing else is walked over.
+        while waiting := await self._read(
+            _WAITING, namespace=namespace, queue=queue, after_kind=kind, after_type=task_type
+        ):
+            kind, task_type = waiting[0]["kind"], waiting[0]["type"]
+            counted = await self._read(
+                _BACKLOG, namespace=namespace, queue=queue, kind=kind, type=task_type, now_ms=now_ms
+            )
+            if counted[0]["count"]:
+                found.append((TaskKind(kind), task_type, counted[0]["count"], counted[0]["oldest_ms"]))
+        return found
+
+
+def _summary(row: Row) -> RunSummary:
+    return RunSummary(**{name: row[name] for name in RunSummary.__slots__})
+
+
+def _conditions(namespace: str, selection: WorkflowFilter) -> list[ColumnElement[bool]]:
+    """What a run must be to be selected."""
+    conditions = [runs.c.namespace == namespace]
+    if selection.statuses:
+        conditions.append(runs.c.status.in_(sorted(set(selection.statuses))))
+    if selection.workflow_type:
+        conditions.append(runs.c.workflow_type == selection.workflow_type)
+    if selection.workflow_id:
+        conditions.append(runs.c.workflow_id == selection.workflow_id)
+    if prefix := selection.workflow_id_prefix:
+        conditions.append(runs.c.workflow_id >= prefix)
+        if (end := _end_of_prefix(prefix)) is not None:
+            conditions.append(runs.c.workflow_id < end)
+    if selection.HasField("started_from"):
+        conditions.append(runs.c.start_ms >= timestamp_ms(selection.started_from))
+    if selection.HasField("started_before"):
+        conditions.append(runs.c.start_ms < timestamp_ms(selection.started_before))
+    if selection.HasField("closed_from") or selection.HasField("closed_before"):
+        conditions.append(runs.c.close_ms > 0)
+    if selection.HasField("closed_from"):
+        conditions.append(runs.c.close_ms >= timestamp_ms(selection.closed_from))
+    if selection.HasField("closed_before"):
+        conditions.append(runs.c.close_ms < timestamp_ms(selection.closed_before))
+    return conditions
+
+
+def _end_of_prefix(prefix: str) -> str | None:
+    """The first text after all that begin with `prefix`, by code points, which UTF-8 sorts alike; None if there is none."""
+    kept = prefix.rstrip(chr(sys.maxunicode))
+    if not kept:
+        return None
+    following = ord(kept[-1]) + 1
+    # Surrogates are no characters of their own.
+    return kept[:-1] + chr(0xE000 if following == 0xD800 else following)

@@ -1,0 +1,304 @@
+"""The store on Postgres: any number of replicas share one database.
+
+Connections by what their statements need: the lanes and whatever finds rows by key; lookups and claims, which walk along
+indexes; one that only renews leases, so that no load can make sessions look lost; one that listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final
+
+import asyncpg
+import structlog
+from sqlalchemy import Connection, Select, text
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+from sqlalchemy.sql.expression import Executable
+
+from romancy_service import faults
+from romancy_service.core.run import Run
+from romancy_service.errors import BatchRejected, StoreUnavailable
+from romancy_service.store.batch import batch_of
+from romancy_service.store.migrate import upgrade
+from romancy_service.store.postgres_commit import BY_KEY, COMMIT, commit_values
+from romancy_service.store.postgres_tasks import CLAIM, HEARTBEAT, LEASED, LEASES, LOAD, RELEASE, WANTS
+from romancy_service.store.rows import Row, loaded_run
+from romancy_service.store.sql import compiled
+from romancy_service.store.store import (
+    Beat,
+    Change,
+    Claimed,
+    CommitResult,
+    LeasedRow,
+    Store,
+    StoreRefused,
+    Want,
+    claimed_of,
+)
+
+_log = structlog.get_logger("romancy.store")
+
+OLDEST_VERSION: Final = 14
+ANSWER_S: Final = 30.0
+"""A statement that takes longer counts as lost with its connection."""
+CONNECT_S: Final = 5.0
+CLASHES: Final = 5
+"""So often is a statement repeated that lost a deadlock or ran into a lock."""
+LOOKUPS: Final = 4
+"""Connections for what walks along indexes."""
+BY_KEY_BESIDES_LANES: Final = 3
+"""Connections for loads, heartbeats and releases."""
+PING_S: Final = 30.0
+MIGRATION_LOCK: Final = 0x726F6D616E6379
+_CHANNEL: Final = "romancy"
+
+_SETTINGS: Final = {
+    "application_name": "romancy",
+    "default_transaction_isolation": "read committed",
+    "jit": "off",
+    "timezone": "UTC",
+    # A replica that is frozen must not hold the others: neither in a transaction nor in a statement.
+    "idle_in_transaction_session_timeout": "2s",
+    "lock_timeout": "5s",
+    "statement_timeout": "25s",
+}
+_WALKING: Final = {"enable_seqscan": "off"}
+_DIALECT: Final = PGDialect_asyncpg()
+_NOW: Final = "select (extract(epoch from clock_timestamp()) * 1000)::bigint as now_ms"
+_NOTIFY: Final = f"select pg_notify('{_CHANNEL}', $1::text)"
+
+_CLASHES: Final = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError)
+_BAD_DATA: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
+_REFUSES: Final = (
+    asyncpg.ClientConfigurationError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.SyntaxOrAccessError,
+)
+"""The database is there, but will not have us or our statements: trying again does not help."""
+_UNREACHABLE: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
+
+
+class _Connection(asyncpg.Connection):  # type: ignore[type-arg]  # generic in its stubs only
+    """A connection of a pool. Its state is never changed, so nothing has to be reset between two uses."""
+
+    def get_reset_query(self) -> str:
+        return ""
+
+
+class PostgresStore(Store):
+    """See Store."""
+
+    def __init__(self, url: str, *, lanes: int) -> None:
+        self._url = url
+        self.lanes = lanes
+        self._listener: asyncio.Task[None] | None = None
+        self._by_key: asyncpg.Pool[asyncpg.Record]
+        self._walking: asyncpg.Pool[asyncpg.Record]
+        self._apart: asyncpg.Pool[asyncpg.Record]
+
+    # Connections --------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        await self.migrate()
+        with _unavailable():
+            self._by_key = await self._pool(self.lanes + BY_KEY_BESIDES_LANES, BY_KEY)
+            self._walking = await self._pool(LOOKUPS, _WALKING)
+            self._apart = await self._pool(1, BY_KEY)
+
+    async def migrate(self) -> None:
+        engine = create_async_engine("postgresql+asyncpg://", async_creator=self._connect, poolclass=NullPool)
+        try:
+            with _unavailable():
+                async with engine.begin() as connection:
+                    await connection.run_sync(_upgrade)
+        except _REFUSES as error:
+            raise StoreRefused(f"the database cannot be used: {error}") from error
+        finally:
+            await engine.dispose()
+
+    async def close(self) -> None:
+        if self._listener is not None:
+            self._listener.cancel()
+            await asyncio.gather(self._listener, return_exceptions=True)
+        for pool in (self._by_key, self._walking, self._apart):
+            try:
+                async with asyncio.timeout(CONNECT_S):
+                    await pool.close()
+            except (TimeoutError, *_UNREACHABLE):
+                pool.terminate()
+
+    async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
+        settings = {**_SETTINGS, "statement_timeout": "0", "lock_timeout": "60s"}
+        return await asyncpg.connect(self._url, timeout=CONNECT_S, server_settings=settings)
+
+    async def _pool(self, size: int, settings: dict[str, str]) -> asyncpg.Pool[asyncpg.Record]:
+        return await asyncpg.create_pool(
+            self._url,
+            min_size=size,
+            max_size=size,
+            max_inactive_connection_lifetime=0,
+            connection_class=_Connection,
+            init=_make_durable,
+            timeout=CONNECT_S,
+            command_timeout=ANSWER_S,
+            server_settings={**_SETTINGS, **settings},
+        )
+
+    async def _fetch(self, pool: asyncpg.Pool[asyncpg.Record], sql: str, *values: Any) -> list[asyncpg.Record]:
+        """Run a statement that is a transaction of its own, again if it lost against another one."""
+        for _ in range(CLASHES):
+            try:
+                with _unavailable():
+                    async with _connection(pool) as connection:
+                        return await connection.fetch(sql, *values)
+            except _CLASHES as error:
+                _log.info("statement clashed with another one, trying again", error=str(error))
+                await asyncio.sleep(random.uniform(0, 0.05))
+        raise StoreUnavailable(f"a statement clashed with others {CLASHES} times in a row; the database is overloaded")
+
+    async def _read(self, statement: Executable, **values: Any) -> Sequence[Row]:
+        sql, arguments = compiled(statement, _DIALECT, values)
+        return await self._fetch(self._walking, sql, *arguments)
+
+    async def _write(self, statement: Executable, **values: Any) -> Sequence[Row]:
+        return await self._read(statement, **values)
+
+    async def _write_apart(self, statement: Executable, **values: Any) -> Sequence[Row]:
+        sql, arguments = compiled(statement, _DIALECT, values)
+        return await self._fetch(self._apart, sql, *arguments)
+
+    # Runs ---------------------------------------------------------------------------------------------------------
+
+    async def commit(self, changes: Sequence[Change], now_ms: int) -> CommitResult:
+        faults.point("commit.before")
+        try:
+            values = commit_values(batch_of(changes, now_ms))
+            row = (await self._fetch(self._by_key, COMMIT, *values))[0]
+        except (*_BAD_DATA, ValueError, TypeError) as error:
+            raise BatchRejected(str(error), conflict=isinstance(error, asyncpg.UniqueViolationError)) from error
+        faults.point("commit.after")
+        if faults.ambiguous("commit"):
+            await self._by_key.expire_connections()
+            raise StoreUnavailable("the connection was lost after a commit was sent, because a test asked for it")
+        return CommitResult(set(row["written"]), set(zip(row["unleased_runs"], row["unleased_tasks"], strict=True)))
+
+    async def load(self, run_ids: Sequence[str]) -> dict[str, Run]:
+        rows = await self._fetch(self._by_key, LOAD, run_ids)
+        return {row["run_id"]: loaded_run(row, row["tasks"], row["batches"]) for row in rows}
+
+    # Tasks --------------------------------------------------------------------------------------------------------
+
+    async def claim(self, wants: Sequence[Want], now_ms: int) -> list[Claimed]:
+        rows = [(w.namespace, w.queue, w.kind, w.type, w.slots, w.session_id, w.epoch) for w in wants]
+        claimed = await self._fetch(self._walking, CLAIM, *WANTS.values(want=rows), now_ms)
+        faults.point("claim.after")
+        return [claimed_of(row) for row in claimed]
+
+    async def leased_tasks(self, session_id: str, epoch: int) -> list[Claimed]:
+        return [claimed_of(row) for row in await self._fetch(self._by_key, LEASED, session_id, epoch)]
+
+    async def release(self, leases: Sequence[LeasedRow], now_ms: int) -> None:
+        rows = [(e.run_id, e.task_id, e.attempt, e.owner, e.epoch, None, 0) for e in leases]
+        await self._fetch(self._by_key, RELEASE, *LEASES.values(lease=rows), now_ms)
+
+    async def heartbeat(self, beats: Sequence[Beat], now_ms: int) -> list[bool]:
+        rows = [(b.run_id, b.task_id, b.attempt, b.owner, b.epoch, b.details, n) for n, b in enumerate(beats)]
+        held = await self._fetch(self._by_key, HEARTBEAT, *LEASES.values(lease=rows), now_ms)
+        alive = {row["position"] for row in held}
+        return [position in alive for position in range(len(beats))]
+
+    # The rest -----------------------------------------------------------------------------------------------------
+
+    async def now_ms(self) -> int:
+        rows = await self._fetch(self._apart, _NOW)
+        return int(rows[0]["now_ms"])
+
+    async def _estimate(self, query: Select[tuple[int]]) -> int:
+        sql, arguments = compiled(query, _DIALECT, {})
+        plan = await self._fetch(self._walking, f"explain (format json) {sql}", *arguments)
+        return int(json.loads(plan[0]["QUERY PLAN"])[0]["Plan"]["Plan Rows"])
+
+    async def notify(self, payload: str) -> None:
+        await self._fetch(self._walking, _NOTIFY, payload)
+
+    async def listen(self, callback: Callable[[str], None]) -> None:
+        self._listener = asyncio.create_task(self._keep_listening(callback), name="listener")
+
+    async def _keep_listening(self, callback: Callable[[str], None]) -> None:
+        while True:
+            try:
+                await self._listen_once(callback)
+            except _UNREACHABLE as error:
+                _log.warning("not listening to other replicas for a moment", error=str(error))
+            await asyncio.sleep(random.uniform(0.5, 1.5))
+
+    async def _listen_once(self, callback: Callable[[str], None]) -> None:
+        """Until the connection is lost."""
+        ended = asyncio.Event()
+        connection = await self._connect()
+        try:
+            connection.add_termination_listener(lambda _: ended.set())
+            await connection.add_listener(_CHANNEL, lambda *told: callback(str(told[3])))
+            while not ended.is_set():
+                try:
+                    async with asyncio.timeout(PING_S):
+                        await ended.wait()
+                except TimeoutError:
+                    await connection.execute("select 1", timeout=CONNECT_S)
+        finally:
+            connection.terminate()
+
+
+@asynccontextmanager
+async def _connection(pool: asyncpg.Pool[asyncpg.Record]) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    """A connection of the pool. When it does not answer it is cut: nobody waits for what became of its statement."""
+    connection = await pool.acquire(timeout=CONNECT_S)
+    try:
+        yield connection
+    except (TimeoutError, OSError, asyncpg.InterfaceError):
+        connection.terminate()
+        raise
+    finally:
+        await pool.release(connection)
+
+
+@contextmanager
+def _unavailable() -> Iterator[None]:
+    """Turn what says nothing about the statement itself into StoreUnavailable."""
+    try:
+        yield
+    except (*_CLASHES, *_BAD_DATA, *_REFUSES):
+        raise
+    except _UNREACHABLE as error:
+        raise StoreUnavailable(f"the database does not answer: {type(error).__name__}: {error}") from error
+
+
+async def _make_durable(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    """What is acknowledged is on disk, whatever the server's default; a stricter one stays."""
+    await connection.execute(
+        "select set_config('synchronous_commit', 'on', false)"
+        " where current_setting('synchronous_commit') in ('off', 'local')"
+    )
+
+
+def _upgrade(connection: Connection) -> None:
+    version = connection.dialect.server_version_info or (0,)
+    if version[0] < OLDEST_VERSION:
+        raise StoreRefused(
+            f"the database is Postgres {'.'.join(map(str, version))}; at least {OLDEST_VERSION} is needed: upgrade it"
+        )
+    connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
+    upgrade(connection)

@@ -1,0 +1,195 @@
+"""Presence: who is alive. Workers' sessions with their leases, and the replicas of the service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import BigInteger, Text, bindparam, cast, delete, exists, func, insert, select, text, update
+
+from romancy.v1.worker_service_pb2 import Hello
+
+from romancy_service.core.task import TaskKind
+from romancy_service.store.rows import Row
+from romancy_service.store.sql import Statements, among
+from romancy_service.store.tables import OWNED, replicas, sessions, tasks
+
+REPLICA_SEEN_MS: Final = 5_000
+"""A replica that was not seen for so long does not count: others look at its part of the runs."""
+REPLICA_KEPT_MS: Final = 3_600_000
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """A worker's session as it is stored."""
+
+    session_id: str
+    namespace: str
+    worker_id: str
+    replica_id: str
+    epoch: int
+    lease_ms: int
+    """Until then its tasks are kept for it."""
+    connected: bool
+    draining: bool
+    start_ms: int
+    hello: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """A session, and how many tasks it has."""
+
+    session: SessionRow
+    tasks_in_hand: int
+
+
+_OPEN: Final = insert(sessions).values({name: bindparam(name) for name in SessionRow.__slots__})
+_RESUME: Final = (
+    update(sessions)
+    .where(sessions.c.session_id == bindparam("id"), sessions.c.namespace == bindparam("of_namespace"))
+    .values(
+        epoch=sessions.c.epoch + 1,
+        replica_id=bindparam("replica"),
+        hello=bindparam("new_hello"),
+        lease_ms=bindparam("until_ms"),
+        connected=True,
+        draining=False,
+    )
+    .returning(sessions.c.epoch)
+)
+# The rows are locked in the order in which commits lock them; an update alone takes them as it finds them.
+_HELD: Final = (
+    select(sessions.c.session_id)
+    .where(
+        among(sessions.c.session_id, "session_ids"),
+        among(sessions.c.session_id + " " + cast(sessions.c.epoch, Text), "held"),
+    )
+    .order_by(sessions.c.session_id)
+    .with_for_update()
+)
+_RENEW: Final = (
+    update(sessions)
+    .where(sessions.c.session_id.in_(_HELD))
+    .values(lease_ms=bindparam("until_ms"), connected=True)
+    .returning(sessions.c.session_id)
+)
+_DISCONNECT: Final = (
+    update(sessions)
+    .where(sessions.c.session_id == bindparam("id"), sessions.c.epoch == bindparam("of_epoch"))
+    .values(lease_ms=bindparam("until_ms"), connected=False)
+)
+_CLOSE: Final = delete(sessions).where(
+    sessions.c.session_id == bindparam("id"), sessions.c.epoch == bindparam("of_epoch")
+)
+_EXPIRE: Final = (
+    delete(sessions)
+    .where(
+        sessions.c.lease_ms <= bindparam("now_ms"),
+        ~exists().where(tasks.c.owner == sessions.c.session_id, text(OWNED)),
+    )
+    .returning(sessions.c.session_id)
+)
+_LIST: Final = (
+    select(
+        sessions,
+        select(func.count())
+        .select_from(tasks)
+        .where(tasks.c.owner == sessions.c.session_id, text(OWNED))
+        .scalar_subquery()
+        .label("tasks_in_hand"),
+    )
+    .where(sessions.c.namespace == bindparam("namespace"))
+    .order_by(sessions.c.worker_id, sessions.c.session_id)
+)
+_BEAT: Final = text(
+    "insert into replicas (replica_id, seen_ms) values (:replica_id, :now_ms)"
+    " on conflict (replica_id) do update set seen_ms = excluded.seen_ms"
+).bindparams(bindparam("replica_id", type_=Text), bindparam("now_ms", type_=BigInteger))
+_ALIVE: Final = (
+    select(replicas.c.replica_id).where(replicas.c.seen_ms > bindparam("since_ms")).order_by(replicas.c.replica_id)
+)
+_LEAVE: Final = delete(replicas).where(replicas.c.replica_id == bindparam("id"))
+_FORGET: Final = delete(replicas).where(replicas.c.seen_ms < bindparam("before_ms"))
+
+
+class Presence(Statements):
+    """Keeps sessions and replicas."""
+
+    async def open_session(self, session: SessionRow) -> None:
+        """A worker said hello for the first time."""
+        await self._write(_OPEN, **{name: getattr(session, name) for name in SessionRow.__slots__})
+
+    async def resume_session(
+        self, session_id: str, namespace: str, replica_id: str, hello: bytes, lease_ms: int
+    ) -> int | None:
+        """A worker came back: the session's new epoch, which ends whatever is done in the old one; None if it is gone.
+
+        The first half of a hello; `leased_tasks` is the other, so that what it reads includes all that the old epoch did.
+        """
+        rows = await self._write(
+            _RESUME, id=session_id, of_namespace=namespace, replica=replica_id, new_hello=hello, until_ms=lease_ms
+        )
+        return rows[0]["epoch"] if rows else None
+
+    async def renew_sessions(self, held: Sequence[tuple[str, int]], lease_ms: int) -> list[str]:
+        """Prolong the leases of these (session id, epoch). Returns the ids of those that are gone or of another epoch."""
+        session_ids = [session_id for session_id, _ in held]
+        rows = await self._write_apart(
+            _RENEW, session_ids=session_ids, held=[f"{name} {epoch}" for name, epoch in held], until_ms=lease_ms
+        )
+        renewed = {row["session_id"] for row in rows}
+        return [session_id for session_id in session_ids if session_id not in renewed]
+
+    async def disconnect_session(self, session_id: str, epoch: int, lease_ms: int) -> None:
+        """A stream ended without goodbye: the worker may come back until then."""
+        await self._write(_DISCONNECT, id=session_id, of_epoch=epoch, until_ms=lease_ms)
+
+    async def close_session(self, session_id: str, epoch: int) -> None:
+        """A worker said goodbye: whatever it still has is lost."""
+        await self._write(_CLOSE, id=session_id, of_epoch=epoch)
+
+    async def expire_sessions(self, now_ms: int) -> int:
+        """Forget sessions whose lease is over and that have no tasks any more. Returns how many."""
+        return len(await self._write(_EXPIRE, now_ms=now_ms))
+
+    async def list_sessions(self, namespace: str) -> list[SessionInfo]:
+        """The namespace's sessions, by worker id."""
+        rows = await self._read(_LIST, namespace=namespace)
+        return [SessionInfo(_session(row), row["tasks_in_hand"]) for row in rows]
+
+    async def beat(self, replica_id: str, now_ms: int) -> list[str]:
+        """A replica is alive. Returns the ids of all that are, sorted."""
+        await self._write(_BEAT, replica_id=replica_id, now_ms=now_ms)
+        await self._write(_FORGET, before_ms=now_ms - REPLICA_KEPT_MS)
+        return [row["replica_id"] for row in await self._read(_ALIVE, since_ms=now_ms - REPLICA_SEEN_MS)]
+
+    async def leave(self, replica_id: str) -> None:
+        """A replica stops."""
+        await self._write(_LEAVE, id=replica_id)
+
+
+def served_types(hello: bytes) -> Iterator[tuple[str, TaskKind, str]]:
+    """(queue, kind, type) of all that a worker said it takes."""
+    said = Hello.FromString(hello)
+    for queue in said.task_queues:
+        for workflow_type in said.workflow_types:
+            yield queue, TaskKind.WORKFLOW, workflow_type
+        for activity_type in said.activity_types:
+            yield queue, TaskKind.ACTIVITY, activity_type
+
+
+def _session(row: Row) -> SessionRow:
+    return SessionRow(
+        session_id=row["session_id"],
+        namespace=row["namespace"],
+        worker_id=row["worker_id"],
+        replica_id=row["replica_id"],
+        epoch=row["epoch"],
+        lease_ms=row["lease_ms"],
+        connected=bool(row["connected"]),
+        draining=bool(row["draining"]),
+        start_ms=row["start_ms"],
+        hello=row["hello"],
+    )

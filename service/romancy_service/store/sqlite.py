@@ -1,0 +1,279 @@
+"""The store in one SQLite file: for one process, without anything to install.
+
+One thread owns the connection that writes, another one the connection that reads; nobody else has the file, which a lock
+beside it ensures. So a transaction needs no waiting for others, and what it has looked at stays true until its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import structlog
+from sqlalchemy import Select, StaticPool, create_engine, func, select
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
+from sqlalchemy.sql.expression import Executable
+
+from romancy_service import faults
+from romancy_service.core.run import Run
+from romancy_service.errors import BatchRejected, StoreUnavailable
+from romancy_service.store.batch import batch_of
+from romancy_service.store.migrate import upgrade
+from romancy_service.store.rows import Row
+from romancy_service.store.sql import compiled
+from romancy_service.store.sqlite_commit import commit
+from romancy_service.store.sqlite_tasks import beat, claim, leased, load, release
+from romancy_service.store.store import Beat, Change, Claimed, CommitResult, LeasedRow, Store, StoreRefused, Want
+
+_log = structlog.get_logger("romancy.store")
+
+T = TypeVar("T")
+
+_DIALECT: Final = SQLiteDialect_pysqlite(paramstyle="qmark")
+_MOST_COUNTED: Final = 1_000_000
+"""Counting so many takes about 50 ms; there is no estimate to be had."""
+_TAKEN: Final = (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
+_BAD_DATA: Final = (
+    sqlite3.IntegrityError,
+    sqlite3.DataError,
+    sqlite3.InterfaceError,
+    ValueError,
+    TypeError,
+    OverflowError,
+)
+
+_WRITER: Final = """
+pragma journal_mode = wal;
+pragma synchronous = full;
+pragma busy_timeout = 5000;
+pragma cache_size = -65536;
+pragma temp_store = memory;
+pragma journal_size_limit = 67108864;
+"""
+_READER: Final = """
+pragma query_only = on;
+pragma busy_timeout = 5000;
+pragma cache_size = -32768;
+pragma wal_autocheckpoint = 0;
+"""
+
+
+_MARK_TIME: Final = "update clock set mark_ms = max(mark_ms, ?)"
+
+
+class SqliteStore(Store):
+    """See Store."""
+
+    lanes = 1
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._lock: int | None = None
+        self._writing = _Connection("store-writer")
+        self._reading = _Connection("store-reader")
+        self._clock = _SteadyClock()
+
+    async def open(self) -> None:
+        self._take_file()
+        await self.migrate()
+        await self._reading.open(self._path, _READER)
+
+    async def migrate(self) -> None:
+        self._take_file()
+        await self._writing.open(self._path, _WRITER)
+        await self._writing.run(_upgrade)
+        mark = await self._writing.run(lambda connection: connection.execute("select mark_ms from clock").fetchone())
+        self._clock.not_before(mark["mark_ms"])
+
+    def _take_file(self) -> None:
+        if self._lock is not None:
+            return
+        lock_path = self._path.with_name(self._path.name + ".lock")
+        try:
+            self._lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StoreRefused(f"cannot use the database file {self._path}: {error}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(self._lock, 20).decode(errors="replace").strip()
+            self._release_file()
+            raise StoreRefused(
+                f"the database file {self._path} is in use by process {holder or '(unknown)'}: only one can have it; stop"
+                " that one, or use Postgres, which any number of replicas can share"
+            ) from error
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+
+    def _release_file(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)  # the lock goes with it
+            self._lock = None
+
+    async def close(self) -> None:
+        # The writer last: it clears the log, and is the only one that ever does.
+        await self._reading.close()
+        await self._writing.close()
+        self._release_file()
+
+    async def now_ms(self) -> int:
+        now_ms = self._clock.now_ms()
+        await self._writing.run(lambda connection: connection.execute(_MARK_TIME, (now_ms,)))
+        return self._clock.now_ms()
+
+    # Runs ---------------------------------------------------------------------------------------------------------
+
+    async def commit(self, changes: Sequence[Change], now_ms: int) -> CommitResult:
+        try:
+            batch = batch_of(changes, now_ms)
+            return await self._writing.run(lambda connection: commit(connection, batch), fault="commit")
+        except _BAD_DATA as error:
+            conflict = getattr(error, "sqlite_errorcode", None) in _TAKEN
+            raise BatchRejected(f"{type(error).__name__}: {error}", conflict=conflict) from error
+
+    async def load(self, run_ids: Sequence[str]) -> dict[str, Run]:
+        return await self._reading.run(lambda connection: load(connection, run_ids))
+
+    # Tasks --------------------------------------------------------------------------------------------------------
+
+    async def claim(self, wants: Sequence[Want], now_ms: int) -> list[Claimed]:
+        claimed = await self._writing.run(lambda connection: claim(connection, wants, now_ms))
+        faults.point("claim.after")
+        return claimed
+
+    async def leased_tasks(self, session_id: str, epoch: int) -> list[Claimed]:
+        return await self._writing.run(lambda connection: leased(connection, session_id, epoch))
+
+    async def release(self, leases: Sequence[LeasedRow], now_ms: int) -> None:
+        await self._writing.run(lambda connection: release(connection, leases, now_ms))
+
+    async def heartbeat(self, beats: Sequence[Beat], now_ms: int) -> list[bool]:
+        return await self._writing.run(lambda connection: beat(connection, beats, now_ms))
+
+    # The rest -----------------------------------------------------------------------------------------------------
+
+    async def _read(self, statement: Executable, **values: Any) -> Sequence[Row]:
+        return await self._reading.run(lambda connection: _execute(connection, statement, values))
+
+    async def _write(self, statement: Executable, **values: Any) -> Sequence[Row]:
+        return await self._writing.run(lambda connection: _execute(connection, statement, values))
+
+    async def _write_apart(self, statement: Executable, **values: Any) -> Sequence[Row]:
+        return await self._write(statement, **values)
+
+    async def _estimate(self, query: Select[tuple[int]]) -> int:
+        rows = await self._read(select(func.count().label("count")).select_from(query.limit(_MOST_COUNTED).subquery()))
+        return int(rows[0]["count"])
+
+    async def notify(self, payload: str) -> None:
+        """There are no others."""
+
+    async def listen(self, callback: Callable[[str], None]) -> None:
+        """There are no others."""
+
+
+class _Connection:
+    """A connection, and the only thread that uses it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._thread: ThreadPoolExecutor | None = None
+        self._connection: sqlite3.Connection
+
+    async def open(self, path: Path, settings: str) -> None:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, self._name)
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._open, path, settings)
+
+    def _open(self, path: Path, settings: str) -> None:
+        try:
+            self._connection = sqlite3.connect(path, isolation_level=None)
+            self._connection.row_factory = sqlite3.Row
+            self._connection.executescript(settings)
+            (mode,) = self._connection.execute("pragma journal_mode").fetchone()
+        except sqlite3.Error as error:
+            raise StoreRefused(f"cannot use the database file {path}: {error}") from error
+        if mode != "wal":
+            raise StoreRefused(
+                f"the file system of {path} cannot keep a write-ahead log (it is {mode}): use a local disk"
+            )
+
+    async def run(self, work: Callable[[sqlite3.Connection], T], fault: str = "") -> T:
+        """Do `work` in a transaction of its own. StoreUnavailable when the file cannot be read or written."""
+        if self._thread is None:
+            raise StoreUnavailable("the database file is closed")
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work, fault)
+
+    def _run(self, work: Callable[[sqlite3.Connection], T], fault: str) -> T:
+        connection = self._connection
+        try:
+            connection.execute("begin immediate" if self._name == "store-writer" else "begin")
+            result = work(connection)
+            if fault:
+                faults.point(f"{fault}.before")
+            connection.commit()
+        except BaseException as error:
+            self._roll_back()
+            if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
+                raise StoreUnavailable(f"the database file cannot be used: {error}") from error
+            raise
+        if fault:
+            faults.point(f"{fault}.after")
+            if faults.ambiguous(fault):
+                raise StoreUnavailable(f"what became of a {fault} is unknown, because a test asked for it")
+        return result
+
+    def _roll_back(self) -> None:
+        try:
+            self._connection.rollback()
+        except sqlite3.Error as error:
+            _log.error("a transaction was not rolled back", error=str(error))
+
+    async def close(self) -> None:
+        if self._thread is not None:
+            thread, self._thread = self._thread, None
+            await asyncio.get_running_loop().run_in_executor(thread, self._connection.close)
+            thread.shutdown()
+
+
+class _SteadyClock:
+    """Wall time that neither goes back nor stands still: not even when the machine's clock is set back."""
+
+    def __init__(self) -> None:
+        self._reached_ms = 0
+        self._reached_at = time.monotonic()
+
+    def not_before(self, mark_ms: int) -> None:
+        self._reached_ms = max(self._reached_ms, mark_ms)
+
+    def now_ms(self) -> int:
+        at = time.monotonic()
+        passed_ms = int((at - self._reached_at) * 1000)
+        now_ms = max(time.time_ns() // 1_000_000, self._reached_ms + passed_ms)
+        if now_ms > self._reached_ms:
+            self._reached_ms, self._reached_at = now_ms, at
+        return now_ms
+
+
+def _execute(connection: sqlite3.Connection, statement: Executable, values: dict[str, Any]) -> Sequence[Row]:
+    sql, arguments = compiled(statement, _DIALECT, values)
+    encoded = [json.dumps(list(value)) if isinstance(value, list | tuple) else value for value in arguments]
+    rows: list[sqlite3.Row] = connection.execute(sql, encoded).fetchall()
+    return rows
+
+
+def _upgrade(connection: sqlite3.Connection) -> None:
+    """Migrate within the transaction that is under way."""
+    row_factory, connection.row_factory = connection.row_factory, None
+    engine = create_engine("sqlite://", creator=lambda: connection, poolclass=StaticPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as borrowed:
+        upgrade(borrowed)
+    connection.row_factory = row_factory

@@ -1,0 +1,91 @@
+"""What leases tasks on SQLite, and what loads runs. Each is called within a transaction of its own."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Final
+
+from romancy_service.core.run import Run
+from romancy_service.store.rows import loaded_run
+from romancy_service.store.store import Beat, Claimed, LeasedRow, Want, claimed_of
+from romancy_service.store.tables import CLAIMABLE, OWNED
+
+_LOAD: Final = "select * from runs where run_id in (select value from json_each(?))"
+_TASKS: Final = "select * from tasks where run_id in (select value from json_each(?)) order by run_id, task_id"
+_BATCHES: Final = "select events from history where run_id = ? and last_event_id > ? order by first_event_id"
+
+_SESSION: Final = "select 1 from sessions where session_id = ? and epoch = ?"
+_CLAIM: Final = f"""
+update tasks set owner = ?1, owner_epoch = ?2, leased_ms = ?3, heartbeat_ms = 0,
+    relay_ms = min(close_by_ms, ?3 + start_to_close_ms, ?3 + heartbeat_timeout_ms)
+where rowid in (
+    select rowid from tasks where namespace = ?4 and queue = ?5 and kind = ?6 and type = ?7
+    and {CLAIMABLE} and due_ms <= ?3 order by priority, due_ms limit ?8)
+returning run_id, task_id
+"""  # noqa: S608 - a constant of ours
+_LEASED_TASK: Final = """
+select tasks.*, workflow_id, workflow_type, version from tasks join runs using (run_id) where run_id = ? and task_id = ?
+"""
+_BRING: Final = f"update tasks set owner_epoch = ?2 where owner = ?1 and {OWNED} and owner_epoch <= ?2"  # noqa: S608
+_LEASED: Final = f"""
+select tasks.*, workflow_id, workflow_type, version from tasks join runs using (run_id)
+where owner = ? and {OWNED} and owner_epoch = ? order by run_id, task_id
+"""  # noqa: S608
+_IS_HELD: Final = "run_id = ?1 and task_id = ?2 and attempt = ?3 and owner = ?4 and owner_epoch = ?5"
+_RELEASE: Final = f"""
+update tasks set owner = '', owner_epoch = 0, leased_ms = 0, heartbeat_ms = 0,
+    relay_ms = case when cancel_requested then ?6 else min(start_by_ms, close_by_ms) end
+where {_IS_HELD}
+"""  # noqa: S608
+_BEAT: Final = f"""
+update tasks set heartbeat_ms = ?6, heartbeat_details = coalesce(?7, heartbeat_details),
+    relay_ms = min(close_by_ms, leased_ms + start_to_close_ms, ?6 + heartbeat_timeout_ms)
+where {_IS_HELD}
+"""  # noqa: S608
+
+
+def load(connection: sqlite3.Connection, run_ids: Sequence[str]) -> dict[str, Run]:
+    """See Store.load."""
+    wanted = json.dumps(list(run_ids))
+    tasks = defaultdict(list)
+    for task in connection.execute(_TASKS, (wanted,)):
+        tasks[task["run_id"]].append(task)
+    runs = {}
+    for row in connection.execute(_LOAD, (wanted,)).fetchall():
+        batches = connection.execute(_BATCHES, (row["run_id"], row["seen_event_id"]))
+        runs[row["run_id"]] = loaded_run(row, tasks[row["run_id"]], [batch["events"] for batch in batches])
+    return runs
+
+
+def claim(connection: sqlite3.Connection, wants: Sequence[Want], now_ms: int) -> list[Claimed]:
+    """See Store.claim."""
+    claimed = []
+    for want in wants:
+        if not connection.execute(_SESSION, (want.session_id, want.epoch)).fetchone():
+            continue
+        what = (want.namespace, want.queue, want.kind, want.type, want.slots)
+        keys = connection.execute(_CLAIM, (want.session_id, want.epoch, now_ms, *what)).fetchall()
+        claimed += [claimed_of(connection.execute(_LEASED_TASK, tuple(key)).fetchone()) for key in keys]
+    return sorted(claimed, key=lambda task: (task.task.priority, task.task.due_ms))
+
+
+def leased(connection: sqlite3.Connection, session_id: str, epoch: int) -> list[Claimed]:
+    """See Store.leased_tasks."""
+    connection.execute(_BRING, (session_id, epoch))
+    return [claimed_of(row) for row in connection.execute(_LEASED, (session_id, epoch)).fetchall()]
+
+
+def release(connection: sqlite3.Connection, leases: Sequence[LeasedRow], now_ms: int) -> None:
+    """See Store.release."""
+    connection.executemany(_RELEASE, [(e.run_id, e.task_id, e.attempt, e.owner, e.epoch, now_ms) for e in leases])
+
+
+def beat(connection: sqlite3.Connection, beats: Sequence[Beat], now_ms: int) -> list[bool]:
+    """See Store.heartbeat."""
+    return [
+        connection.execute(_BEAT, (b.run_id, b.task_id, b.attempt, b.owner, b.epoch, now_ms, b.details)).rowcount == 1
+        for b in beats
+    ]

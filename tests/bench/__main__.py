@@ -1,0 +1,78 @@
+"""The bench's command: `python -m tests.bench`, `--help` for its parts."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from tests.bench.database import Databases, databases
+from tests.bench.load import count_rows, load
+from tests.bench.measurement import Measurement, show, write
+from tests.bench.sleepers import sleepers
+from tests.bench.walk import walk
+
+PARTS: Final = ("load", "lone", "walk", "sleepers")
+DATABASES: Final = ("postgres", "sqlite")
+IN_FLIGHT: Final = (16, 256, 1024)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print a table, and write bench.json."""
+    options = _parser().parse_args(arguments)
+    # Otherwise whoever stops the bench would leave a Postgres running.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    begin = time.monotonic()
+    measurements = []
+    for name in options.databases:
+        with databases(name) as made:
+            for measurement in _measure(made, options):
+                measurements.append(measurement)
+                _progress(measurement)
+    show(measurements)
+    write(measurements, options.output)
+    print(f"{len(measurements)} figures in {options.output}, after {time.monotonic() - begin:.0f} s")
+
+
+def _measure(made: Databases, options: argparse.Namespace) -> Iterator[Measurement]:
+    if "lone" in options.only:
+        yield from load(made, 1, options.seconds)
+    if "load" in options.only:
+        for in_flight in options.in_flight:
+            profiles = options.profile and options.profile / f"{made.name}-{in_flight}"
+            yield from load(made, in_flight, options.seconds, profiles)
+            yield from count_rows(made, in_flight)
+    if "walk" in options.only:
+        yield from walk(made)
+    if "sleepers" in options.only:
+        yield from sleepers(made)
+
+
+def _progress(measurement: Measurement) -> None:
+    load_of = f" {measurement.in_flight:>5}" if measurement.in_flight else " " * 6
+    print(f"{measurement.database:<9}{load_of}  {measurement.name:<36} {measurement}", file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts")
+    parser.add_argument("--databases", nargs="+", choices=DATABASES, default=DATABASES, help="on these")
+    parser.add_argument(
+        "--in-flight", nargs="+", type=int, default=IN_FLIGHT, metavar="N", help="loads of the part load"
+    )
+    parser.add_argument("--seconds", type=float, default=8.0, help="so long is each load measured")
+    parser.add_argument(
+        "--output", type=Path, default=Path("bench.json"), metavar="FILE", help="where figures are kept"
+    )
+    parser.add_argument(
+        "--profile", type=Path, metavar="FOLDER", help="sample the processes under load into this folder"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()

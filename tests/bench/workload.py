@@ -1,0 +1,118 @@
+"""Workload: the order saga with three activities that do no work, and a long walk of many steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from romancy import WorkflowContext, activity, compensation, workflow
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What is ordered."""
+
+    product_id: str
+    quantity: int
+    unit_price: float
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What an order workflow is started with."""
+
+    order_id: str
+    customer_email: str
+    items: list[Item]
+    street: str
+    city: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What was put aside."""
+
+    reservation_id: str
+    total_amount: float
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """What was paid."""
+
+    transaction_id: str
+    amount: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """What was sent."""
+
+    tracking_number: str
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What an order workflow returns."""
+
+    order_id: str
+    total_amount: float
+    tracking_number: str
+
+
+@compensation
+async def cancel_reservation(order_id: str) -> None:
+    """Undo `reserve`."""
+
+
+@compensation
+async def refund(order_id: str, amount: float) -> None:
+    """Undo `pay`."""
+
+
+@activity(compensation=cancel_reservation, timeout=timedelta(seconds=30))
+async def reserve(order_id: str, items: list[Item]) -> Reservation:
+    """Put the items aside."""
+    return Reservation(f"RES-{order_id}", sum(item.quantity * item.unit_price for item in items))
+
+
+@activity(compensation=refund, timeout=timedelta(seconds=30))
+async def pay(order_id: str, amount: float, customer_email: str) -> Payment:
+    """Take the money."""
+    return Payment(f"TXN-{order_id}", amount)
+
+
+@activity(timeout=timedelta(seconds=30))
+async def ship(order_id: str, street: str, city: str) -> Shipment:
+    """Send the goods."""
+    return Shipment(f"TRACK-{order_id}")
+
+
+@workflow(name="order")
+async def order_workflow(ctx: WorkflowContext, order: Order) -> Receipt:
+    """Reserve, pay, ship."""
+    reservation = await reserve(order.order_id, order.items)
+    payment = await pay(order.order_id, reservation.total_amount, order.customer_email)
+    shipment = await ship(order.order_id, order.street, order.city)
+    return Receipt(order.order_id, payment.amount, shipment.tracking_number)
+
+
+@activity
+async def step(number: int) -> int:
+    """One of many steps."""
+    return number
+
+
+@workflow(name="walk")
+async def walk_workflow(ctx: WorkflowContext, steps: int) -> int:
+    """So many steps, one after the other."""
+    total = 0
+    for number in range(steps):
+        total += await step(number)
+    return total
+
+
+def order(number: int) -> Order:
+    """An order as the tutorial's, with a number of its own."""
+    items = [Item("PROD-1", 2, 29.99), Item("PROD-2", 1, 49.99)]
+    return Order(f"ORD-{number}", "customer@example.com", items, "1-2-3 Dogenzaka", "Shibuya")

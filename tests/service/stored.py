@@ -1,0 +1,83 @@
+"""Stored: what is stored of every run is the fold of its history. Checked after each test that touches the store."""
+
+from __future__ import annotations
+
+from romancy.v1.history_pb2 import HistoryEvent
+from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_RUNNING
+from romancy.v1.workflow_service_pb2 import WorkflowFilter
+
+from romancy_service.core.apply import fold
+from romancy_service.core.replay import is_input
+from romancy_service.core.run import OPEN_STATUSES, Run
+from romancy_service.core.task import WORKFLOW_TASK_ID, Task
+from romancy_service.core.times import timestamp_ms
+from romancy_service.store.store import Store
+
+_EVERYTHING = 2**40
+_SAME = (
+    "workflow_type",
+    "task_queue",
+    "priority",
+    "build_id",
+    "status",
+    "start_ms",
+    "close_ms",
+    "last_event_id",
+    "last_event_ms",
+    "last_input_id",
+    "counters",
+    "cancel_requested",
+    "closing_status",
+    "failure",
+)
+_LEASE = ("owner", "owner_epoch", "leased_ms", "heartbeat_ms")
+
+
+async def assert_stored_is_folded(store: Store, namespace: str) -> int:
+    """Compare all runs of a namespace with their histories. Returns how many there are."""
+    after: tuple[int, str] | None = None
+    count = 0
+    while page := await store.list_runs(namespace, WorkflowFilter(), after, 500):
+        loaded = await store.load([summary.run_id for summary in page])
+        for run_id, run in loaded.items():
+            assert_run_is_folded(run, await store.read_history(run_id, 0, _EVERYTHING, max_bytes=_EVERYTHING))
+        after = (page[-1].start_ms, page[-1].run_id)
+        count += len(page)
+    return count
+
+
+def assert_run_is_folded(run: Run, events: list[HistoryEvent]) -> None:
+    """One run: numbered without gaps, never back in time, closed once, and stored as it folds."""
+    about = f"run {run.run_id} of {run.workflow_id!r}"
+    assert [event.event_id for event in events] == list(range(1, len(events) + 1)), f"{about}: gaps"
+    times = [timestamp_ms(event.time) for event in events]
+    assert times == sorted(times), f"{about}: its time goes back"
+    folded = fold(run.namespace, run.workflow_id, run.run_id, events)
+    for name in _SAME:
+        assert getattr(run, name) == getattr(folded, name), f"{about}: {name}"
+    if not run.is_open:
+        assert run.outcome == folded.outcome, f"{about}: outcome"
+        assert not run.tasks, f"{about}: closed, but with tasks"
+    assert _tasks(run) == _tasks(folded), f"{about}: tasks"
+    _assert_code_will_see_all(run, events, about)
+
+
+def _tasks(run: Run) -> dict[str, dict[str, object]]:
+    """All tasks but the workflow task, without their leases."""
+    return {
+        task_id: {name: getattr(task, name) for name in Task.__slots__ if name not in _LEASE}
+        for task_id, task in run.tasks.items()
+        if task_id != WORKFLOW_TASK_ID
+    }
+
+
+def _assert_code_will_see_all(run: Run, events: list[HistoryEvent], about: str) -> None:
+    """A workflow task waits exactly when there are inputs that the code has not seen."""
+    if run.status not in OPEN_STATUSES:
+        return
+    inputs = [event for event in events if is_input(event) and event.event_id > run.seen_event_id]
+    if run.status == WORKFLOW_STATUS_RUNNING:
+        assert run.unseen == inputs, f"{about}: unseen inputs"
+        assert (run.workflow_task is not None) == bool(inputs), f"{about}: a workflow task without inputs, or none for them"
+    else:
+        assert run.workflow_task is None, f"{about}: a workflow task while it is undone"

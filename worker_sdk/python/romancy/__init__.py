@@ -1,0 +1,123 @@
+"""Romancy: durable execution. Workflows survive crashes, and what they did is undone in reverse order when they fail.
+
+Names are imported when they are first used, so that `romancy.v1`, the contract, can be had without the SDK.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from romancy.activity import (
+        ActivityDefinition,
+        ActivityInfo,
+        activity,
+        activity_info,
+        compensation,
+        heartbeat,
+        is_cancelled,
+    )
+    from romancy.client import Client, WorkflowHandle
+    from romancy.errors import (
+        ActivityCancelled,
+        ActivityError,
+        ActivityLost,
+        ActivityTimeout,
+        ApplicationError,
+        CompensationError,
+        ConversionError,
+        DefinitionError,
+        Divergence,
+        NonDeterminism,
+        OutsideActivity,
+        OutsideWorkflow,
+        RemoteError,
+        RomancyError,
+        TerminalError,
+        WorkflowCancelled,
+        WorkflowError,
+        WorkflowFailed,
+        WorkflowTaskError,
+        WorkflowTerminated,
+        WorkflowTimedOut,
+    )
+    from romancy.options import ActivityOptions, RetryPolicy
+    from romancy.worker import Worker
+    from romancy.workflow import (
+        DeterminismWarning,
+        WorkflowContext,
+        WorkflowDefinition,
+        WorkflowInfo,
+        unguarded,
+        workflow,
+    )
+
+__all__ = [
+    "ActivityCancelled",
+    "ActivityDefinition",
+    "ActivityError",
+    "ActivityInfo",
+    "ActivityLost",
+    "ActivityOptions",
+    "ActivityTimeout",
+    "ApplicationError",
+    "Client",
+    "CompensationError",
+    "ConversionError",
+    "DefinitionError",
+    "DeterminismWarning",
+    "Divergence",
+    "NonDeterminism",
+    "OutsideActivity",
+    "OutsideWorkflow",
+    "RemoteError",
+    "RetryPolicy",
+    "RomancyError",
+    "TerminalError",
+    "Worker",
+    "WorkflowCancelled",
+    "WorkflowContext",
+    "WorkflowDefinition",
+    "WorkflowError",
+    "WorkflowFailed",
+    "WorkflowHandle",
+    "WorkflowInfo",
+    "WorkflowTaskError",
+    "WorkflowTerminated",
+    "WorkflowTimedOut",
+    "activity",
+    "activity_info",
+    "compensation",
+    "heartbeat",
+    "is_cancelled",
+    "unguarded",
+    "workflow",
+]
+
+_HOMES: Final = ("errors", "options", "activity", "workflow", "client", "worker")
+"""The modules that have the public names, each after those that it needs."""
+
+
+class _Package(ModuleType):
+    """`romancy.activity` and `romancy.workflow` are the decorators, although they live in modules of the same names."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # Importing a module sets it as an attribute of its package.
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for home in _HOMES:
+            module = import_module(f"romancy.{home}")
+            if name in vars(module):
+                value = globals()[name] = vars(module)[name]
+                return value
+    raise AttributeError(f"module 'romancy' has no attribute {name!r}")
+
+
+sys.modules[__name__].__class__ = _Package

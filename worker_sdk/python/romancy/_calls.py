@@ -1,0 +1,125 @@
+"""Calls: unary rpcs that outlive restarts of the service, on one channel that is opened anew when it is dead."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import grpc
+import grpc.aio
+
+from romancy.v1.admin_service_pb2_grpc import AdminServiceStub
+from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceStub
+
+from romancy._channel import Endpoint, error_details
+from romancy.refusals import refusal_of
+
+if TYPE_CHECKING:
+    from romancy.v1.admin_service_pb2_grpc import AdminServiceAsyncStub
+    from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceAsyncStub
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+ANSWER_S: Final = 10.0
+"""How long one try of a call that waits for nothing may take."""
+PASSING: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.DEADLINE_EXCEEDED})
+"""The same request may succeed when it is sent again."""
+_MAX_BACKOFF_S: Final = 2.0
+_CLOSING_S: Final = 30.0
+"""How long calls on a channel that was replaced may still take."""
+
+
+class Calls:
+    """The client's connection. Belongs to the event loop that uses it first."""
+
+    def __init__(self, endpoint: Endpoint, patience_s: float) -> None:
+        """`patience_s`: how long a call is tried again while the service cannot be reached."""
+        self._endpoint = endpoint
+        self._patience_s = patience_s
+        self._channel: grpc.aio.Channel | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._workflows: WorkflowServiceAsyncStub | None = None
+        self._admin: AdminServiceAsyncStub | None = None
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What every call carries."""
+        return self._endpoint.metadata
+
+    @property
+    def workflows(self) -> WorkflowServiceAsyncStub:
+        """WorkflowService on the current channel."""
+        if self._workflows is None:
+            self._workflows = WorkflowServiceStub(self._open())
+        return self._workflows
+
+    @property
+    def admin(self) -> AdminServiceAsyncStub:
+        """AdminService on the current channel."""
+        if self._admin is None:
+            self._admin = AdminServiceStub(self._open())
+        return self._admin
+
+    def _open(self) -> grpc.aio.Channel:
+        if self._channel is None:
+            self._channel = self._endpoint.open()
+        return self._channel
+
+    def reopen(self) -> None:
+        """Leave the connection behind: it gave no answer in time. Other calls on it may end by themselves."""
+        channel, self._channel = self._channel, None
+        self._workflows = self._admin = None
+        if channel is not None:
+            task = asyncio.get_running_loop().create_task(channel.close(_CLOSING_S))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Close the channel; calls under way are cancelled."""
+        for task in self._closing:
+            task.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+        if self._channel is not None:
+            await self._channel.close(None)
+        self._channel = self._workflows = self._admin = None
+
+    async def call(
+        self,
+        method: Callable[[Calls], grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]],
+        request: _Request,
+        *,
+        answer_s: float = ANSWER_S,
+    ) -> _Response:
+        """Call until there is an answer. The request must be safe to repeat. Raises RequestRefused."""
+        deadline = time.monotonic() + self._patience_s
+        failures = 0
+        while True:
+            stub = method(self)
+            channel = self._channel
+            try:
+                return await stub(request, timeout=answer_s, metadata=self.metadata)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and channel is self._channel:
+                    self.reopen()
+                if not is_passing(error) or time.monotonic() > deadline:
+                    raise refusal_of(error) from error
+            await asyncio.sleep(backoff_s(failures))
+            failures += 1
+
+
+def backoff_s(failures: int) -> float:
+    """How long to wait after so many failures in a row: full jitter, so that clients do not come back all at once."""
+    return random.uniform(0, min(_MAX_BACKOFF_S, 0.1 * 2.0 ** min(failures, 10)))
+
+
+def is_passing(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the same request may succeed when it is sent again."""
+    code = error.code()
+    if code is grpc.StatusCode.INTERNAL:
+        # Without a reason it is not the service's word but the transport's: a stream was reset.
+        return not error_details(error).reason
+    return code in PASSING

@@ -1,0 +1,67 @@
+"""Drop: how a run is put out of memory. Its suspended code is freed as it stands; no `finally` of the user's runs.
+
+An interpreter that frees a suspended coroutine or generator throws GeneratorExit into it, once: then a flag in the
+header of the object says that its finalizer has run. There is no call that only sets the flag, so it is set in place.
+Where that does not work (found out by trying, below) the code is unwound, and what it asks for is ignored.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+import sysconfig
+from collections.abc import Iterable
+from types import AsyncGeneratorType, CodeType, CoroutineType, FunctionType, GeneratorType, ModuleType
+from typing import Any, Final
+
+_SUSPENDABLE: Final = (CoroutineType, GeneratorType, AsyncGeneratorType)
+_ELSEWHERE: Final = (ModuleType, FunctionType, CodeType, type)
+"""What is reached through these belongs to the program, not to the run."""
+
+
+def drop(roots: Iterable[Any], *, keep: Iterable[Any] = ()) -> None:
+    """Mark all suspended code that is reached from `roots`, but not through `keep`, so that freeing it runs nothing."""
+    if not _WORKS:
+        return
+    seen = {id(kept) for kept in keep}
+    stack = list(roots)
+    while stack:
+        found = stack.pop()
+        if id(found) in seen or not gc.is_tracked(found) or isinstance(found, _ELSEWHERE):
+            continue
+        seen.add(id(found))
+        if isinstance(found, _SUSPENDABLE):
+            _mark_finalized(found)
+        stack.extend(gc.get_referents(found))
+
+
+def _mark_finalized(suspended: Any) -> None:
+    # The header of two words lies before the object; the lowest bit of the second word is the flag.
+    word = ctypes.c_size_t.from_address(id(suspended) - ctypes.sizeof(ctypes.c_size_t))
+    word.value |= 1
+
+
+def _try_out() -> bool:
+    """Whether the flag is where it is taken to be, and is heeded."""
+    if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return False
+    unwound: list[bool] = []
+
+    def suspend() -> Any:
+        try:
+            yield
+        finally:
+            unwound.append(True)
+
+    probe = suspend()
+    next(probe)
+    if gc.is_finalized(probe):
+        return False
+    _mark_finalized(probe)
+    heeded = gc.is_finalized(probe)
+    del probe
+    return heeded and not unwound
+
+
+_WORKS: Final = _try_out()

@@ -1,0 +1,132 @@
+"""Instance: one run of a workflow in a worker's memory. Feeds inputs to the machine one at a time and runs the code."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Any
+
+from romancy.v1.command_pb2 import CancelWorkflow, Command, CompleteWorkflow, FailWorkflow
+from romancy.v1.history_pb2 import HistoryEvent
+from romancy.v1.workflow_pb2 import WorkflowSpec
+
+from romancy import _guard
+from romancy._failure import to_failure
+from romancy._loop import WorkflowLoop
+from romancy._machine import ends_run, is_command, is_input
+from romancy.errors import ActivityCancelled, WorkflowTaskError
+from romancy.workflow import WorkflowContext, WorkflowDefinition, WorkflowInfo, from_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """What the code made of some events."""
+
+    commands: list[Command]
+    """New ones, in the order in which the code issued them."""
+    closed: bool
+    """The run ended: it will ask for nothing any more."""
+
+
+class WorkflowInstance:
+    """One run. Used by one thread at a time; any exception means that it must be forgotten."""
+
+    def __init__(self, definition: WorkflowDefinition[..., Any], *, workflow_id: str, run_id: str) -> None:
+        _guard.install()
+        self._definition = definition
+        self._workflow_id = workflow_id
+        self._run_id = run_id
+        self._loop = WorkflowLoop(run_id)  # type: ignore[abstract]  # the rest is set, refusing, in its module
+        self._main: asyncio.Task[None] | None = None
+
+    def activate(self, events: Sequence[HistoryEvent]) -> Activation:
+        """Let the code live through `events`, in replay order: the whole history at first, then only what is new.
+
+        The commands that are returned count as recorded from then on. Raises Divergence when the code does not fit the
+        history, or another WorkflowTaskError when it did what workflow code must not do.
+        """
+        machine, loop = self._loop.machine, self._loop
+        if self._main is None and not (events and events[0].HasField("workflow_started")):
+            raise WorkflowTaskError(
+                f"run {self._run_id} is not held, but its events begin with "
+                f"{events[0].event_id if events else 'nothing'}: send its history from event 1 on"
+            )
+        machine.expect(events)
+        last_command = max((place for place, event in enumerate(events) if is_command(event)), default=-1)
+        with loop:
+            for place, event in enumerate(events):
+                loop.replaying = place < last_command
+                self._pass(event)
+                if machine.failure is not None:
+                    raise machine.failure
+        return Activation(machine.take_commands(), machine.closed)
+
+    def close(self) -> None:
+        """Put the run out of memory. Its code is freed as it stands: no `finally` of it runs."""
+        self._loop.forget()
+        self._main = None
+
+    def _pass(self, event: HistoryEvent) -> None:
+        machine = self._loop.machine
+        if is_command(event):
+            machine.pass_command(event)
+        elif ends_run(event):
+            machine.close()
+        elif is_input(event):
+            machine.pass_input(event)
+            if not machine.halted:
+                self._apply(event)
+
+    def _apply(self, event: HistoryEvent) -> None:
+        """Give the code one input, and let it run until it waits again."""
+        loop = self._loop
+        loop.advance(event.time.seconds * 1000 + event.time.nanos // 1_000_000)
+        match event.WhichOneof("attributes"):
+            case "workflow_started":
+                self._start(event.workflow_started.spec)
+            case "workflow_cancel_requested":
+                assert self._main is not None
+                loop.cancel_requested = True
+                self._main.cancel(event.workflow_cancel_requested.reason or None)
+            case _:
+                loop.machine.resolve(event)
+        try:
+            loop.drain()
+        except SystemExit as error:
+            raise WorkflowTaskError(f"workflow code called sys.exit({error.code!r}): raise an error instead") from error
+
+    def _start(self, spec: WorkflowSpec) -> None:
+        loop = self._loop
+        loop.start_ms = loop.now_ms
+        info = WorkflowInfo(
+            workflow_id=self._workflow_id,
+            run_id=self._run_id,
+            workflow_type=spec.workflow_type,
+            task_queue=spec.task_queue,
+            start_time=from_ms(loop.now_ms),
+            priority=spec.priority,
+            headers=dict(spec.headers),
+        )
+        code = self._run(WorkflowContext(loop, info), spec)
+        # A context of its own: what the worker's thread has set is no part of the history.
+        self._main = loop.create_task(code, name="workflow", context=Context())
+
+    async def _run(self, context: WorkflowContext, spec: WorkflowSpec) -> None:
+        """Run the workflow function and issue the command that ends the run; no code of the run runs after it."""
+        loop, definition = self._loop, self._definition
+        try:
+            args, kwargs = definition.decode_arguments(spec.arguments)
+            result = definition.encode_result(await definition.fn(context, *args, **kwargs))
+        except (GeneratorExit, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            if loop.cancel_requested and isinstance(error, asyncio.CancelledError | ActivityCancelled):
+                kind, command = "CancelWorkflow", Command(cancel_workflow=CancelWorkflow())
+            else:
+                kind, command = "FailWorkflow", Command(fail_workflow=FailWorkflow(failure=to_failure(error)))
+        else:
+            kind, command = "CompleteWorkflow", Command(complete_workflow=CompleteWorkflow(result=result))
+        await loop.close_generators()
+        loop.machine.end(kind, command)

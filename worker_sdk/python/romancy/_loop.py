@@ -1,0 +1,306 @@
+"""Loop: a deterministic asyncio event loop on a machine. Timers are durable, order depends on the history alone.
+
+Tasks and futures hash by number, because asyncio keeps them in sets and walks those; all tasks and async generators are
+held, because what the collector finds it finds at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import sys
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextvars import Context
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, TypeVarTuple
+
+from google.protobuf.duration_pb2 import Duration
+
+from romancy.v1.command_pb2 import ScheduleActivity
+from romancy.v1.history_pb2 import HistoryEvent
+from romancy.v1.payload_pb2 import Payload
+
+from romancy import _drop
+from romancy._frames import user_place
+from romancy._machine import Machine
+from romancy.errors import NonDeterminism, OutsideWorkflow, WorkflowTaskError
+from romancy.options import to_duration
+
+_log: Final = logging.getLogger("romancy.workflow")
+_T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
+_Ts = TypeVarTuple("_Ts")
+
+SPIN_LIMIT_S: Final = 5.0
+"""So long may code go on yielding (`sleep(0)`) without waiting for anything, before its task is failed."""
+_STEPS_BETWEEN_CHECKS: Final = 1024
+
+
+class Activity(Protocol[_T_co]):
+    """What the loop needs of an activity's definition."""
+
+    def schedule_command(self, arguments: Sequence[Payload]) -> ScheduleActivity: ...
+    def outcome(self, event: HistoryEvent) -> _T_co: ...
+
+
+def _number(future: Any) -> int:
+    """The hash of a future: its number among those of its run that were hashed."""
+    try:
+        number: int = future._romancy_number
+    except AttributeError:
+        loop = future.get_loop()
+        number = loop.next_number() if isinstance(loop, WorkflowLoop) else object.__hash__(future)
+        future._romancy_number = number
+    return number
+
+
+if TYPE_CHECKING:
+    _FutureBase = asyncio.Future[Any]
+    _TaskBase = asyncio.Task[Any]
+else:
+    _FutureBase = asyncio.Future
+    _TaskBase = asyncio.Task
+
+
+class _Future(_FutureBase):
+    __slots__ = ("_romancy_number",)
+    __hash__ = _number
+
+
+class _Task(_TaskBase):
+    __slots__ = ("_romancy_number",)
+    __hash__ = _number
+
+
+class _TimerHandle(asyncio.TimerHandle):
+    __slots__ = ("timer_id",)
+    timer_id: str
+
+
+class WorkflowLoop(asyncio.AbstractEventLoop):
+    """The loop of one run. It runs only inside of `with loop:`, by `drain()`."""
+
+    def __init__(self, run_id: str) -> None:
+        self.machine: Final = Machine()
+        self.now_ms = 0
+        """The time of the last input, in ms since 1970; it never goes back."""
+        self.start_ms = 0
+        self.replaying = False
+        """True while the code does again what is recorded."""
+        self.cancel_requested = False
+        self.unguarded = 0
+        """Above 0 while the user vouches for what the code does."""
+        self._ready: deque[asyncio.Handle] = deque()
+        self._tasks: list[_Task] = []
+        self._task_count = 0
+        self._tasks_before_pruning = 64
+        self._generators: list[AsyncGenerator[Any, Any]] = []
+        self._generators_before_pruning = 64
+        # All runs' tasks meet in asyncio's own weak sets: there they must not all have the same few numbers.
+        self._next_number = int.from_bytes(hashlib.sha256(run_id.encode()).digest()[:6], "big") << 8
+        self._outer: Any = None
+        self._forgotten = False
+
+    # Running.
+
+    def __enter__(self) -> WorkflowLoop:
+        self._outer = (asyncio._get_running_loop(), sys.get_asyncgen_hooks())
+        asyncio._set_running_loop(self)
+        sys.set_asyncgen_hooks(firstiter=self._hold_generator, finalizer=None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        outer, hooks = self._outer
+        self._outer = None
+        asyncio._set_running_loop(outer)
+        sys.set_asyncgen_hooks(*hooks)
+
+    def drain(self) -> None:
+        """Let the code run until it waits for inputs, or must not run on."""
+        ready, machine = self._ready, self.machine
+        steps, since = 0, 0.0
+        while ready and not machine.halted:
+            handle = ready.popleft()
+            if not handle._cancelled:
+                handle._run()
+            steps += 1
+            if steps % _STEPS_BETWEEN_CHECKS == 0:
+                since = since or monotonic()
+                if monotonic() - since > SPIN_LIMIT_S:
+                    machine.fail(
+                        WorkflowTaskError(
+                            f"the workflow's code ran {steps} steps in {SPIN_LIMIT_S} s without waiting for anything; "
+                            "wait with ctx.sleep, an activity or an asyncio.Event instead of polling"
+                        )
+                    )
+
+    def advance(self, time_ms: int) -> None:
+        """The time of the next input."""
+        self.now_ms = max(self.now_ms, time_ms)
+
+    def refuse(self, what: str, remedy: str) -> NonDeterminism:
+        """Fail the task because of what the code is about to do. Raise the error as well, so that it is not done."""
+        error = NonDeterminism(f"workflow code called {what}{user_place()}: {remedy}")
+        self.machine.fail(error)
+        return error
+
+    def forget(self) -> None:
+        """Free the run's code as it stands. Nothing of it runs on."""
+        self.machine.close()
+        self._forgotten = True
+        for task in self._tasks:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+        _drop.drop([*self._tasks, *self._generators, *self._ready], keep=[self])
+        self._ready.clear()
+        self._tasks.clear()
+        self._generators.clear()
+        self.machine.forget()
+
+    async def close_generators(self) -> None:
+        """Close async generators that were not read to their end, oldest first."""
+        for generator in list(self._generators):
+            try:
+                await generator.aclose()
+            except Exception:
+                _log.exception("an async generator failed to close")
+
+    # What workflow code waits for.
+
+    async def run_activity(self, activity: Activity[_T], arguments: Sequence[Payload]) -> _T:
+        """Schedule an activity and wait for its result. When the waiting is cancelled, it is asked to stop.
+
+        The cancellation is raised at once: the activity's answer is not waited for, and dropped when it comes.
+        """
+        answer = self.create_future()
+        command = activity.schedule_command(arguments)
+        activity_id = self.machine.schedule_activity(command, answer.set_result)
+        try:
+            event = await answer
+        except asyncio.CancelledError:
+            self.machine.cancel_activity(activity_id)
+            raise
+        return activity.outcome(event)
+
+    async def run_timer(self, duration: Duration) -> None:
+        """Wait for a durable timer."""
+        answer = self.create_future()
+        timer_id = self.machine.start_timer(duration, answer.set_result)
+        try:
+            await answer
+        except asyncio.CancelledError:
+            self.machine.cancel_timer(timer_id)
+            raise
+
+    async def run_compensate(self) -> HistoryEvent:
+        """Undo what is on the saga's list. It is not interrupted by cancelling the waiting."""
+        answer = self.create_future()
+        compensate_id = self.machine.compensate(answer.set_result)
+        try:
+            event: HistoryEvent = await answer
+        except asyncio.CancelledError:
+            self.machine.drop_compensate(compensate_id)
+            raise
+        return event
+
+    # What asyncio asks of a loop.
+
+    def time(self) -> float:
+        """Seconds from the start of the run to the last input: small numbers, so that sums of them are exact."""
+        return (self.now_ms - self.start_ms) / 1000
+
+    def call_soon(
+        self, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_later(
+        self, delay: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        handle = _TimerHandle(self.time() + delay, callback, args, self, context)
+        handle.timer_id = ""
+        if delay > 0:
+            handle.timer_id = self.machine.start_timer(to_duration(delay), lambda _: self._ready.append(handle))
+        else:
+            self._ready.append(handle)
+        return handle
+
+    def call_at(
+        self, when: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_later(when - self.time(), callback, *args, context=context)
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        assert isinstance(handle, _TimerHandle)
+        self.machine.cancel_timer(handle.timer_id)
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return _Future(loop=self)
+
+    def create_task(self, coro: Any, *, name: str | None = None, context: Context | None = None) -> asyncio.Task[Any]:
+        self._task_count += 1
+        task = _Task(coro, loop=self, name=name or f"Task-{self._task_count}", context=context)
+        self._tasks.append(task)
+        if len(self._tasks) > self._tasks_before_pruning:
+            self._tasks = [held for held in self._tasks if not held.done()]
+            self._tasks_before_pruning = 64 + 2 * len(self._tasks)
+        return task
+
+    def _hold_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
+        self._generators.append(generator)
+        if len(self._generators) > self._generators_before_pruning:
+            self._generators = [held for held in self._generators if held.ag_frame is not None]  # type: ignore[attr-defined]
+            self._generators_before_pruning = 64 + 2 * len(self._generators)
+
+    def next_number(self) -> int:
+        """The hash of the next future."""
+        self._next_number += 1
+        return self._next_number
+
+    def get_debug(self) -> bool:
+        return False
+
+    def is_running(self) -> bool:
+        return self._outer is not None
+
+    def is_closed(self) -> bool:
+        return self._forgotten
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        if not (self._forgotten or self.replaying):
+            _log.error("in workflow code: %s", context.get("message"), exc_info=context.get("exception"))
+
+    def default_exception_handler(self, context: dict[str, Any]) -> None:
+        self.call_exception_handler(context)
+
+
+def running_loop(what: str, remedy: str) -> WorkflowLoop:
+    """The loop of the workflow code that calls this. Raises OutsideWorkflow, naming `what` is called, elsewhere."""
+    loop = asyncio._get_running_loop()
+    if type(loop) is WorkflowLoop:
+        return loop
+    raise OutsideWorkflow(f"{what} can be called only inside of a workflow; {remedy}")
+
+
+def _refusing(name: str) -> Callable[..., Any]:
+    def refuse(self: WorkflowLoop, *_: Any, **__: Any) -> Any:
+        raise self.refuse(f"loop.{name}", "threads, sockets, processes and files belong into an activity")
+
+    return refuse
+
+
+def _refuse_the_rest() -> None:
+    for name in dir(asyncio.AbstractEventLoop):
+        if not name.startswith("_") and name not in vars(WorkflowLoop):
+            setattr(WorkflowLoop, name, _refusing(name))
+
+
+_refuse_the_rest()
+# Futures of gather are made by asyncio itself, and may lie in sets as well.
+asyncio.tasks._GatheringFuture.__hash__ = _number  # type: ignore[attr-defined]

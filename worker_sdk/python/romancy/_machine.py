@@ -1,0 +1,288 @@
+"""Machine: what one run's code asked for, matched with what its history says it asked for.
+
+Pure: no loop, no clock, no I/O. It does not know how the code runs; whoever runs it hands in the history in replay
+order and is told what each input resolves. The one rule: the nth command that the code issues is the nth that is
+recorded, between the same two inputs; those beyond the end of the history are new.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+
+from romancy.v1.command_pb2 import (
+    CancelActivity,
+    CancelTimer,
+    Command,
+    Compensate,
+    Compensation,
+    RegisterCompensation,
+    ScheduleActivity,
+    StartTimer,
+)
+from romancy.v1.history_pb2 import HistoryEvent
+from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CANCELLED
+
+from romancy._frames import user_place
+from romancy.errors import Divergence, WorkflowTaskError
+
+Resolve = Callable[[HistoryEvent], None]
+"""Called once, with the input that answers a command."""
+
+INPUTS: Final = frozenset(
+    {
+        "workflow_started",
+        "workflow_cancel_requested",
+        "activity_completed",
+        "activity_failed",
+        "activity_cancelled",
+        "timer_fired",
+        "compensate_finished",
+    }
+)
+"""The events that workflow code gets to see."""
+
+_ENDINGS: Final = frozenset({"rollback_started", "workflow_terminated"})
+"""The events with which the service, as a note, takes a run out of the hands of its code."""
+
+
+def is_input(event: HistoryEvent) -> bool:
+    """Whether workflow code gets to see the event."""
+    return event.WhichOneof("attributes") in INPUTS
+
+
+def is_command(event: HistoryEvent) -> bool:
+    """Whether workflow code issued what the event records."""
+    return event.seen_event_id > 0
+
+
+def ends_run(event: HistoryEvent) -> bool:
+    """Whether the service took the run out of the hands of its code with this event."""
+    return event.seen_event_id == 0 and event.WhichOneof("attributes") in _ENDINGS
+
+
+def replay_order(events: Iterable[HistoryEvent]) -> list[HistoryEvent]:
+    """A whole history, given in order of event_id, in the order in which the code lived it.
+
+    Commands go directly after the last input that the code had seen. What came after the end of the code is left out:
+    nobody saw it.
+    """
+    ordered: list[HistoryEvent] = []
+    arrived: deque[HistoryEvent] = deque()
+    for event in events:
+        if is_input(event):
+            arrived.append(event)
+        elif is_command(event):
+            while arrived and arrived[0].event_id <= event.seen_event_id:
+                ordered.append(arrived.popleft())
+            ordered.append(event)
+            if event.WhichOneof("attributes") in ("workflow_completed", "rollback_started"):
+                return ordered
+        elif ends_run(event):
+            return [*ordered, *arrived, event]
+    return [*ordered, *arrived]
+
+
+class Machine:
+    """The commands and open requests of one run."""
+
+    def __init__(self) -> None:
+        self.commands: list[Command] = []
+        """New ones: beyond the end of the history."""
+        self.failure: WorkflowTaskError | None = None
+        """Set at the first difference, or by whoever runs the code when that broke a rule."""
+        self.closed = False
+        """The code ended the run, or the service did: it asks for nothing any more."""
+        self.halted = False
+        """Closed or failed: the code must not run on, and nothing that it asks for is answered."""
+        self._expected: deque[HistoryEvent] = deque()
+        """Recorded commands that the code has not issued yet."""
+        self._ahead: deque[str] = deque()
+        """Issued commands that match recorded ones which have not been passed yet, or are new."""
+        self._passed: HistoryEvent | None = None
+        """The recorded command that was passed last, when no input followed it."""
+        self._activity_counts: Counter[str] = Counter()
+        self._timer_count = 0
+        self._compensate_count = 0
+        self._activities: dict[str, Resolve] = {}
+        self._timers: dict[str, Resolve] = {}
+        self._compensates: dict[str, Resolve] = {}
+
+    # The history.
+
+    def expect(self, events: Sequence[HistoryEvent]) -> None:
+        """Take in the recorded commands among events that are about to be passed."""
+        self._expected.extend(event for event in events if is_command(event))
+
+    def pass_command(self, event: HistoryEvent) -> None:
+        """A recorded command comes next in the history: the code must have issued it by now."""
+        if not self._ahead:
+            waits = "it ended before" if self.closed else f"it waits for {', '.join(self.waits()) or 'nothing'}"
+            self._diverge(
+                f"event {event.event_id} recorded {_recorded(event)}, but the code did not ask for it: {waits}"
+            )
+            return
+        self._ahead.popleft()
+        self._passed = event
+
+    def pass_input(self, event: HistoryEvent) -> None:
+        """An input comes next in the history: the task before it, if it is recorded, must have had no more commands."""
+        if self._passed is not None and self._ahead and not self.closed:
+            self._diverge(
+                f"the code asked for {self._ahead[0]} after event {self._passed.seen_event_id}, but what is recorded "
+                f"for that moment ends with event {self._passed.event_id} ({_recorded(self._passed)})"
+            )
+        self._passed = None
+
+    def resolve(self, event: HistoryEvent) -> None:
+        """Answer the command that the input is for. One that was given up meanwhile is left alone."""
+        resolve: Resolve | None = None
+        match event.WhichOneof("attributes"):
+            case "activity_completed":
+                resolve = self._activities.pop(event.activity_completed.activity_id, None)
+            case "activity_failed":
+                resolve = self._activities.pop(event.activity_failed.activity_id, None)
+            case "activity_cancelled":
+                resolve = self._activities.pop(event.activity_cancelled.activity_id, None)
+            case "timer_fired":
+                resolve = self._timers.pop(event.timer_fired.timer_id, None)
+            case "compensate_finished":
+                resolve = self._compensates.pop(event.compensate_finished.compensate_id, None)
+        if resolve is not None:
+            resolve(event)
+
+    def take_commands(self) -> list[Command]:
+        """The new commands. They count as recorded: if they are not, the machine must be dropped."""
+        commands, self.commands = self.commands, []
+        self._ahead.clear()
+        self._passed = None
+        return commands
+
+    def waits(self) -> list[str]:
+        """What is open, by name."""
+        return [
+            *(f"activity {activity_id}" for activity_id in self._activities),
+            *(f"timer {timer_id}" for timer_id in self._timers),
+            *(f"compensate {compensate_id}" for compensate_id in self._compensates),
+        ]
+
+    # The code.
+
+    def schedule_activity(self, command: ScheduleActivity, resolve: Resolve) -> str:
+        """Ask for an activity, whose id is filled in and returned."""
+        activity_type = command.activity_type
+        self._activity_counts[activity_type] += 1
+        activity_id = command.activity_id = f"{activity_type}:{self._activity_counts[activity_type]}"
+        if self._issue("ScheduleActivity", activity_id, Command(schedule_activity=command)):
+            self._activities[activity_id] = resolve
+        return activity_id
+
+    def cancel_activity(self, activity_id: str) -> None:
+        """Ask an activity to stop and give its answer up; nothing happens when it is closed."""
+        if self._activities.pop(activity_id, None) is not None:
+            command = Command(cancel_activity=CancelActivity(activity_id=activity_id))
+            self._issue("CancelActivity", activity_id, command)
+
+    def start_timer(self, duration: Duration, resolve: Resolve) -> str:
+        """Ask for a timer."""
+        self._timer_count += 1
+        timer_id = str(self._timer_count)
+        if self._issue("StartTimer", timer_id, Command(start_timer=StartTimer(timer_id=timer_id, duration=duration))):
+            self._timers[timer_id] = resolve
+        return timer_id
+
+    def cancel_timer(self, timer_id: str) -> None:
+        """Forget a timer; nothing happens when it fired."""
+        if self._timers.pop(timer_id, None) is not None:
+            self._issue("CancelTimer", timer_id, Command(cancel_timer=CancelTimer(timer_id=timer_id)))
+
+    def register_compensation(self, compensation: Compensation) -> None:
+        """Put a compensation on the saga's list."""
+        command = Command(register_compensation=RegisterCompensation(compensation=compensation))
+        self._issue("RegisterCompensation", compensation.activity_type, command)
+
+    def compensate(self, resolve: Resolve) -> str:
+        """Ask to undo what is on the saga's list."""
+        self._compensate_count += 1
+        compensate_id = str(self._compensate_count)
+        if self._issue("Compensate", compensate_id, Command(compensate=Compensate(compensate_id=compensate_id))):
+            self._compensates[compensate_id] = resolve
+        return compensate_id
+
+    def drop_compensate(self, compensate_id: str) -> None:
+        """Give the answer of a `compensate` up. It goes on: what has begun to be undone is undone."""
+        self._compensates.pop(compensate_id, None)
+
+    def end(self, kind: str, command: Command) -> None:
+        """Issue the command that ends the run: CompleteWorkflow, FailWorkflow or CancelWorkflow."""
+        if self._issue(kind, "", command):
+            self.close()
+
+    def close(self) -> None:
+        """The code must not run on: it ended the run, or the service took it out of its hands."""
+        self.closed = self.halted = True
+
+    def fail(self, error: WorkflowTaskError) -> None:
+        """The code must not run on: it broke a rule. Only the first error counts."""
+        if self.failure is None:
+            self.failure = error
+            self.halted = True
+
+    def forget(self) -> None:
+        """Let go of whoever waits for answers."""
+        self._activities.clear()
+        self._timers.clear()
+        self._compensates.clear()
+
+    def _issue(self, kind: str, name: str, command: Command) -> bool:
+        """Match a command with the next recorded one, or add it to the new ones. False: the code is to be ignored."""
+        if self.halted:
+            return False
+        issued = f"{kind} {name}" if name else kind
+        if self._expected:
+            event = self._expected.popleft()
+            recorded = _recorded(event)
+            if recorded != issued:
+                self._diverge(
+                    f"event {event.event_id} recorded {recorded}, the code now asks for {issued}{user_place()}"
+                )
+                return False
+        else:
+            self.commands.append(command)
+        self._ahead.append(issued)
+        return True
+
+    def _diverge(self, difference: str) -> None:
+        self.fail(
+            Divergence(
+                f"the workflow's code does not fit its history: {difference}. Run the code that this run was started "
+                "with, or put the code right so that it asks for the same things in the same order"
+            )
+        )
+
+
+def _recorded(event: HistoryEvent) -> str:
+    """The command that an event records, in the words of `_issue`."""
+    match event.WhichOneof("attributes"):
+        case "activity_scheduled":
+            return f"ScheduleActivity {event.activity_scheduled.command.activity_id}"
+        case "activity_cancel_requested":
+            return f"CancelActivity {event.activity_cancel_requested.activity_id}"
+        case "timer_started":
+            return f"StartTimer {event.timer_started.timer_id}"
+        case "timer_cancelled":
+            return f"CancelTimer {event.timer_cancelled.timer_id}"
+        case "compensation_registered":
+            return f"RegisterCompensation {event.compensation_registered.compensation.activity_type}"
+        case "compensate_requested":
+            return f"Compensate {event.compensate_requested.compensate_id}"
+        case "workflow_completed":
+            return "CompleteWorkflow"
+        case "rollback_started":
+            cancelled = event.rollback_started.closing_status == WORKFLOW_STATUS_CANCELLED
+            return "CancelWorkflow" if cancelled else "FailWorkflow"
+        case other:
+            return str(other)  # of a newer service: never equal to what this code issues

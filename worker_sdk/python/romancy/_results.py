@@ -1,0 +1,182 @@
+"""Waits for the outcomes of many runs on one stream."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from typing import Final
+
+import grpc
+import grpc.aio
+from google.protobuf.duration_pb2 import Duration
+
+from romancy.v1.workflow_pb2 import WorkflowOutcome
+from romancy.v1.workflow_service_pb2 import (
+    GetWorkflowResultRequest,
+    WaitResultsRequest,
+    WaitResultsResponse,
+    WorkflowRef,
+)
+
+from romancy._calls import Calls, backoff_s, is_passing
+from romancy.refusals import RequestRefused, refusal, refusal_of, status_code
+
+_Call = grpc.aio.StreamStreamCall[WaitResultsRequest, WaitResultsResponse]
+_Waiter = asyncio.Future[WorkflowOutcome]
+
+_SILENCE_S: Final = 20.0
+"""After so long without an answer ask for one of the runs by a call of its own: the stream may be dead unnoticed."""
+_MAX_RUNS: Final = 1_000
+"""Runs in one message."""
+
+
+class Results:
+    """Subscribes each run that somebody waits for, again after every end of the stream."""
+
+    def __init__(self, calls: Calls, namespace: str, patience_s: float) -> None:
+        self._calls = calls
+        self._namespace = namespace
+        self._patience_s = patience_s
+        self._waiters: dict[str, list[_Waiter]] = defaultdict(list)
+        self._unsent: list[str] = []
+        self._wake = asyncio.Event()
+        self._runner: asyncio.Task[None] | None = None
+        self._heard_at = 0.0
+
+    async def wait(self, run_id: str) -> WorkflowOutcome:
+        """The run's outcome. Raises RequestRefused: WorkflowNotFound, or ServiceUnavailable after long trying."""
+        waiter: _Waiter = asyncio.get_running_loop().create_future()
+        waiters = self._waiters[run_id]
+        waiters.append(waiter)
+        if len(waiters) == 1:
+            self._subscribe(run_id)
+        try:
+            return await waiter
+        finally:
+            self._leave(run_id, waiter)
+
+    async def close(self) -> None:
+        """Stop waiting; whoever still waits is cancelled."""
+        if self._runner is not None:
+            self._runner.cancel()
+            await asyncio.gather(self._runner, return_exceptions=True)
+        for waiters in list(self._waiters.values()):
+            for waiter in waiters:
+                waiter.cancel()
+
+    def _subscribe(self, run_id: str) -> None:
+        if run_id not in self._waiters:
+            return
+        self._unsent.append(run_id)
+        self._wake.set()
+        if self._runner is None or self._runner.done():
+            self._runner = asyncio.get_running_loop().create_task(self._run())
+            self._runner.add_done_callback(self._ended)
+
+    def _leave(self, run_id: str, waiter: _Waiter) -> None:
+        waiters = self._waiters.get(run_id)
+        if waiters is not None and waiter in waiters:
+            waiters.remove(waiter)
+            if not waiters:
+                del self._waiters[run_id]
+
+    def _ended(self, runner: asyncio.Task[None]) -> None:
+        error = None if runner.cancelled() else runner.exception()
+        if error is not None:  # a bug: nobody may wait for ever because of it
+            for run_id in list(self._waiters):
+                for waiter in self._waiters.pop(run_id):
+                    waiter.set_exception(error)
+
+    # The stream -----------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """Streams one after the other, while somebody waits."""
+        failures = 0
+        self._heard_at = time.monotonic()
+        while self._waiters:
+            self._unsent = list(self._waiters)
+            began_at = time.monotonic()
+            try:
+                await self._serve()
+            except grpc.aio.AioRpcError as error:
+                impatient = failures > 0 and time.monotonic() - self._heard_at > self._patience_s
+                if impatient or not is_passing(error):
+                    self._fail_all(refusal_of(error))
+                    return
+            failures = 0 if self._heard_at > began_at else failures + 1
+            await asyncio.sleep(backoff_s(failures))
+
+    async def _serve(self) -> None:
+        call = self._calls.workflows.WaitResults(None, metadata=self._calls.metadata)
+        tasks = [asyncio.create_task(coroutine) for coroutine in (self._read(call), self._write(call), self._probe())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()
+        finally:
+            call.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read(self, call: _Call) -> None:
+        while isinstance(answer := await call.read(), WaitResultsResponse):
+            self._heard_at = time.monotonic()
+            for result in answer.results:
+                if result.HasField("outcome"):
+                    self._resolve(result.run_id, result.outcome)
+                else:
+                    error = result.error
+                    self._refuse(
+                        result.run_id, refusal(status_code(error.code), error.reason, error.message, error.metadata)
+                    )
+
+    async def _write(self, call: _Call) -> None:
+        while True:
+            self._wake.clear()
+            while self._unsent:
+                run_ids, self._unsent = self._unsent[:_MAX_RUNS], self._unsent[_MAX_RUNS:]
+                await call.write(WaitResultsRequest(namespace=self._namespace, run_ids=run_ids))
+            await self._wake.wait()
+
+    async def _probe(self) -> None:
+        """Return when the stream is to be replaced."""
+        stub = self._calls.workflows
+        while True:
+            await asyncio.sleep(_SILENCE_S)
+            run_id = next(iter(self._waiters), None)
+            if run_id is None or time.monotonic() - self._heard_at < _SILENCE_S:
+                continue
+            request = GetWorkflowResultRequest(
+                workflow=WorkflowRef(namespace=self._namespace, run_id=run_id), wait=Duration()
+            )
+            try:
+                answer = await self._calls.call(lambda calls: calls.workflows.GetWorkflowResult, request)
+            except RequestRefused as error:
+                self._refuse(run_id, error)
+                return
+            self._heard_at = time.monotonic()
+            if answer.HasField("outcome"):
+                self._resolve(run_id, answer.outcome)
+                return  # the stream owed us this one
+            if stub is not self._calls.workflows:
+                return
+
+    # Answers --------------------------------------------------------------------------------------------------------
+
+    def _resolve(self, run_id: str, outcome: WorkflowOutcome) -> None:
+        for waiter in self._waiters.pop(run_id, ()):
+            if not waiter.done():
+                waiter.set_result(outcome)
+
+    def _refuse(self, run_id: str, error: RequestRefused) -> None:
+        for waiter in self._waiters.pop(run_id, ()):
+            if not waiter.done():
+                # One exception per waiter: a shared one would grow a traceback in each.
+                waiter.set_exception(error.copy())
+
+    def _fail_all(self, error: RequestRefused) -> None:
+        for run_id in list(self._waiters):
+            self._refuse(run_id, error)

@@ -1,0 +1,38 @@
+"""A pool of daemon threads: a sync function that never returns must not keep the process from ending."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+
+_Job = Callable[[], None]
+
+
+class DaemonPool:
+    """Runs jobs on up to `most` threads, which are made when no idle one is there. Jobs must not raise."""
+
+    def __init__(self, most: int, name: str) -> None:
+        self._most = most
+        self._name = name
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._threads = 0
+
+    def submit(self, job: _Job) -> None:
+        """Run `job` soon. To be called from one thread only."""
+        self._jobs.put(job)
+        if not self._idle.acquire(blocking=False) and self._threads < self._most:
+            self._threads += 1
+            threading.Thread(target=self._work, name=f"{self._name}-{self._threads}", daemon=True).start()
+
+    def stop(self) -> None:
+        """Let the threads end when they have nothing more to do."""
+        for _ in range(self._threads):
+            self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+            del job  # or the last job's arguments would live until the next one
+            self._idle.release()

@@ -1,0 +1,293 @@
+"""Runs workflow tasks, on one thread of their own, and keeps the runs that it may need again in memory.
+
+A run in memory is of use only while it is exactly what the service has recorded: whatever leaves that in doubt makes
+the worker forget it, and the whole history comes with its next task.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, Final, Protocol, TypeVar
+
+from romancy.v1.command_pb2 import Command
+from romancy.v1.failure_pb2 import Failure
+from romancy.v1.history_pb2 import ActivityCompleted, HistoryEvent
+from romancy.v1.worker_service_pb2 import (
+    ACKNOWLEDGEMENT_RESULT_ACCEPTED,
+    Acknowledgement,
+    ActivityCompletion,
+    ActivityTask,
+    WorkflowTask,
+    WorkflowTaskCommands,
+    WorkflowTaskCompletion,
+    WorkflowTaskMiss,
+)
+
+from romancy._failure import service_failure, to_failure
+from romancy._instance import Activation, WorkflowInstance
+from romancy.workflow import WorkflowDefinition
+
+_log = logging.getLogger("romancy.worker")
+_T = TypeVar("_T")
+
+_ACTIVITY_ENDS: Final = frozenset({"activity_completed", "activity_failed", "activity_cancelled"})
+_MAX_THEN_BYTES: Final = 1024 * 1024
+"""A completion whose `then` makes it larger than this goes without: its commands must not endanger the result."""
+_GATHER_S: Final = 0.005
+"""Results of tasks that wait for each other go out together, but none waits longer than this."""
+
+
+@dataclass(slots=True)
+class Results:
+    """What the workflow thread has to say, in order."""
+
+    activities: list[ActivityCompletion]
+    workflows: list[WorkflowTaskCompletion]
+    forgotten_runs: list[str]
+
+
+class Outlet(Protocol):
+    """Where results go. Called from the workflow thread."""
+
+    def workflow_results(self, results: Results) -> None:
+        """Send these."""
+        ...
+
+    def service_ms(self) -> int:
+        """The service's clock, by estimate."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    """A run in memory."""
+
+    instance: WorkflowInstance
+    last_event_id: int = 0
+    """The run's last event when the service accepted what came from here last."""
+    last_event_ms: int = 0
+    outstanding: bytes = b""
+    """The token of the task, or of the completion with a `then`, that is not acknowledged yet."""
+    open_activities: int = 0
+    """As far as the code has seen."""
+
+
+class Workflows:
+    """The runs of a worker. Its methods may be called from any thread and do not block."""
+
+    def __init__(
+        self, definitions: Mapping[str, WorkflowDefinition[..., Any]], cached_runs: int, outlet: Outlet
+    ) -> None:
+        """`cached_runs` is how many runs are kept in memory; with 0 each task is replayed from the beginning."""
+        self._definitions = definitions
+        self._cached_runs = cached_runs
+        self._outlet = outlet
+        self._runs: OrderedDict[str, _Held] = OrderedDict()
+        self._outstanding: dict[bytes, str] = {}
+        self._results = Results([], [], [])
+        self._jobs: SimpleQueue[tuple[Callable[[Any], None], Any] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._main, name="romancy-workflows", daemon=True)
+        self._thread.start()
+
+    def run(self, tasks: Sequence[WorkflowTask]) -> None:
+        """Run these tasks."""
+        self._post(self._run_all, tasks)
+
+    def holds(self, run_id: str) -> bool:
+        """Whether an activity's completion may be followed by a workflow task of its run here."""
+        return run_id in self._runs
+
+    def complete(self, task: ActivityTask, completion: ActivityCompletion) -> None:
+        """An activity ended: send its completion, with the workflow task that follows from it if the run is held."""
+        self._post(self._complete, (task, completion))
+
+    def acknowledge(self, acknowledgements: Iterable[Acknowledgement]) -> None:
+        """Learn what became of what was sent. Those of activities alone are passed over."""
+        ours = [acknowledgement for acknowledgement in acknowledgements if acknowledgement.token in self._outstanding]
+        if ours:
+            self._post(self._acknowledge, ours)
+
+    def forget_all(self) -> None:
+        """The service knows nothing of what is held here."""
+        self._post(self._forget_all, None)
+
+    def stop(self) -> None:
+        """End the thread after what waits."""
+        self._jobs.put(None)
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until the thread ended."""
+        self._thread.join(timeout_s)
+
+    # The thread -----------------------------------------------------------------------------------------------------
+
+    def _post(self, job: Callable[[_T], None], what: _T) -> None:
+        self._jobs.put((job, what))
+
+    def _main(self) -> None:
+        gathering_since = time.monotonic()
+        while (posted := self._jobs.get()) is not None:
+            job, what = posted
+            try:
+                job(what)
+            except BaseException:  # a bug: the thread must go on for the other runs
+                _log.exception("a workflow task broke the worker's own code")
+            now = time.monotonic()
+            if self._jobs.empty() or now - gathering_since > _GATHER_S:
+                self._flush()
+                gathering_since = now
+        self._flush()
+
+    def _flush(self) -> None:
+        results = self._results
+        if results.activities or results.workflows or results.forgotten_runs:
+            self._results = Results([], [], [])
+            self._outlet.workflow_results(results)
+
+    # Tasks ----------------------------------------------------------------------------------------------------------
+
+    def _run_all(self, tasks: Sequence[WorkflowTask]) -> None:
+        for task in tasks:
+            self._results.workflows.append(self._run(task))
+
+    def _run(self, task: WorkflowTask) -> WorkflowTaskCompletion:
+        held = self._runs.get(task.run_id)
+        if task.after_event_id:
+            if held is None or held.outstanding or held.last_event_id != task.after_event_id:
+                self._drop(task.run_id)
+                return WorkflowTaskCompletion(token=task.token, miss=WorkflowTaskMiss())
+        else:
+            self._drop(task.run_id)
+            definition = self._definitions.get(task.workflow_type)
+            if definition is None:
+                return self._task_failed(task, _unknown(task, self._definitions))
+            instance = WorkflowInstance(definition, workflow_id=task.workflow_id, run_id=task.run_id)
+            held = self._runs[task.run_id] = _Held(instance)
+        try:
+            activation = self._activate(held, task.events)
+        except BaseException as error:
+            self._drop(task.run_id)
+            return self._task_failed(task, to_failure(error))
+        holds_run = not activation.closed and self._cached_runs > 0
+        if holds_run:
+            self._hold(task.run_id, held, task.token)
+        else:
+            self._drop(task.run_id)
+        return WorkflowTaskCompletion(
+            token=task.token,
+            seen_event_id=task.last_event_id,
+            commands=WorkflowTaskCommands(commands=activation.commands, holds_run=holds_run),
+        )
+
+    def _activate(self, held: _Held, events: Sequence[HistoryEvent]) -> Activation:
+        activation = held.instance.activate(events)
+        for event in events:
+            kind = event.WhichOneof("attributes")
+            if kind == "activity_scheduled":
+                held.open_activities += 1
+            elif kind in _ACTIVITY_ENDS:
+                held.open_activities -= 1
+        held.open_activities += sum(command.HasField("schedule_activity") for command in activation.commands)
+        return activation
+
+    def _task_failed(self, task: WorkflowTask, failure: Failure) -> WorkflowTaskCompletion:
+        _log.error(
+            "workflow %r (%s, run %s) cannot go on: %s: %s",
+            *(task.workflow_id, task.workflow_type, task.run_id, failure.type, failure.message),
+        )
+        return WorkflowTaskCompletion(token=task.token, seen_event_id=task.last_event_id, failure=failure)
+
+    # Carried commands -------------------------------------------------------------------------------------------------
+
+    def _complete(self, ended: tuple[ActivityTask, ActivityCompletion]) -> None:
+        task, completion = ended
+        held = self._runs.get(task.run_id)
+        # With the only open activity, in its first attempt, nothing else is likely to have been recorded meanwhile.
+        if (
+            held is not None
+            and not held.outstanding
+            and held.open_activities == 1
+            and task.attempt == 1
+            and not task.compensation
+            and completion.HasField("result")
+        ):
+            self._carry(held, task, completion)
+        self._results.activities.append(completion)
+
+    def _carry(self, held: _Held, task: ActivityTask, completion: ActivityCompletion) -> None:
+        """Let the code see the result before the service has recorded it; undone by forgetting the run."""
+        event = HistoryEvent(
+            event_id=held.last_event_id + 1,
+            activity_completed=ActivityCompleted(
+                activity_id=task.activity_id, attempt=task.attempt, result=completion.result
+            ),
+        )
+        event.time.FromMilliseconds(max(self._outlet.service_ms(), held.last_event_ms))
+        try:
+            activation = self._activate(held, [event])
+        except BaseException as error:
+            # Without a workflow task there is nothing to fail: the one that follows will fail the same way.
+            _log.warning("workflow %r cannot go on from memory: %s", task.workflow_id, error)
+            self._forget(task.run_id)
+            return
+        commands: list[Command] = activation.commands
+        completion.then.after_event_id = held.last_event_id
+        completion.then.time.CopyFrom(event.time)
+        completion.then.commands.extend(commands)
+        if completion.ByteSize() > _MAX_THEN_BYTES:
+            completion.ClearField("then")
+            self._forget(task.run_id)
+        elif activation.closed:
+            self._drop(task.run_id)
+        else:
+            self._hold(task.run_id, held, task.token)
+
+    # What is held -----------------------------------------------------------------------------------------------------
+
+    def _hold(self, run_id: str, held: _Held, token: bytes) -> None:
+        held.outstanding = token
+        self._outstanding[token] = run_id
+        self._runs.move_to_end(run_id)
+        if len(self._runs) > self._cached_runs:
+            self._forget(next(iter(self._runs)))
+
+    def _drop(self, run_id: str) -> None:
+        """Free a run, if it is held, that the service does not think is held here, or will not by the next task."""
+        held = self._runs.pop(run_id, None)
+        if held is not None:
+            held.instance.close()
+            self._outstanding.pop(held.outstanding, None)
+
+    def _forget(self, run_id: str) -> None:
+        """Free a run and tell the service so."""
+        if run_id in self._runs:
+            self._drop(run_id)
+            self._results.forgotten_runs.append(run_id)
+
+    def _forget_all(self, _: None) -> None:
+        for run_id in list(self._runs):
+            self._drop(run_id)
+
+    def _acknowledge(self, acknowledgements: list[Acknowledgement]) -> None:
+        for acknowledgement in acknowledgements:
+            run_id = self._outstanding.pop(acknowledgement.token, "")
+            held = self._runs.get(run_id)
+            if held is None or held.outstanding != acknowledgement.token:
+                continue
+            held.outstanding = b""
+            if acknowledgement.result == ACKNOWLEDGEMENT_RESULT_ACCEPTED:
+                held.last_event_id = acknowledgement.last_event_id
+                held.last_event_ms = acknowledgement.last_event_time.ToMilliseconds()
+            else:
+                self._forget(run_id)
+
+
+def _unknown(task: WorkflowTask, known: Mapping[str, object]) -> Failure:
+    names = ", ".join(sorted(known)) or "none"
+    return service_failure("UnknownWorkflowType", f"this worker has no workflow {task.workflow_type!r}; it has {names}")

@@ -1,0 +1,380 @@
+"""Activity: what `@activity` and `@compensation` make of a function, and what an activity may call while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from types import NoneType
+from typing import Any, Final, Generic, Literal, ParamSpec, Protocol, TypeVar, get_args, overload
+
+from romancy.v1.command_pb2 import (
+    COMPENSATE_WHEN_ALWAYS,
+    COMPENSATE_WHEN_UNSPECIFIED,
+    ActivityResult,
+    Compensation,
+    CompensationArgument,
+    ScheduleActivity,
+)
+from romancy.v1.failure_pb2 import FAILURE_SOURCE_CANCELLED, Failure
+from romancy.v1.history_pb2 import HistoryEvent
+from romancy.v1.payload_pb2 import Payload
+
+from romancy._failure import activity_error, from_failure, to_failure
+from romancy._loop import running_loop
+from romancy._signature import Signature, is_declaration, local_names
+from romancy.converter import codec
+from romancy.errors import ActivityCancelled, DefinitionError, OutsideActivity
+from romancy.options import ActivityOptions, RetryPolicy, Seconds
+
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+
+_RESULT: Final = "result"
+"""The parameter of a compensation that takes the result of what it undoes."""
+
+
+class ActivityDefinition(Generic[P, R]):
+    """A function that workflow code can call durably. Made by `@activity` and `@compensation`.
+
+    Called inside of a workflow it returns a coroutine: awaiting that schedules the activity and waits for its result,
+    or raises ActivityError. `fn` is the function itself.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        name: str | None = None,
+        options: ActivityOptions | None = None,
+        compensation: ActivityDefinition[..., Any] | None = None,
+        compensate: Literal["unless_failed", "always"] = "unless_failed",
+        raises: Sequence[type[BaseException]] = (),
+        names: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.fn = fn
+        self.name = name or fn.__name__
+        self.is_async = inspect.iscoroutinefunction(fn)
+        self.is_declared = is_declaration(fn)
+        """True when the body is only `...`: another worker, maybe in another language, implements it."""
+        self.activity_options = options or ActivityOptions()
+        self.compensation = compensation
+        self.raises = tuple(raises)
+        self._always = compensate == "always"
+        self._signature = Signature(fn, self.name, names=names)
+        self._schedule = self.activity_options.schedule(self.name)
+        self._compensation = None if compensation is None else self._prepare_compensation(compensation)
+        self.__doc__ = fn.__doc__
+        self.__name__ = fn.__name__
+        self.__qualname__ = fn.__qualname__
+        self.__module__ = fn.__module__
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        loop = running_loop(f"the activity {self.name}", f"call {self.name}.fn for the plain function")
+        return loop.run_activity(self, self._signature.encode_arguments(args, kwargs))
+
+    def __repr__(self) -> str:
+        return f"<activity {self.name}>"
+
+    def options(
+        self,
+        *,
+        task_queue: str | None = None,
+        timeout: Seconds | None = None,
+        schedule_to_close_timeout: Seconds | None = None,
+        schedule_to_start_timeout: Seconds | None = None,
+        heartbeat_timeout: Seconds | None = None,
+        retry: RetryPolicy | None = None,
+        at_most_once: bool | None = None,
+        priority: int | None = None,
+    ) -> ActivityDefinition[P, R]:
+        """The same activity with other options: `await charge.options(timeout=5)(order_id, amount)`."""
+        others = ActivityOptions(
+            task_queue=task_queue,
+            timeout=timeout,
+            schedule_to_close_timeout=schedule_to_close_timeout,
+            schedule_to_start_timeout=schedule_to_start_timeout,
+            heartbeat_timeout=heartbeat_timeout,
+            retry=retry,
+            at_most_once=at_most_once,
+            priority=priority,
+        )
+        # A copy: everything that does not depend on the options is shared, codecs above all.
+        twin: ActivityDefinition[P, R] = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin.activity_options = self.activity_options.merge(others)
+        twin._schedule = twin.activity_options.schedule(self.name)
+        return twin
+
+    # What a worker needs.
+
+    def check(self) -> None:
+        """Raise DefinitionError when annotations cannot be used; better when a worker starts than when a task comes."""
+        _ = self._signature.codecs, self._signature.result
+
+    def decode_arguments(self, payloads: Sequence[Payload]) -> tuple[list[Any], dict[str, Any]]:
+        """Positional and keyword arguments for `fn`. Raises ConversionError."""
+        return self._signature.decode_arguments(payloads)
+
+    def encode_result(self, value: Any) -> Payload:
+        """What `fn` returned, as a payload. Raises ConversionError."""
+        return self._signature.encode_result(value)
+
+    def encode_failure(self, error: BaseException) -> Failure:
+        """What `fn` raised, as a failure. Never fails."""
+        return to_failure(error, self.raises)
+
+    # What workflow code needs.
+
+    def schedule_command(self, arguments: Sequence[Payload]) -> ScheduleActivity:
+        """The command that asks for the activity; the machine gives it an id."""
+        command = ScheduleActivity()
+        command.MergeFrom(self._schedule)
+        command.arguments.extend(arguments)
+        if self._compensation is not None:
+            template, places = self._compensation
+            undo = command.compensation
+            undo.MergeFrom(template)
+            for place in places:
+                undo.arguments.append(
+                    CompensationArgument(payload=arguments[place]) if isinstance(place, int) else place
+                )
+        return command
+
+    def compensation_command(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compensation:
+        """This activity as a compensation that belongs to no activity, with arguments of its own."""
+        command = self.activity_options.compensation(self.name)
+        for payload in self._signature.encode_arguments(args, kwargs):
+            command.arguments.append(CompensationArgument(payload=payload))
+        return command
+
+    def outcome(self, event: HistoryEvent) -> R:
+        """What the activity returned, by the event that closed it; raises what it raised."""
+        match event.WhichOneof("attributes"):
+            case "activity_completed":
+                result: R = self._signature.decode_result(event.activity_completed.result)
+                return result
+            case "activity_failed":
+                raise activity_error(event.activity_failed.failure, self.raises)
+            case _:
+                raise from_failure(
+                    ActivityCancelled,
+                    Failure(
+                        message=f"{event.activity_cancelled.activity_id} stopped because it was asked to",
+                        type="ActivityCancelled",
+                        details=event.activity_cancelled.details,
+                        source=FAILURE_SOURCE_CANCELLED,
+                    ),
+                )
+
+    def _prepare_compensation(
+        self, undo: ActivityDefinition[..., Any]
+    ) -> tuple[Compensation, list[int | CompensationArgument]]:
+        """The compensation without values, and for each argument where it comes from."""
+        own = {parameter.name: place for place, parameter in enumerate(self._signature.parameters)}
+        if _RESULT in own:
+            raise DefinitionError(
+                f"{self.name} has a parameter called 'result', which is what its compensation {undo.name} would call "
+                "its result: rename the parameter"
+            )
+        places: list[int | CompensationArgument] = []
+        for parameter in undo._signature.parameters:
+            if parameter.name == _RESULT:
+                _check_takes_none(undo)
+                places.append(CompensationArgument(activity_result=ActivityResult()))
+            elif parameter.name in own:
+                places.append(own[parameter.name])
+            elif parameter.default is not inspect.Parameter.empty:
+                payload = codec(Any).encode(parameter.default, f"default of {parameter.name!r} of {undo.name}")
+                places.append(CompensationArgument(payload=payload))
+            else:
+                raise DefinitionError(
+                    f"{undo.name} cannot undo {self.name}: its parameter {parameter.name!r} is none of "
+                    f"{', '.join([*own, _RESULT])}"
+                )
+        template = undo.activity_options.compensation(undo.name)
+        if self._always:
+            template.when = COMPENSATE_WHEN_ALWAYS
+        else:
+            template.when = COMPENSATE_WHEN_UNSPECIFIED
+        return template, places
+
+
+def _check_takes_none(undo: ActivityDefinition[..., Any]) -> None:
+    try:
+        annotation = undo._signature.hints.get(_RESULT, Any)
+    except DefinitionError:
+        return  # a name that is defined further down; the worker's check finds it if it never is
+    if annotation not in (Any, object, NoneType) and NoneType not in get_args(annotation):
+        raise DefinitionError(
+            f"'result' of {undo.name} is annotated as {annotation}, but there is no result when the outcome of what it "
+            "undoes is unknown: annotate it with `| None`"
+        )
+
+
+class ActivityDecorator(Protocol):
+    """What `@activity(...)` returns."""
+
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> ActivityDefinition[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> ActivityDefinition[P, R]: ...
+
+
+@overload
+def activity(fn: Callable[P, Coroutine[Any, Any, R]], /) -> ActivityDefinition[P, R]: ...
+@overload
+def activity(fn: Callable[P, R], /) -> ActivityDefinition[P, R]: ...
+@overload
+def activity(
+    *,
+    name: str | None = None,
+    compensation: ActivityDefinition[..., Any] | None = None,
+    compensate: Literal["unless_failed", "always"] = "unless_failed",
+    raises: Sequence[type[BaseException]] = (),
+    task_queue: str | None = None,
+    timeout: Seconds | None = None,
+    schedule_to_close_timeout: Seconds | None = None,
+    schedule_to_start_timeout: Seconds | None = None,
+    heartbeat_timeout: Seconds | None = None,
+    retry: RetryPolicy | None = None,
+    at_most_once: bool | None = None,
+    priority: int | None = None,
+) -> ActivityDecorator: ...
+def activity(
+    fn: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    compensation: ActivityDefinition[..., Any] | None = None,
+    compensate: Literal["unless_failed", "always"] = "unless_failed",
+    raises: Sequence[type[BaseException]] = (),
+    **options: Any,
+) -> Any:
+    """Make an activity of an async or sync function.
+
+    `compensation` undoes it when the workflow fails; with `compensate="always"` also when it failed in its own words.
+    Errors of the classes in `raises` come back as themselves. A body of only `...` declares an activity that another
+    worker implements. Raises DefinitionError when something does not fit.
+    """
+
+    def decorate(fn: Callable[..., Any]) -> ActivityDefinition[..., Any]:
+        return ActivityDefinition(
+            fn,
+            name=name,
+            options=ActivityOptions(**options),
+            compensation=compensation,
+            compensate=compensate,
+            raises=raises,
+            names=local_names(fn),
+        )
+
+    return decorate if fn is None else decorate(fn)
+
+
+@overload
+def compensation(fn: Callable[P, Coroutine[Any, Any, R]], /) -> ActivityDefinition[P, R]: ...
+@overload
+def compensation(fn: Callable[P, R], /) -> ActivityDefinition[P, R]: ...
+@overload
+def compensation(
+    *,
+    name: str | None = None,
+    task_queue: str | None = None,
+    timeout: Seconds | None = None,
+    heartbeat_timeout: Seconds | None = None,
+    retry: RetryPolicy | None = None,
+) -> ActivityDecorator: ...
+def compensation(fn: Callable[..., Any] | None = None, /, *, name: str | None = None, **options: Any) -> Any:
+    """Make an activity that undoes another one.
+
+    It takes those of the other's arguments that its parameters name, and `result`, which is None when there is none. It
+    is tried again for ever, at most 60 s apart, unless `retry` says otherwise or it raises TerminalError.
+    """
+
+    def decorate(fn: Callable[..., Any]) -> ActivityDefinition[..., Any]:
+        return ActivityDefinition(fn, name=name, options=ActivityOptions(**options), names=local_names(fn))
+
+    return decorate if fn is None else decorate(fn)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivityInfo:
+    """What an activity may know about the attempt that it is."""
+
+    workflow_id: str
+    run_id: str
+    workflow_type: str
+    activity_id: str
+    activity_type: str
+    task_queue: str
+    attempt: int
+    """From 1."""
+    idempotency_key: str
+    """The same for every attempt: give it to whatever must not act twice."""
+    scheduled_time: datetime
+    start_to_close_timeout: timedelta | None = None
+    heartbeat_timeout: timedelta | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    is_compensation: bool = False
+    last_heartbeat: Payload | None = None
+
+    def heartbeat_details(self, annotation: Any = Any) -> Any:
+        """What the attempt before said last of its progress, or None."""
+        if self.last_heartbeat is None:
+            return None
+        return codec(annotation).decode(self.last_heartbeat, f"heartbeat details of {self.activity_id}")
+
+
+class ActivityContext:
+    """One attempt as its worker sees it. The worker makes it, and sets `current_activity` to it around the function."""
+
+    def __init__(self, info: ActivityInfo, send_heartbeat: Callable[[Payload | None], None]) -> None:
+        """`send_heartbeat` is called in the thread of the function and must not block."""
+        self.info = info
+        self.send_heartbeat = send_heartbeat
+        self.cancelled = threading.Event()
+        """Set by the worker when the attempt is to stop. It also cancels the task of an async function."""
+
+
+current_activity: Final[ContextVar[ActivityContext]] = ContextVar("current_activity")
+
+
+def activity_info() -> ActivityInfo:
+    """What is known about the attempt that is running. Raises OutsideActivity elsewhere."""
+    return _current().info
+
+
+def heartbeat(details: Any = None) -> None:
+    """Say that the attempt goes on, and how far it is; the next attempt can read `details`. Cheap: it is not waited for.
+
+    In a sync function it raises asyncio.CancelledError once the attempt is to stop: clean up and let that through.
+    """
+    context = _current()
+    if context.cancelled.is_set() and not _in_task():
+        raise asyncio.CancelledError(f"{context.info.activity_id} is to stop")
+    context.send_heartbeat(None if details is None else codec(Any).encode(details, "heartbeat details"))
+
+
+def is_cancelled() -> bool:
+    """Whether the attempt is to stop: for sync functions, which are not interrupted."""
+    return _current().cancelled.is_set()
+
+
+def _current() -> ActivityContext:
+    context = current_activity.get(None)
+    if context is None:
+        raise OutsideActivity("no activity runs here: this can be called only from an activity that a worker runs")
+    return context
+
+
+def _in_task() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,191 @@
+"""Converter: values <-> payloads. A codec is made once for each annotation and then kept."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from types import NoneType, UnionType
+from typing import Any, Final, Union, get_args, get_origin
+
+from google.protobuf.message import DecodeError, Message
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
+
+from romancy.v1.payload_pb2 import Payload
+
+from romancy.errors import ConversionError
+
+MAX_PAYLOAD_BYTES: Final = 2 * 1024 * 1024
+"""The service refuses larger ones. Checked here, so that the error names the value."""
+
+# JSON has neither bytes nor NaN. Types with a configuration of their own (models, dataclasses) keep it.
+_CONFIG: Final = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
+_PLAIN: Final = (str, int, bool, NoneType)
+_NULL: Final = b"null"
+
+
+class Codec:
+    """Encodes and decodes values of one annotation as JSON, by pydantic's rules."""
+
+    def __init__(self, annotation: Any) -> None:
+        self.annotation = annotation
+        try:
+            adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=_CONFIG)
+        except PydanticUserError as error:
+            if error.code != "type-adapter-config-unused":
+                raise ConversionError(f"no value can be annotated as {_name(annotation)}: {error}") from error
+            adapter = TypeAdapter(annotation)
+        self._adapter = adapter
+        self._to_json = adapter.serializer.to_json
+        self._from_json = adapter.validator.validate_json
+        self._plain: Any = annotation if annotation in _PLAIN else None
+
+    def encode(self, value: Any, what: str) -> Payload:
+        """The payload of `value`. Raises ConversionError, naming `what`, when it does not fit the annotation."""
+        try:
+            # Making errors of warnings costs more than the encoding; what has exactly the plain type gets none.
+            data = self._to_json(value) if type(value) is self._plain else self._to_json(value, warnings="error")
+        except PydanticSerializationError:
+            data = self._encode_coerced(value, what)
+        _check_size(len(data), what)
+        return Payload(json=data.decode())
+
+    def _encode_coerced(self, value: Any, what: str) -> bytes:
+        """Encode what is not of the annotated type but can be made so, such as a tuple for a list."""
+        try:
+            return self._to_json(self._adapter.validate_python(value), warnings="error")
+        except (PydanticSerializationError, ValidationError) as error:
+            raise ConversionError(
+                f"{what} cannot be encoded: a value of type {_name(type(value))} does not fit "
+                f"{_name(self.annotation)}: {_reason(error)}"
+            ) from error
+
+    def decode(self, payload: Payload, what: str) -> Any:
+        """The value of `payload`. Raises ConversionError, naming `what`, when it does not fit the annotation."""
+        kind = payload.WhichOneof("data")
+        if kind == "binary":
+            raise ConversionError(
+                f"{what} cannot be decoded: it is binary ({_metadata(payload)}), but {_name(self.annotation)} is "
+                "expected; annotate it as bytes or as its protobuf message"
+            )
+        try:
+            return self._from_json(payload.json if kind else _NULL)
+        except ValidationError as error:
+            raise ConversionError(
+                f"{what} cannot be decoded: it does not fit {_name(self.annotation)}: {_reason(error)}"
+            ) from error
+
+
+class BytesCodec(Codec):
+    """Sends bytes as they are; anything else as JSON."""
+
+    def encode(self, value: Any, what: str) -> Payload:
+        if not isinstance(value, bytes):
+            return super().encode(value, what)
+        _check_size(len(value), what)
+        return Payload(binary=value)
+
+    def decode(self, payload: Payload, what: str) -> Any:
+        if payload.WhichOneof("data") == "binary":
+            return payload.binary
+        return super().decode(payload, what)
+
+
+class MessageCodec(Codec):
+    """Sends protobuf messages in their own encoding, and names their type."""
+
+    def __init__(self, annotation: Any, message_type: type[Message]) -> None:
+        self.annotation = annotation
+        self._message_type = message_type
+        self._optional = annotation is not message_type
+
+    def encode(self, value: Any, what: str) -> Payload:
+        if value is None and self._optional:
+            return Payload(json="null")
+        if not isinstance(value, self._message_type):
+            raise ConversionError(
+                f"{what} cannot be encoded: a value of type {_name(type(value))} is no {_name(self._message_type)}"
+            )
+        data = value.SerializeToString(deterministic=True)
+        _check_size(len(data), what)
+        return Payload(binary=data, metadata={"encoding": "protobuf", "type": self._message_type.DESCRIPTOR.full_name})
+
+    def decode(self, payload: Payload, what: str) -> Any:
+        kind = payload.WhichOneof("data")
+        if self._optional and (kind is None or payload.json == "null"):
+            return None
+        expected = self._message_type.DESCRIPTOR.full_name
+        if kind != "binary" or payload.metadata.get("type", expected) != expected:
+            raise ConversionError(
+                f"{what} cannot be decoded: it is {kind or 'nothing'} ({_metadata(payload)}), "
+                f"but {expected} is expected"
+            )
+        try:
+            return self._message_type.FromString(payload.binary)
+        except DecodeError as error:
+            raise ConversionError(f"{what} cannot be decoded as {expected}: {error}") from error
+
+
+class AnyCodec(BytesCodec):
+    """For what has no annotation: bytes and messages as they are, else whatever pydantic can make JSON of."""
+
+    def encode(self, value: Any, what: str) -> Payload:
+        if isinstance(value, Message):
+            return MessageCodec(type(value), type(value)).encode(value, what)
+        return super().encode(value, what)
+
+
+def codec(annotation: Any) -> Codec:
+    """The codec for an annotation; the same one each time."""
+    try:
+        return _cached(annotation)
+    except TypeError:  # unhashable, as Annotated with a list
+        return _make(annotation)
+
+
+def _make(annotation: Any) -> Codec:
+    if annotation is Any or annotation is object:
+        return AnyCodec(Any)
+    plain = _without_none(annotation)
+    if plain is bytes:
+        return BytesCodec(annotation)
+    if isinstance(plain, type) and issubclass(plain, Message):
+        return MessageCodec(annotation, plain)
+    return Codec(annotation)
+
+
+_cached = lru_cache(maxsize=4096)(_make)
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, UnionType):
+        others = [argument for argument in get_args(annotation) if argument is not NoneType]
+        if len(others) == 1:
+            return others[0]
+    return annotation
+
+
+def _check_size(size: int, what: str) -> None:
+    if size > MAX_PAYLOAD_BYTES:
+        raise ConversionError(
+            f"{what} is {size} bytes long, at most {MAX_PAYLOAD_BYTES} are allowed; "
+            "keep the value in a store of your own and pass on where it is"
+        )
+
+
+def _name(annotation: Any) -> str:
+    return annotation.__qualname__ if isinstance(annotation, type) else str(annotation)
+
+
+def _metadata(payload: Payload) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(payload.metadata.items())) or "no metadata"
+
+
+def _reason(error: Exception) -> str:
+    """What pydantic says, in one line, without the value: errors are logged, values may be secret."""
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())
+    problems = [
+        f"{'.'.join(map(str, problem['loc'])) or 'value'}: {problem['msg']}"
+        for problem in error.errors(include_url=False, include_input=False)[:3]
+    ]
+    return "; ".join(problems)

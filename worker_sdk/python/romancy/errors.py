@@ -1,0 +1,141 @@
+"""Errors: what users raise, and what they catch. Split by what whoever catches them does next."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from romancy.v1.failure_pb2 import Failure
+
+
+class RomancyError(Exception):
+    """The root of everything that this package raises by itself."""
+
+
+class ApplicationError(RomancyError):
+    """Raised by user code that wants to say more than an ordinary exception can.
+
+    `details` reach whoever catches the error. `type` is what retry policies match on (default: the class's name).
+    `retry_after` replaces the wait that the retry policy would make.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *details: Any,
+        type: str | None = None,  # noqa: A002 - the word of the contract
+        non_retryable: bool = False,
+        retry_after: timedelta | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+        self.type = type or self.__class__.__name__
+        self.non_retryable = non_retryable
+        self.retry_after = retry_after
+
+
+class TerminalError(ApplicationError):
+    """Raised by an activity when trying again cannot help: there is no further attempt."""
+
+    def __init__(self, message: str, *details: Any, type: str | None = None) -> None:  # noqa: A002
+        super().__init__(message, *details, type=type, non_retryable=True)
+
+
+class RemoteError(RomancyError):
+    """An error that was raised elsewhere: its type and text, the raiser's details, and what it was caused by."""
+
+    def __init__(
+        self,
+        type: str,  # noqa: A002
+        message: str,
+        details: tuple[Any, ...] = (),
+        cause: BaseException | None = None,
+        *,
+        failure: Failure | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.type = type
+        self.message = message
+        self.details = details
+        self.failure = failure
+        """The error as it was recorded; None for one that was made here."""
+        self.__cause__ = cause
+
+    @property
+    def cause(self) -> BaseException | None:
+        """The error that led to this one."""
+        return self.__cause__
+
+    @property
+    def stack_trace(self) -> str:
+        """Where it was raised, in the words of the language that raised it."""
+        return self.failure.stack_trace if self.failure is not None else ""
+
+
+class ActivityError(RemoteError):
+    """An activity failed for good. `type` and `message` are those of its last attempt."""
+
+
+class ActivityTimeout(ActivityError):
+    """An activity took too long; `type` names the timeout, `cause` is the last attempt's error if there was one."""
+
+
+class ActivityLost(ActivityError):
+    """An activity's worker was lost and the activity is not sent again: nobody knows whether it had its effect."""
+
+
+class ActivityCancelled(ActivityError):
+    """An activity stopped because it was asked to, while workflow code still awaited it."""
+
+
+class CompensationError(RemoteError):
+    """A compensation failed for good while workflow code awaited `ctx.compensate()`."""
+
+
+class WorkflowError(RemoteError):
+    """A run ended without a result."""
+
+
+class WorkflowFailed(WorkflowError):
+    """The run failed, and what it did was undone, or will be."""
+
+
+class WorkflowCancelled(WorkflowError):
+    """The run was cancelled, and what it did was undone, or will be."""
+
+
+class WorkflowTerminated(WorkflowError):
+    """An operator ended the run at once; nothing was undone."""
+
+
+class WorkflowTimedOut(WorkflowError):
+    """The run took longer than it was allowed, and what it did was undone, or will be."""
+
+
+class ConversionError(RomancyError):
+    """A value cannot be encoded, or does not fit the annotation that it is decoded for."""
+
+
+class DefinitionError(RomancyError):
+    """A decorated function cannot be used as it stands."""
+
+
+class OutsideWorkflow(RomancyError):
+    """Something that only workflow code can do was called elsewhere."""
+
+
+class OutsideActivity(RomancyError):
+    """Something that only activities can do was called elsewhere."""
+
+
+class WorkflowTaskError(RomancyError):
+    """Workflow code cannot be run as it stands. The run stays open, and goes on once the code is put right."""
+
+
+class NonDeterminism(WorkflowTaskError):
+    """Workflow code did something whose outcome would be another one on replay."""
+
+
+class Divergence(WorkflowTaskError):
+    """Workflow code no longer asks for what its history says that it asked for."""

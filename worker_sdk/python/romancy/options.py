@@ -1,0 +1,129 @@
+"""Options: how activities are run and tried again. Frozen values, and what they are in the contract."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from datetime import timedelta
+
+from google.protobuf import duration_pb2
+
+from romancy.v1 import retry_pb2
+from romancy.v1.command_pb2 import Compensation, ScheduleActivity
+
+Seconds = timedelta | float
+"""A span of time: a timedelta, or a number of seconds."""
+
+
+def to_duration(seconds: Seconds) -> duration_pb2.Duration:
+    """The span in the contract's form, in whole microseconds: floats carry noise below that."""
+    delta = seconds if isinstance(seconds, timedelta) else timedelta(seconds=seconds)
+    return duration_pb2.Duration(seconds=delta.days * 86400 + delta.seconds, nanos=delta.microseconds * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Whether and when a failed attempt is followed by another. What is None has the service's default."""
+
+    max_attempts: int | None = None
+    """In all; 0: no limit. Default 5 (compensations: no limit)."""
+    initial_interval: Seconds | None = None
+    """Before the second attempt. Default 1 s."""
+    backoff_coefficient: float | None = None
+    """What the wait is multiplied with for each further attempt. Default 2."""
+    max_interval: Seconds | None = None
+    """The longest wait. Default 60 s."""
+    max_elapsed: Seconds | None = None
+    """So long may attempts and waits take together; 0: no limit. Default 300 s (compensations: no limit)."""
+    jitter: float | None = None
+    """Each wait is drawn from [wait * (1 - jitter), wait]. Default 0.1."""
+    non_retryable: tuple[type[BaseException] | str, ...] = ()
+    """Errors, by class or by type name, after which no further attempt is made."""
+
+    def __post_init__(self) -> None:
+        _refuse_if(self.max_attempts is not None and self.max_attempts < 0, "max_attempts", self.max_attempts, ">= 0")
+        coefficient = self.backoff_coefficient
+        _refuse_if(coefficient is not None and coefficient < 1, "backoff_coefficient", coefficient, ">= 1")
+        _refuse_if(self.jitter is not None and not 0 <= self.jitter <= 1, "jitter", self.jitter, "from 0 to 1")
+        for name in ("initial_interval", "max_interval", "max_elapsed"):
+            _refuse_negative(name, getattr(self, name))
+
+    def to_proto(self) -> retry_pb2.RetryPolicy:
+        """The policy in the contract's form."""
+        return retry_pb2.RetryPolicy(
+            max_attempts=self.max_attempts,
+            initial_interval=_optional(self.initial_interval),
+            backoff_coefficient=self.backoff_coefficient,
+            max_interval=_optional(self.max_interval),
+            max_elapsed=_optional(self.max_elapsed),
+            jitter=self.jitter,
+            non_retryable_types=[error if isinstance(error, str) else error.__name__ for error in self.non_retryable],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivityOptions:
+    """How one activity is run. What is None is left to the service: no limit, the run's own queue and priority."""
+
+    task_queue: str | None = None
+    timeout: Seconds | None = None
+    """Longest time for one attempt (start to close)."""
+    schedule_to_close_timeout: Seconds | None = None
+    """Longest time from the call to the end of the last attempt."""
+    schedule_to_start_timeout: Seconds | None = None
+    """Longest time an attempt may wait for a worker."""
+    heartbeat_timeout: Seconds | None = None
+    """Longest silence between two heartbeats of an attempt."""
+    retry: RetryPolicy | None = None
+    at_most_once: bool | None = None
+    """True: an attempt that was lost with its worker is not sent again; the activity fails with ActivityLost."""
+    priority: int | None = None
+    """Smaller is sooner."""
+
+    def __post_init__(self) -> None:
+        for name in ("timeout", "schedule_to_close_timeout", "schedule_to_start_timeout", "heartbeat_timeout"):
+            value = getattr(self, name)
+            _refuse_negative(name, value)
+            _refuse_if(value is not None and not value, name, value, "more than nothing; leave it out for no limit")
+
+    def merge(self, other: ActivityOptions) -> ActivityOptions:
+        """These options, with those that `other` sets instead."""
+        return replace(self, **{f.name: value for f in fields(other) if (value := getattr(other, f.name)) is not None})
+
+    def schedule(self, activity_type: str) -> ScheduleActivity:
+        """The command without id, arguments and compensation."""
+        return ScheduleActivity(
+            activity_type=activity_type,
+            task_queue=self.task_queue or "",
+            retry_policy=self.retry.to_proto() if self.retry else None,
+            schedule_to_close_timeout=_optional(self.schedule_to_close_timeout),
+            schedule_to_start_timeout=_optional(self.schedule_to_start_timeout),
+            start_to_close_timeout=_optional(self.timeout),
+            heartbeat_timeout=_optional(self.heartbeat_timeout),
+            at_most_once=bool(self.at_most_once),
+            priority=self.priority or 0,
+        )
+
+    def compensation(self, activity_type: str) -> Compensation:
+        """The compensation without arguments."""
+        return Compensation(
+            activity_type=activity_type,
+            task_queue=self.task_queue or "",
+            retry_policy=self.retry.to_proto() if self.retry else None,
+            start_to_close_timeout=_optional(self.timeout),
+            heartbeat_timeout=_optional(self.heartbeat_timeout),
+        )
+
+
+def _optional(seconds: Seconds | None) -> duration_pb2.Duration | None:
+    return None if seconds is None else to_duration(seconds)
+
+
+def _refuse_negative(name: str, value: Seconds | None) -> None:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    # `not >=` refuses NaN as well.
+    _refuse_if(seconds is not None and not seconds >= 0, name, value, "zero or more seconds")
+
+
+def _refuse_if(wrong: bool, name: str, value: object, expected: str) -> None:
+    if wrong:
+        raise ValueError(f"{name} is {value!r}, but must be {expected}")

@@ -1,0 +1,88 @@
+"""What clients catch when the service refuses a request, or cannot be reached. Split by what the caller does next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import grpc
+import grpc.aio
+
+from romancy._channel import error_details
+from romancy.errors import RomancyError
+
+
+class RequestRefused(RomancyError):
+    """The service refused a request. `reason` is for programs, as the contract lists it; the text is for people."""
+
+    def __init__(
+        self, message: str, *, code: grpc.StatusCode, reason: str = "", metadata: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.metadata: dict[str, str] = dict(metadata or {})
+        """The field, the value and the limit, where there are such."""
+
+    def copy(self) -> RequestRefused:
+        """The same refusal, for another one who waits for it."""
+        return type(self)(str(self), code=self.code, reason=self.reason, metadata=self.metadata)
+
+
+class WorkflowNotFound(RequestRefused):
+    """No run of that name is kept."""
+
+
+class WorkflowAlreadyOpen(RequestRefused):
+    """A run of the workflow id is open. `metadata["run_id"]` names it."""
+
+
+class WorkflowIdUsed(RequestRefused):
+    """A run of the workflow id was there before, and the reuse policy forbids another."""
+
+
+class WorkflowClosed(RequestRefused):
+    """The run is closed: nothing can be asked of it any more."""
+
+
+class AccessDenied(RequestRefused):
+    """The credentials are missing, wrong, or not enough."""
+
+
+class ServiceUnavailable(RequestRefused):
+    """The service could not be reached, or could not answer, for as long as the client tried.
+
+    Whether the last try was carried out is not known; the same request id makes it safe to ask again.
+    """
+
+
+_BY_REASON: Final[Mapping[str, type[RequestRefused]]] = {
+    "WORKFLOW_NOT_FOUND": WorkflowNotFound,
+    "WORKFLOW_ALREADY_OPEN": WorkflowAlreadyOpen,
+    "WORKFLOW_ID_USED": WorkflowIdUsed,
+    "WORKFLOW_CLOSED": WorkflowClosed,
+}
+_BY_CODE: Final[Mapping[grpc.StatusCode, type[RequestRefused]]] = {
+    grpc.StatusCode.UNAUTHENTICATED: AccessDenied,
+    grpc.StatusCode.PERMISSION_DENIED: AccessDenied,
+    grpc.StatusCode.UNAVAILABLE: ServiceUnavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: ServiceUnavailable,
+}
+_CODES: Final[Mapping[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def refusal(code: grpc.StatusCode, reason: str, message: str, metadata: Mapping[str, str]) -> RequestRefused:
+    """The exception for a status."""
+    kind = _BY_REASON.get(reason) or _BY_CODE.get(code, RequestRefused)
+    return kind(message, code=code, reason=reason, metadata=metadata)
+
+
+def refusal_of(error: grpc.aio.AioRpcError) -> RequestRefused:
+    """The exception for a failed call."""
+    details = error_details(error)
+    return refusal(error.code(), details.reason, error.details() or error.code().name, details.metadata)
+
+
+def status_code(number: int) -> grpc.StatusCode:
+    """The status code of that number; UNKNOWN for one that gRPC does not have."""
+    return _CODES.get(number, grpc.StatusCode.UNKNOWN)
