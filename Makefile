@@ -22,13 +22,13 @@ setup: .venv/ready ## make .venv from the lock file; quick when nothing changed
 	touch $@
 
 demo: setup ## the order saga, crashes included
-	$(BIN)/python $(SDK)/examples/demo.py
+	$(BIN)/python -m examples.demo
 
 dev: setup ## the service on a SQLite file, for this machine only
 	$(BIN)/romancy-service dev
 
 test: setup ## all tests, on SQLite and on a real Postgres
-	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 bench: setup ## throughput and latency; writes bench.json
 	$(BIN)/python -m tests.bench

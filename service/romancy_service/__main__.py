@@ -6,18 +6,17 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from romancy_service import logs
 from romancy_service.config import DEFAULT_DATABASE, DEFAULT_LISTEN, Address, Config, InvalidConfig, Security
 from romancy_service.core.limits import Limits
 from romancy_service.errors import RomancyError
 from romancy_service.probe import is_serving
-from romancy_service.server import serve
-from romancy_service.store.store import StoreRefused, open_store
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -32,11 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             runner.run(options.run(options))
     except InvalidConfig as error:
         _exit(EXIT_USAGE, error)
-    except (RomancyError, StoreRefused) as error:
+    except RomancyError as error:
         _exit(EXIT_FAILED, error)
 
 
-def _exit(code: int, why: object) -> None:
+def _exit(code: int, why: object) -> NoReturn:
     print(f"romancy-service: {logs.without_secrets(str(why))}", file=sys.stderr)  # noqa: T201 - for whoever started it
     sys.exit(code)
 
@@ -52,22 +51,42 @@ def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
 # Commands -------------------------------------------------------------------------------------------------------------
 
 
+# Each imports what it needs by itself: `health` runs every few seconds, and the whole service takes a second to import.
+
+
 async def _serve(options: argparse.Namespace) -> None:
-    await serve(config_of(options))
+    from romancy_service.server import serve
+
+    with _refusals():
+        await serve(config_of(options))
 
 
 async def _migrate(options: argparse.Namespace) -> None:
-    store = open_store(options.database)
-    try:
-        await store.migrate()
-    finally:
-        await store.close()
+    from romancy_service.store.store import open_store
+
+    with _refusals():
+        store = open_store(options.database)
+        try:
+            await store.migrate()
+        finally:
+            await store.close()
 
 
 async def _health(options: argparse.Namespace) -> None:
     address = Address.parse(options.address)
     if not await is_serving(address, options.tls_ca):
         _exit(EXIT_FAILED, f"{address} is not serving")
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Exit with what the database's operator must do, if there is something."""
+    from romancy_service.store.store import StoreRefused
+
+    try:
+        yield
+    except StoreRefused as error:
+        _exit(EXIT_FAILED, error)
 
 
 # Options --------------------------------------------------------------------------------------------------------------
@@ -98,8 +117,11 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
 
     health = commands.add_parser("health", help="exit with 0 if a service takes calls, else with 1")
     health.set_defaults(run=_health)
-    health.add_argument("--address", default=DEFAULT_LISTEN, metavar="HOST:PORT", help=f"usually {DEFAULT_LISTEN}")
-    health.add_argument("--tls-ca", type=Path, metavar="FILE", help="it uses TLS, with a certificate signed by these")
+    address, authorities = environment.get("ROMANCY_ADDRESS", DEFAULT_LISTEN), environment.get("ROMANCY_TLS_CA")
+    health.add_argument("--address", default=address, metavar="HOST:PORT", help=f"usually {DEFAULT_LISTEN}")
+    health.add_argument(
+        "--tls-ca", type=Path, default=authorities, metavar="FILE", help="authorities that signed its certificate, PEM"
+    )
     return result
 
 

@@ -135,10 +135,10 @@ class Dispatch:
     def committed(self, run: Run, leases: dict[str, Lease]) -> None:
         """Send what was leased; note what waits; tell workers of what they need not finish."""
         now_ms = self._clock.latest_ms()
-        for task_id in run.rewritten:
-            task = run.tasks[task_id]
-            if task.kind > TaskKind.ACTIVITY:
+        for task_id in run.touched:
+            if task_id not in run.rewritten or run.tasks[task_id].kind > TaskKind.ACTIVITY:
                 continue
+            task = run.tasks[task_id]
             lease = leases.get(task_id)
             if lease is None:
                 self._wait(run.namespace, task, now_ms)
@@ -197,7 +197,7 @@ class Dispatch:
             self._send_workflow(session, held, run, task)
 
     def _held(self, session: Session, namespace: str, run_id: str, task: Task, leased_ms: int) -> InHand:
-        token = self._tokens.sign(TaskRef(namespace, run_id, task.task_id, task.attempt))
+        token = self._tokens.sign(TaskRef(namespace, run_id, task.task_id, task.attempt, task.scheduled_ms))
         held = InHand(token, run_id, task.task_id, task.attempt, task.kind, leased_ms)
         session.take(held)
         return held
@@ -288,7 +288,7 @@ class Dispatch:
 
     def token(self, row: Claimed) -> bytes:
         """The token of a task that a session has."""
-        return self._tokens.sign(TaskRef(row.namespace, row.run_id, row.task.task_id, row.task.attempt))
+        return self._tokens.sign(TaskRef(row.namespace, row.run_id, row.task.task_id, row.task.attempt, row.task.scheduled_ms))
 
     def resume(self, session: Session, row: Claimed, *, running: bool) -> InHand:
         """After a reconnect: a task that the session had. `running`: the worker still has it; else send it again."""

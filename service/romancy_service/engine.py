@@ -432,7 +432,9 @@ class Engine:
 
     def _offers(self, run: Run, now_ms: int) -> dict[str, Lease]:
         leases = {}
-        for task_id in run.rewritten:
+        for task_id in run.touched:  # in the order in which the code asked for them
+            if task_id not in run.rewritten:
+                continue
             task = run.tasks[task_id]
             if task.kind <= TaskKind.ACTIVITY and task.due_ms <= now_ms and not task.cancel_requested:
                 lease = self._outlet.offer(run, task)

@@ -79,7 +79,7 @@ class Lobby:
         """The session as it was, under a new epoch; None if it is gone. An older stream of it ends."""
         node = self._node
         older = node.dispatch.sessions.get(hello.session_id)
-        if older is not None:
+        if older is not None and older.namespace == hello.namespace:
             node.dispatch.disconnect(older, SessionSuperseded())
         lease_ms = node.clock.now_ms() + node.limits.session_lease_ms
         epoch = await node.store.resume_session(

@@ -20,6 +20,8 @@ class TaskRef:
     run_id: str
     task_id: str
     attempt: int
+    scheduled_ms: int = 0
+    """Tells apart tasks that have the same name: all workflow tasks of a run do."""
 
 
 class InvalidToken(Exception):
@@ -35,14 +37,15 @@ class Tokens:
 
     def sign(self, ref: TaskRef) -> bytes:
         """The token of `ref`, the same at every call."""
-        text = _SEPARATOR.join((self._newest, ref.namespace, ref.run_id, str(ref.attempt), ref.task_id)).encode()
+        parts = (self._newest, ref.namespace, ref.run_id, str(ref.attempt), str(ref.scheduled_ms), ref.task_id)
+        text = _SEPARATOR.join(parts).encode()
         return _mac(self._keys[self._newest], text) + text
 
     def read(self, token: bytes) -> TaskRef:
         """What `token` names. Raises InvalidToken when it was not made with one of the keys."""
         mac, text = token[:_MAC_BYTES], token[_MAC_BYTES:]
         try:
-            key_id, namespace, run_id, attempt, task_id = text.decode().split(_SEPARATOR, 4)
+            key_id, namespace, run_id, attempt, scheduled_ms, task_id = text.decode().split(_SEPARATOR, 5)
             key = self._keys[key_id]
         except (UnicodeDecodeError, ValueError, KeyError) as error:
             raise InvalidToken(
@@ -50,7 +53,7 @@ class Tokens:
             ) from error
         if not hmac.compare_digest(mac, _mac(key, text)):
             raise InvalidToken("the token's signature does not match: give tokens back as they came")
-        return TaskRef(namespace, run_id, task_id, int(attempt))
+        return TaskRef(namespace, run_id, task_id, int(attempt), int(scheduled_ms))
 
 
 def _mac(key: bytes, text: bytes) -> bytes:

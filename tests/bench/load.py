@@ -46,6 +46,8 @@ def load(databases: Databases, in_flight: int, seconds: float, profiles: Path | 
         yield row("latency_p50_ms", 1e3 * quantile(latencies_s, 0.50), "ms")
         yield row("latency_p99_ms", 1e3 * quantile(latencies_s, 0.99), "ms")
     yield from (row(name, value, "s") for name, value in _cpu(used, measured["completed"] / 1_000, databases.name))
+    yield row("cores_used", (used.ours + used.postgres) / measured["elapsed_s"], "cores")
+    yield row("cores_used_by_others", used.others / measured["elapsed_s"], "cores")
     work = database.work()
     yield row("commits_per_workflow", work.versions_per_run, "")
     if work.rows_written is not None:

@@ -100,3 +100,9 @@ def tree_cpu_s(pid: int) -> float:
             continue  # it just ended; its parent has its time from now on
         total += used.user + used.system
     return total
+
+
+def machine_cpu_s() -> float:
+    """CPU time of everything that runs on this machine."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))

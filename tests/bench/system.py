@@ -15,7 +15,7 @@ from typing import Any, Final
 import grpc
 
 from tests.bench.database import Database
-from tests.bench.process import Process
+from tests.bench.process import Process, machine_cpu_s
 
 _START_S: Final = 30.0
 
@@ -28,6 +28,8 @@ class Usage:
     worker: float
     client: float
     postgres: float
+    machine: float
+    """All processes there are, others included."""
 
     def __sub__(self, other: Usage) -> Usage:
         return Usage(
@@ -35,12 +37,18 @@ class Usage:
             self.worker - other.worker,
             self.client - other.client,
             self.postgres - other.postgres,
+            self.machine - other.machine,
         )
 
     @property
     def ours(self) -> float:
         """Of what is written here: all but Postgres."""
         return self.service + self.worker + self.client
+
+    @property
+    def others(self) -> float:
+        """Of processes that have nothing to do with the bench, and of the kernel by itself."""
+        return max(0.0, self.machine - self.ours - self.postgres)
 
 
 @dataclass(slots=True)
@@ -68,7 +76,7 @@ class System:
         """What the processes used so far, the last client's included."""
         worker = self.worker.cpu_s() if self.worker is not None else 0.0
         client = self.clients[-1].cpu_s() if self.clients else 0.0
-        return Usage(self.service.cpu_s(), worker, client, self.database.cpu_s())
+        return Usage(self.service.cpu_s(), worker, client, self.database.cpu_s(), machine_cpu_s())
 
     def close(self) -> None:
         """End all, the service last."""

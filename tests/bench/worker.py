@@ -15,6 +15,8 @@ def main() -> None:
         workflows=[order_workflow, walk_workflow],
         activities=[reserve, pay, ship, step],
         activity_slots=1_000,
+        workflow_slots=1_000,
+        cached_runs=5_000,
         worker_id="bench",
     )
     worker.run()

@@ -29,8 +29,8 @@ from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceStub
 
 from romancy_service.config import Address, Config, InvalidConfig, Security
 from romancy_service.core.limits import Limits
-from romancy_service.errors import InvalidField
-from romancy_service.rpc.auth import ANY_RIGHT, PUBLIC, RIGHTS, Right, read_access
+from romancy_service.errors import InvalidField, PermissionDenied
+from romancy_service.rpc.auth import ANY_RIGHT, PUBLIC, RIGHTS, Grant, Right, read_access
 from romancy_service.rpc.guard import namespace_paths
 from tests.rpc.certificates import Authority
 from tests.rpc.echo import Echo, echoing
@@ -129,6 +129,12 @@ async def test_every_method_needs_the_right_that_the_table_says(echo: Echo, name
 def test_every_method_of_the_contract_has_a_right() -> None:
     assert {path_of(method) for method in methods(OURS)} == set(RIGHTS)
     assert {path_of(method) for method in methods((health_pb2, reflection_pb2))} == ANY_RIGHT | PUBLIC
+
+
+def test_a_method_without_a_right_is_refused_to_everybody() -> None:
+    everything = Grant("operator", frozenset({"*"}), frozenset(Right))
+    with pytest.raises(PermissionDenied):
+        everything.check_method("/romancy.v1.WorkflowService/DeleteEverything")
 
 
 def test_every_request_of_the_contract_names_its_namespace() -> None:

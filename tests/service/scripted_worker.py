@@ -81,6 +81,7 @@ class ScriptedWorker:
         self._reader: asyncio.Task[None] | None = None
         self._beats: asyncio.Task[None] | None = None
         self._joined = b""
+        self._writing = asyncio.Lock()
 
     # The stream -----------------------------------------------------------------------------------------------------
 
@@ -114,7 +115,8 @@ class ScriptedWorker:
     async def send(self, frame: ConnectRequest) -> None:
         """Write one frame."""
         assert self._call is not None
-        await self._call.write(frame)
+        async with self._writing:
+            await self._call.write(frame)
 
     async def send_in_chunks(self, frame: ConnectRequest, piece_bytes: int, frame_id: int = 1) -> None:
         """Write one frame in pieces."""
@@ -157,6 +159,16 @@ class ScriptedWorker:
         if self._call is not None:
             self._call.cancel()
         await asyncio.gather(*(task for task in (self._beats, self._reader) if task), return_exceptions=True)
+
+    async def refusal(self) -> grpc.aio.AioRpcError:
+        """Why a stream that was only opened was ended."""
+        assert self._call is not None
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                answer = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            return error
+        raise AssertionError(f"was not refused, but answered {answer}")
 
     async def _error(self) -> grpc.aio.AioRpcError | None:
         assert self._call is not None

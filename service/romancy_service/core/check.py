@@ -82,27 +82,13 @@ def _check_payload_bytes(field: str, size: int, limit: int) -> None:
 
 
 def check_failure(field: str, failure: Failure, limits: Limits) -> None:
-    """A failure and its causes. For its texts alone a failure must not fail, so those that are too long are cut."""
-    for depth in range(limits.failure_depth):
-        if not failure.type:
-            failure.type = "Error"
-        failure.type = _cut(failure.type, limits.id_bytes)
-        failure.message = _cut(failure.message, limits.failure_message_bytes)
-        failure.stack_trace = _cut(failure.stack_trace, limits.failure_stack_bytes)
-        check_payloads(f"{field}{'.cause' * depth}.details", failure.details, limits)
-        check_duration(f"{field}{'.cause' * depth}.retry_after", failure.retry_after)
+    """What a failure and its causes carry. Their texts are no reason to refuse them: those are cut."""
+    check_duration(f"{field}.retry_after", failure.retry_after)
+    for _ in range(limits.failure_depth):
+        check_payloads(f"{field}.details", failure.details, limits)
         if not failure.HasField("cause"):
             return
-        if depth + 1 == limits.failure_depth:
-            failure.ClearField("cause")
-        else:
-            failure = failure.cause
-
-
-def _cut(text: str, most_bytes: int) -> str:
-    if len(text) * 4 <= most_bytes:
-        return text
-    return text.encode()[:most_bytes].decode(errors="ignore")
+        field, failure = f"{field}.cause", failure.cause
 
 
 def check_headers(field: str, headers: Mapping[str, str], limits: Limits) -> None:

@@ -179,8 +179,11 @@ def _then_that_fits(emit: Emitter, trigger: CompleteActivity) -> Then | None:
 def _complete_workflow_task(emit: Emitter, trigger: CompleteWorkflowTask, limits: Limits) -> Reply:
     run = emit.run
     task = _fenced(run, trigger.fence)
+    if 1 <= trigger.seen_event_id <= run.seen_event_id:
+        # All workflow tasks of a run look alike to their fence; what one brought, no later one brings.
+        raise StaleTask(task.task_id, f"what it answers, up to event {trigger.seen_event_id}, was answered before")
     try:
-        if not run.seen_event_id <= trigger.seen_event_id <= run.last_event_id or trigger.seen_event_id < 1:
+        if not 1 <= trigger.seen_event_id <= run.last_event_id:
             raise InvalidField(
                 "seen_event_id",
                 "is no event that the task brought",

@@ -68,8 +68,6 @@ class Limits:
     """Open activities and timers of a run: all are read when it is loaded (about 20 ms)."""
     history_events: int = 51_200
     """Events of a run: a worker that does not hold it replays them all (some seconds) within a workflow task's time."""
-    workflow_task_ms: int = 10_000
-    """So long may a worker take for one workflow task, whose code waits for nothing; then another one gets it."""
 
     # What is answered.
     page_runs: int = 100
@@ -82,8 +80,6 @@ class Limits:
     """The most events on a page."""
     page_bytes: int = 2 * MIB
     """A page of a history ends here, or after its first event: it must fit into a client's message."""
-    count_exactly: int = 10_000
-    """Counting stops here and an estimate is given: counting a million rows takes a second of the database."""
     result_wait_ms: int = 60_000
     """The longest wait for a result in one call: below the idle time of usual proxies. Clients ask again."""
 

@@ -95,7 +95,7 @@ async def _first_frame(frames: AsyncIterator[ConnectRequest], joiner: Joiner, pa
                     )
                 return frame.hello
     except TimeoutError as error:
-        raise PeerSilent(int(patience_s * 1000)) from error
+        raise PeerSilent(patience_s) from error
     raise InvalidField("hello", "is missing", "the stream ended before its first frame", reason="INVALID_HELLO")
 
 
@@ -154,10 +154,11 @@ class _Connection:
 
     async def write(self, frame: ConnectResponse) -> None:
         """Send one frame, in pieces if it is large and the worker joins them."""
-        frame.time.CopyFrom(timestamp(self._node.clock.now_ms()))
+        now = timestamp(self._node.clock.now_ms())
+        frame.time.CopyFrom(now)
         if self._chunker is not None and frame.ByteSize() > 4 * self._limits.chunk_bytes:
             for piece in self._chunker.split(frame):
-                await self._context.write(ConnectResponse(chunk=piece))
+                await self._context.write(ConnectResponse(chunk=piece, time=now))
         else:
             await self._context.write(frame)
 
@@ -172,7 +173,7 @@ class _Connection:
             except StopAsyncIteration:
                 return False
             except TimeoutError as error:
-                raise PeerSilent(int(self._silence_s * 1000)) from error
+                raise PeerSilent(self._silence_s) from error
             frame = self._joiner.join(piece)
             if frame is not None and self._receive(frame):
                 return True

@@ -140,6 +140,7 @@ class WorkflowService(WorkflowServiceServicer):
             await reader
         finally:
             reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
             wait.stop()
 
     async def ListWorkflows(self, request: ListWorkflowsRequest, context: Context) -> ListWorkflowsResponse:
@@ -271,6 +272,7 @@ class _Waiting:
         self._ready: list[RunResult] = []
         self._wake = asyncio.Event()
         self._complete = False
+        self._broken: Exception | None = None
 
     async def read(self, requests: AsyncIterator[WaitResultsRequest]) -> None:
         """Take in what the client waits for, until it half-closes."""
@@ -280,19 +282,25 @@ class _Waiting:
                 for run_id in request.run_ids:
                     check_id("run_ids", run_id, self._node.limits)
                 await self._add(namespace, [run_id for run_id in request.run_ids if run_id not in self._open])
+        except Exception as error:
+            self._broken = error
+            raise
         finally:
             self._complete = True
             self._wake.set()
 
     async def _add(self, namespace: str, run_ids: Sequence[str]) -> None:
-        for run_id in run_ids:
-            self._open[run_id] = waiter = self._waiter(run_id)
-            self._node.results.wait(run_id, waiter)
         known = await self._node.store.find_runs([(namespace, "", run_id) for run_id in run_ids])
+        # Nothing is waited for before it is known to be the caller's to see.
         for run_id, found in zip(run_ids, known, strict=True):
             if found is None:
-                self._answer(RunResult(run_id=run_id, error=_error(WorkflowNotFound(run_id))))
-        for run_id, (_, outcome) in (await self._node.store.outcomes(list(run_ids))).items():
+                self._ready.append(RunResult(run_id=run_id, error=_error(WorkflowNotFound(run_id))))
+                self._wake.set()
+            elif run_id not in self._open:
+                self._open[run_id] = waiter = self._waiter(run_id)
+                self._node.results.wait(run_id, waiter)
+        waited_for = [run_id for run_id in run_ids if run_id in self._open]
+        for run_id, (_, outcome) in (await self._node.store.outcomes(waited_for)).items():
             self._answer(RunResult(run_id=run_id, outcome=outcome))
 
     def _waiter(self, run_id: str) -> Callable[[WorkflowOutcome], None]:
@@ -310,6 +318,8 @@ class _Waiting:
         while not (self._complete and not self._open and not self._ready):
             await self._wake.wait()
             self._wake.clear()
+            if self._broken is not None:
+                raise self._broken  # now, and not only when the runs that are waited for have ended
             if self._ready:
                 ready, self._ready = self._ready, []
                 yield ready

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
+from romancy_service.core.run import Run
 from romancy_service.store.rows import events_bytes, run_row, task_row, unowned_relay_ms
 from romancy_service.store.store import Change
 
 Rows = list[tuple[Any, ...]]
 
 
+# What becomes of a task that a change uses.
+KEEP: Final = 0
+DROP: Final = 1
+MARK: Final = 2
+"""It is asked to stop; its lease is left alone."""
+
+
 @dataclass(slots=True)
 class Batch:
-    """Every row begins with the number of its *unit*: one change, or two that are written together or not at all."""
+    """Every row begins with its *unit*: one change, or two that are written together. Units are numbered from 1."""
 
     now_ms: int
     run: Rows = field(default_factory=list)
-    """unit, the columns of `runs`, whether it is written, the run whose place it may take (or itself), the number of its
-    first new event (or 0), its new events (or None). Its version is the one to be stored: 1 for a new run."""
-    needed: Rows = field(default_factory=list)
-    """unit, run id, task id, attempt, owner, epoch, relay_ms: tasks that must be there; 0 or -1: no matter which."""
+    """unit, the columns of `runs`, whether it is written, the run whose place it may take (or itself), the number of
+    its first new event (or 0), its new events (or None). Its version is the one to be stored: 1 for a new run."""
+    used: Rows = field(default_factory=list)
+    """Tasks that must be there: unit, run id, task id, attempt, owner, epoch, relay_ms, use. An attempt of 0, or a relay_ms
+    of -1, means that it does not matter."""
     put: Rows = field(default_factory=list)
     """unit, the columns of `tasks`, `relay_ms` if it is not leased after all."""
-    marked: Rows = field(default_factory=list)
-    """unit, run id, task id: asked to stop, the lease left alone."""
-    dropped: Rows = field(default_factory=list)
-    """unit, run id, task id."""
     asked: Rows = field(default_factory=list)
     """unit, the columns of `requests`."""
     session_ids: set[str] = field(default_factory=set)
@@ -37,11 +42,12 @@ class Batch:
 def batch_of(changes: Sequence[Change], now_ms: int) -> Batch:
     """The rows of these changes."""
     batch = Batch(now_ms)
-    units = {change.run.run_id: unit for unit, change in enumerate(changes)}
+    run_ids = {change.run.run_id for change in changes}
+    units: dict[str, int] = {}
     for change in changes:
-        if change.after and change.after not in units:
+        if change.after and change.after not in run_ids:
             raise ValueError(f"run {change.run.run_id} comes after {change.after}, which is not in its batch")
-        unit = units[change.after or change.run.run_id]
+        unit = units.setdefault(change.after or change.run.run_id, len(units) + 1)
         _add_run(batch, change, unit)
         _add_tasks(batch, change, unit)
     return batch
@@ -67,20 +73,23 @@ def _add_run(batch: Batch, change: Change, unit: int) -> None:
 
 def _add_tasks(batch: Batch, change: Change, unit: int) -> None:
     run = change.run
+    uses = {task_id: _use(run, task_id) for task_id, existed in run.touched.items() if existed}
     for fence in change.fences:
-        batch.needed.append((unit, run.run_id, fence.task_id, fence.attempt, fence.owner, fence.epoch, fence.relay_ms))
-    for task_id, existed in run.touched.items():
-        if existed:
-            batch.needed.append((unit, run.run_id, task_id, 0, "", 0, -1))
-        task = run.tasks.get(task_id)
-        if task is None:
-            if existed:
-                batch.dropped.append((unit, run.run_id, task_id))
-        elif task_id in run.rewritten:
-            lease = change.leases.get(task_id)
-            owner, epoch = ("", 0) if lease is None else (lease.session_id, lease.epoch)
-            row = task_row(run, task, owner, epoch, batch.now_ms)
-            batch.put.append((unit, *row, unowned_relay_ms(task, batch.now_ms)))
-        else:
-            batch.marked.append((unit, run.run_id, task_id))
+        use = uses.pop(fence.task_id, KEEP)
+        batch.used.append(
+            (unit, run.run_id, fence.task_id, fence.attempt, fence.owner, fence.epoch, fence.relay_ms, use)
+        )
+    batch.used.extend((unit, run.run_id, task_id, 0, "", 0, -1, use) for task_id, use in uses.items())
+    for task_id in run.rewritten:
+        task = run.tasks[task_id]
+        lease = change.leases.get(task_id)
+        owner, epoch = ("", 0) if lease is None else (lease.session_id, lease.epoch)
+        row = task_row(run, task, owner, epoch, batch.now_ms)
+        batch.put.append((unit, *row, unowned_relay_ms(task, batch.now_ms)))
     batch.session_ids.update(lease.session_id for lease in change.leases.values())
+
+
+def _use(run: Run, task_id: str) -> int:
+    if task_id not in run.tasks:
+        return DROP
+    return KEEP if task_id in run.rewritten else MARK

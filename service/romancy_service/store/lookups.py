@@ -166,7 +166,7 @@ class Lookups(Statements):
         return events
 
     async def find_runs(self, refs: Sequence[tuple[str, str, str]]) -> list[str | None]:
-        """For each (namespace, workflow id, run id) the run's id; without a run id the newest run of the workflow id."""
+        """For each (namespace, workflow id, run id) the run's id; without a run id that of the newest run."""
         run_ids = [run_id for _, _, run_id in refs if run_id]
         named = {}
         if run_ids:
@@ -286,7 +286,7 @@ def _conditions(namespace: str, selection: WorkflowFilter) -> list[ColumnElement
 
 
 def _end_of_prefix(prefix: str) -> str | None:
-    """The first text after all that begin with `prefix`, by code points, which UTF-8 sorts alike; None if there is none."""
+    """The first text after all that begin with `prefix`; None if there is none. UTF-8 sorts as code points do."""
     kept = prefix.rstrip(chr(sys.maxunicode))
     if not kept:
         return None

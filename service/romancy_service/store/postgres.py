@@ -1,7 +1,7 @@
 """The store on Postgres: any number of replicas share one database.
 
-Connections by what their statements need: the lanes and whatever finds rows by key; lookups and claims, which walk along
-indexes; one that only renews leases, so that no load can make sessions look lost; one that listens.
+Connections by what their statements need: the lanes and whatever else finds rows by key; lookups and claims, which walk
+along indexes; one that only renews leases, so that no load can make sessions look lost; one that listens.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import asyncpg
 import structlog
+from asyncpg.pool import PoolConnectionProxy
 from sqlalchemy import Connection, Select, text
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -69,7 +70,7 @@ _SETTINGS: Final = {
     "statement_timeout": "25s",
 }
 _WALKING: Final = {"enable_seqscan": "off"}
-_DIALECT: Final = PGDialect_asyncpg()
+_DIALECT: Final = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
 _NOW: Final = "select (extract(epoch from clock_timestamp()) * 1000)::bigint as now_ms"
 _NOTIFY: Final = f"select pg_notify('{_CHANNEL}', $1::text)"
 
@@ -91,7 +92,7 @@ _UNREACHABLE: Final = (
 )
 
 
-class _Connection(asyncpg.Connection):  # type: ignore[type-arg]  # generic in its stubs only
+class _Connection(asyncpg.Connection):
     """A connection of a pool. Its state is never changed, so nothing has to be reset between two uses."""
 
     def get_reset_query(self) -> str:
@@ -263,7 +264,7 @@ class PostgresStore(Store):
 
 
 @asynccontextmanager
-async def _connection(pool: asyncpg.Pool[asyncpg.Record]) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+async def _connection(pool: asyncpg.Pool[asyncpg.Record]) -> AsyncIterator[PoolConnectionProxy[asyncpg.Record]]:
     """A connection of the pool. When it does not answer it is cut: nobody waits for what became of its statement."""
     connection = await pool.acquire(timeout=CONNECT_S)
     try:
@@ -296,7 +297,7 @@ async def _make_durable(connection: asyncpg.Connection[asyncpg.Record]) -> None:
 
 def _upgrade(connection: Connection) -> None:
     version = connection.dialect.server_version_info or (0,)
-    if version[0] < OLDEST_VERSION:
+    if int(version[0]) < OLDEST_VERSION:
         raise StoreRefused(
             f"the database is Postgres {'.'.join(map(str, version))}; at least {OLDEST_VERSION} is needed: upgrade it"
         )

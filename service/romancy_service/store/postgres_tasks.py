@@ -1,4 +1,4 @@
-"""The statements on Postgres that lease tasks, and the one that loads runs. Each is one round trip and one transaction."""
+"""The statements on Postgres that lease tasks, and the one that loads runs. Each is a transaction of its own."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ with live as materialized (
     select namespace, queue, kind, type, sum(slots) as slots from want group by namespace, queue, kind, type
 ), found as materialized (
     select total.*, task.place, row_number() over (
-        partition by total.namespace, total.queue, total.kind, total.type order by task.priority, task.due_ms) as position
+        partition by total.namespace, total.queue, total.kind, total.type
+        order by task.priority, task.due_ms) as position
     from total cross join lateral (
         select ctid as place, priority, due_ms from tasks
         where namespace = total.namespace and queue = total.queue and kind = total.kind and type = total.type

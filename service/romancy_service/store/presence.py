@@ -126,7 +126,7 @@ class Presence(Statements):
     ) -> int | None:
         """A worker came back: the session's new epoch, which ends whatever is done in the old one; None if it is gone.
 
-        The first half of a hello; `leased_tasks` is the other, so that what it reads includes all that the old epoch did.
+        The first half of a hello; `leased_tasks` is the other, so that it finds all that was done in the old epoch.
         """
         rows = await self._write(
             _RESUME, id=session_id, of_namespace=namespace, replica=replica_id, new_hello=hello, until_ms=lease_ms
@@ -134,7 +134,7 @@ class Presence(Statements):
         return rows[0]["epoch"] if rows else None
 
     async def renew_sessions(self, held: Sequence[tuple[str, int]], lease_ms: int) -> list[str]:
-        """Prolong the leases of these (session id, epoch). Returns the ids of those that are gone or of another epoch."""
+        """Prolong the leases of these (session id, epoch). Returns those that are gone or of another epoch."""
         session_ids = [session_id for session_id, _ in held]
         rows = await self._write_apart(
             _RENEW, session_ids=session_ids, held=[f"{name} {epoch}" for name, epoch in held], until_ms=lease_ms

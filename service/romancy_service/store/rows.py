@@ -17,6 +17,7 @@ from romancy_service.core.replay import is_input
 from romancy_service.core.run import Counters, Run
 from romancy_service.core.task import Task, TaskKind
 
+_JSON: Final = json.JSONEncoder(separators=(",", ":"))
 PARTS: Final = 1 << 15
 """Runs are spread over so many parts, and these over the replicas."""
 
@@ -110,15 +111,14 @@ def loaded_run(row: Row, task_rows: Iterable[Row], batches: Iterable[bytes]) -> 
 
 
 def _counters_text(counters: Counters) -> str:
-    return json.dumps(
+    return _JSON.encode(
         {
             "activities": counters.activities,
             "timers": counters.timers,
             "compensates": counters.compensates,
             "open_compensates": counters.open_compensates,
             "undoable": counters.undoable,
-        },
-        separators=(",", ":"),
+        }
     )
 
 
@@ -126,7 +126,7 @@ def _counters_text(counters: Counters) -> str:
 
 
 def task_row(run: Run, task: Task, owner: str, epoch: int, now_ms: int) -> tuple[Any, ...]:
-    """A task as the next commit stores it, leased to `owner` from `now_ms` on: the columns of `tasks` in their order."""
+    """A task as the next commit stores it, leased to `owner` at `now_ms`: the columns of `tasks` in their order."""
     return (
         run.run_id,
         task.task_id,
@@ -160,7 +160,7 @@ def task_row(run: Run, task: Task, owner: str, epoch: int, now_ms: int) -> tuple
 
 
 def unowned_relay_ms(task: Task, now_ms: int) -> int:
-    """When the service must look at a task that nobody has. At once is `now_ms`: what is overdue is any replica's to do."""
+    """When the service must look at a task that nobody has; at once is `now_ms`: what is overdue is any replica's."""
     return task.unowned_relay_ms or now_ms
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.expression import Executable, bindparam
+from sqlalchemy.sql.expression import BindParameter, ClauseElement, Executable, bindparam
 from sqlalchemy.types import Boolean
 
 from romancy_service.store.rows import Row
@@ -24,7 +24,7 @@ class among(ColumnElement[bool]):  # noqa: N801 - reads like the SQL that it is
 
     def __init__(self, column: ColumnElement[str], name: str) -> None:
         self.column = column
-        self.values = bindparam(name)
+        self.values: BindParameter[str] = bindparam(name)
 
 
 @compiles(among, "postgresql")
@@ -48,6 +48,7 @@ def compiled(statement: Executable, dialect: Dialect, values: dict[str, Any]) ->
 @lru_cache(maxsize=512)
 def _compile(statement: Executable, dialect: Dialect) -> tuple[str, tuple[str, ...], dict[str, Any]]:
     """SQL, the names of its parameters in their order, and the values that the statement brings itself."""
+    assert isinstance(statement, ClauseElement)
     made = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
     assert isinstance(made, SQLCompiler)
     return made.string, tuple(made.positiontup or ()), dict(made.params)

@@ -1,7 +1,7 @@
 """The store in one SQLite file: for one process, without anything to install.
 
-One thread owns the connection that writes, another one the connection that reads; nobody else has the file, which a lock
-beside it ensures. So a transaction needs no waiting for others, and what it has looked at stays true until its end.
+One thread owns the connection that writes, another one the connection that reads; nobody else has the file, which a
+lock beside it ensures. So a transaction waits for nobody, and what it has looked at stays true until its end.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ class SqliteStore(Store):
             holder = os.read(self._lock, 20).decode(errors="replace").strip()
             self._release_file()
             raise StoreRefused(
-                f"the database file {self._path} is in use by process {holder or '(unknown)'}: only one can have it; stop"
-                " that one, or use Postgres, which any number of replicas can share"
+                f"the database file {self._path} is in use by process {holder or '(unknown)'}, and only one can"
+                " have it: stop that one, or use Postgres, which any number of replicas can share"
             ) from error
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)

@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy import Table
 
 from romancy_service.store import tables
-from romancy_service.store.batch import Batch, Rows
+from romancy_service.store.batch import DROP, MARK, Batch
 from romancy_service.store.store import CommitResult
 
 _RUN: Final = [column.name for column in tables.runs.columns]
@@ -32,7 +32,7 @@ def _insert(table: Table) -> str:
 
 
 _VERSIONS: Final = "select run_id, version from runs where run_id in (select value from json_each(?))"
-_OTHER_OPEN: Final = f"select 1 from runs where namespace = ? and workflow_id = ? and {tables.OPEN} and run_id <> ?"  # noqa: S608
+_OTHER_OPEN: Final = f"select 1 from runs where namespace = ? and workflow_id = ? and {tables.OPEN} and run_id <> ?"
 _TASK_IS_SO: Final = """
 select 1 from tasks where run_id = ?1 and task_id = ?2
 and (?3 = 0 or (attempt = ?3 and owner = ?4 and owner_epoch = ?5)) and (?6 < 0 or relay_ms = ?6)
@@ -53,11 +53,11 @@ _PUT: Final = (
     + " on conflict (run_id, task_id) do update set "
     + ", ".join(f"{name} = excluded.{name}" for name in _TASK if name not in tables.KEPT_TASK_COLUMNS)
 )
-_MARK: Final = """
+_MARK_TASK: Final = """
 update tasks set cancel_requested = 1, relay_ms = case when owner = '' then ?1 else relay_ms end
 where run_id = ?2 and task_id = ?3
 """
-_DROP: Final = "delete from tasks where run_id = ? and task_id = ?"
+_DROP_TASK: Final = "delete from tasks where run_id = ? and task_id = ?"
 _TIME: Final = "update clock set mark_ms = max(mark_ms, ?)"
 
 
@@ -74,9 +74,10 @@ def commit(connection: sqlite3.Connection, batch: Batch) -> CommitResult:
         connection.executemany(statement, rows)
     recorded = [(row[1], row[-2], row[_LAST_EVENT_ID], row[-1]) for row in written if row[-1] is not None]
     connection.executemany(_RECORD, recorded)
-    connection.executemany(_REMEMBER, _without_unit(batch.asked, bad))
-    connection.executemany(_DROP, _without_unit(batch.dropped, bad))
-    connection.executemany(_MARK, [(batch.now_ms, *row) for row in _without_unit(batch.marked, bad)])
+    connection.executemany(_REMEMBER, [row[1:] for row in batch.asked if row[0] not in bad])
+    used = [row for row in batch.used if row[0] not in bad]
+    connection.executemany(_DROP_TASK, [row[1:3] for row in used if row[-1] == DROP])
+    connection.executemany(_MARK_TASK, [(batch.now_ms, *row[1:3]) for row in used if row[-1] == MARK])
     unleased = _put(connection, batch, bad)
     return CommitResult({row[1] for row in good_runs}, unleased)
 
@@ -85,16 +86,20 @@ def _bad_units(connection: sqlite3.Connection, batch: Batch) -> Iterable[int]:
     """Units of which one thing that they rest on is not so."""
     versions = dict(_look(connection, _VERSIONS, json.dumps([row[1] for row in batch.run])))
     for row in batch.run:
-        if versions.get(row[1], 0) != row[_VERSION] - 1:
+        is_new = row[_VERSION] == 1
+        if versions.get(row[1], 0) != row[_VERSION] - 1 or (is_new and _look(connection, _OTHER_OPEN, *_place(row))):
             yield row[0]
-        elif row[_VERSION] == 1 and _look(connection, _OTHER_OPEN, row[_NAMESPACE], row[_WORKFLOW_ID], row[-3]):
-            yield row[0]
-    for row in batch.needed:
-        if not _look(connection, _TASK_IS_SO, *row[1:]):
+    for row in batch.used:
+        if not _look(connection, _TASK_IS_SO, *row[1:-1]):
             yield row[0]
     for row in batch.asked:
         if _look(connection, _REQUEST, row[1], row[2]):
             yield row[0]
+
+
+def _place(run_row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Namespace, workflow id, and the run that may have them."""
+    return run_row[_NAMESPACE], run_row[_WORKFLOW_ID], run_row[-3]
 
 
 def _put(connection: sqlite3.Connection, batch: Batch, bad: set[int]) -> set[tuple[str, str]]:
@@ -111,10 +116,6 @@ def _put(connection: sqlite3.Connection, batch: Batch, bad: set[int]) -> set[tup
         rows.append(tuple(task.values()))
     connection.executemany(_PUT, rows)
     return unleased
-
-
-def _without_unit(rows: Rows, bad: set[int]) -> Rows:
-    return [row[1:] for row in rows if row[0] not in bad]
 
 
 def _look(connection: sqlite3.Connection, query: str, *values: Any) -> Sequence[Any]:

@@ -25,26 +25,26 @@ where rowid in (
     select rowid from tasks where namespace = ?4 and queue = ?5 and kind = ?6 and type = ?7
     and {CLAIMABLE} and due_ms <= ?3 order by priority, due_ms limit ?8)
 returning run_id, task_id
-"""  # noqa: S608 - a constant of ours
+"""
 _LEASED_TASK: Final = """
 select tasks.*, workflow_id, workflow_type, version from tasks join runs using (run_id) where run_id = ? and task_id = ?
 """
-_BRING: Final = f"update tasks set owner_epoch = ?2 where owner = ?1 and {OWNED} and owner_epoch <= ?2"  # noqa: S608
+_BRING: Final = f"update tasks set owner_epoch = ?2 where owner = ?1 and {OWNED} and owner_epoch <= ?2"
 _LEASED: Final = f"""
 select tasks.*, workflow_id, workflow_type, version from tasks join runs using (run_id)
 where owner = ? and {OWNED} and owner_epoch = ? order by run_id, task_id
-"""  # noqa: S608
+"""
 _IS_HELD: Final = "run_id = ?1 and task_id = ?2 and attempt = ?3 and owner = ?4 and owner_epoch = ?5"
 _RELEASE: Final = f"""
 update tasks set owner = '', owner_epoch = 0, leased_ms = 0, heartbeat_ms = 0,
     relay_ms = case when cancel_requested then ?6 else min(start_by_ms, close_by_ms) end
 where {_IS_HELD}
-"""  # noqa: S608
+"""
 _BEAT: Final = f"""
 update tasks set heartbeat_ms = ?6, heartbeat_details = coalesce(?7, heartbeat_details),
     relay_ms = min(close_by_ms, leased_ms + start_to_close_ms, ?6 + heartbeat_timeout_ms)
 where {_IS_HELD}
-"""  # noqa: S608
+"""
 
 
 def load(connection: sqlite3.Connection, run_ids: Sequence[str]) -> dict[str, Run]:

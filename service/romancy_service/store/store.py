@@ -1,7 +1,7 @@
 """Store: what the service keeps, and the promises that come with keeping it. One subclass for each database.
 
-All times are passed in, in epoch milliseconds; only `now_ms` reads a clock. Every method raises StoreUnavailable when the
-database does not answer: what it was to write may then be written or not.
+All times are passed in, in epoch milliseconds; only `now_ms` reads a clock. Every method raises StoreUnavailable when
+the database does not answer: what it was to write may then be written or not.
 """
 
 from __future__ import annotations
@@ -213,10 +213,10 @@ class Store(Lookups, Presence):
     async def commit(self, changes: Sequence[Change], now_ms: int) -> CommitResult:
         """Store those of the changes that rest on what is true, all at once.
 
-        A change rests on: its run has its version (a new one: no other run of its workflow id is open); each fence finds
-        its row so; none of its request ids is stored; the same holds for the change that it comes after. A change without
-        events and touched tasks is only checked. Raises BatchRejected, and stores nothing, when the database refuses what
-        is in the batch.
+        A change rests on: its run has its version (a new one: no other run of its workflow id is open); each fence
+        finds its row so; none of its request ids is stored; the same holds for the change that it comes after. A change
+        without events and touched tasks is only checked, and its requests stored. Raises BatchRejected, and stores
+        nothing, when the database refuses what is in the batch.
         """
 
     @abstractmethod
@@ -252,7 +252,7 @@ class Store(Lookups, Presence):
     async def due(self, now_ms: int, limit: int, part: int, parts: int) -> list[DueTask]:
         """Tasks that the service must look at by now, the longest due first.
 
-        Those of this replica's part of the runs, and what is overdue by a second, since the replica whose it is may be gone.
+        Those of this replica's part of the runs, and what is overdue by a second: the replica whose it is may be gone.
         """
         rows = await self._read(_DUE, now_ms=now_ms, overdue_ms=now_ms - 1_000, limit=limit, part=part, parts=parts)
         return [_due_task(row) for row in rows]

@@ -30,7 +30,7 @@ metadata = MetaData()
 TEXT: Final = Text().with_variant(Text(collation="C"), "postgresql")
 
 _BUSY: Final = {"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.02, "autovacuum_analyze_scale_factor": 0.05}
-"""Rows that are rewritten or deleted soon: room for the next version on the same page, and the dead ones cleared often."""
+"""Rows that are rewritten or deleted soon: room for the next version on their page, and dead ones cleared often."""
 
 # The predicates of partial indexes. A query uses such an index only if it says the same, in the same words.
 OPEN: Final = "status in (1, 2)"

@@ -13,14 +13,14 @@ import (
 	pb "github.com/romancy/romancy/worker_sdk/handwritten/go/romancyv1"
 )
 
-var workTime, _ = time.ParseDuration(os.Getenv("WORK_TIME")) // how long shipping pretends to take
+var workTime, _ = time.ParseDuration(os.Getenv("WORK_SECONDS") + "s") // how long shipping pretends to take
 
 func shipOrder(ctx context.Context, arguments []*pb.Payload, beat func(progress any)) (any, *pb.Failure) {
 	var orderID string
 	var to struct{ City, Country string }
 	if len(arguments) != 2 || json.Unmarshal([]byte(arguments[0].GetJson()), &orderID) != nil ||
 		json.Unmarshal([]byte(arguments[1].GetJson()), &to) != nil || to.Country == "" {
-		return nil, &pb.Failure{Type: "InvalidOrder", Message: "give an id, and an address with a country", NonRetryable: true}
+		return nil, &pb.Failure{Type: "InvalidOrder", NonRetryable: true, Message: "give an id, and an address with country"}
 	}
 	fmt.Printf("🚚 Shipping %s to %s, %s\n", orderID, to.City, to.Country)
 	for began := time.Now(); time.Since(began) < workTime; {

@@ -18,7 +18,8 @@ func (w *worker) run(ctx context.Context, t *pb.ActivityTask) {
 	result, failure := w.attempt(ctx, t)
 	text, err := json.Marshal(result)
 	if failure == nil && (err != nil || len(text) > maxFrame-1024) { // larger, it would end every stream that carried it
-		failure = &pb.Failure{Type: "BadResult", NonRetryable: true, Message: fmt.Sprintf("a result of %d bytes: %v", len(text), err)}
+		problem := fmt.Sprintf("no frame can carry the result: %d bytes, %v", len(text), err)
+		failure = &pb.Failure{Type: "BadResult", NonRetryable: true, Message: problem}
 	}
 	switch {
 	case failure == nil:

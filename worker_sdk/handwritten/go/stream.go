@@ -14,7 +14,7 @@ import (
 func (w *worker) connect(address string) error {
 	ctx, hangUp := context.WithCancel(context.Background())
 	defer hangUp()
-	silence := time.AfterFunc(15*time.Second, hangUp)
+	silence := time.AfterFunc(3*w.interval, hangUp)
 	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxFrame)))
 	if err != nil {
@@ -44,9 +44,9 @@ func (w *worker) connect(address string) error {
 				_ = stream.Send(answer)
 			}
 			if frame.Welcome != nil {
-				up, beat = w.up, time.Tick(frame.Welcome.HeartbeatInterval.AsDuration()/2)
+				up, beat = w.up, time.Tick(w.interval/2)
 			}
-			silence.Reset(3 * w.welcome.HeartbeatInterval.AsDuration())
+			silence.Reset(3 * w.interval)
 		case frame := <-up:
 			w.keep(frame)
 			_ = stream.Send(frame)
@@ -68,9 +68,11 @@ func (w *worker) connect(address string) error {
 	}
 }
 
-func read(ctx context.Context, stream pb.WorkerService_ConnectClient, down chan<- *pb.ConnectResponse, ended chan<- error) {
+func read(ctx context.Context, from pb.WorkerService_ConnectClient, down chan<- *pb.ConnectResponse,
+	ended chan<- error,
+) {
 	for {
-		frame, err := stream.Recv()
+		frame, err := from.Recv()
 		if err != nil {
 			ended <- err
 			return

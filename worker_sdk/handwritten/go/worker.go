@@ -26,7 +26,8 @@ type task struct {
 type worker struct {
 	activities     map[string]activity
 	hello          *pb.Hello
-	welcome        *pb.Welcome
+	interval       time.Duration    // a frame is due so often, either way
+	lease          time.Duration    // how long the tasks of a worker that nobody hears are kept
 	tasks          map[string]*task // in hand, by token
 	up             chan *pb.ConnectRequest
 	terminate      chan os.Signal
@@ -38,7 +39,7 @@ type worker struct {
 func work(address, name, queue string, activities map[string]activity) {
 	hello := &pb.Hello{WorkerId: name, TaskQueues: []string{queue}, ActivitySlots: 100,
 		ActivityTypes: slices.Collect(maps.Keys(activities)), Sdk: "by hand, in Go"}
-	w := &worker{activities: activities, hello: hello, tasks: map[string]*task{},
+	w := &worker{activities: activities, hello: hello, tasks: map[string]*task{}, interval: 5 * time.Second,
 		up: make(chan *pb.ConnectRequest, 64), terminate: make(chan os.Signal, 1)}
 	signal.Notify(w.terminate, syscall.SIGTERM, syscall.SIGINT)
 	for !w.left && !(w.draining && len(w.tasks) == 0) {
@@ -54,7 +55,7 @@ func work(address, name, queue string, activities map[string]activity) {
 			w.failures++
 		}
 		for token := range w.tasks {
-			if time.Since(w.heard) > w.welcome.Lease.AsDuration() { // others may have it by now
+			if time.Since(w.heard) > w.lease { // others may have it by now
 				w.putDown([]byte(token))
 			}
 		}
@@ -65,7 +66,8 @@ func work(address, name, queue string, activities map[string]activity) {
 func (w *worker) receive(frame *pb.ConnectResponse) (say []*pb.ConnectRequest) {
 	w.heard = time.Now()
 	if welcome := frame.Welcome; welcome != nil {
-		w.welcome, w.hello.SessionId, w.failures = welcome, welcome.SessionId, 0
+		w.hello.SessionId, w.failures = welcome.SessionId, 0
+		w.interval, w.lease = welcome.HeartbeatInterval.AsDuration(), welcome.Lease.AsDuration()
 		for _, token := range welcome.DisownedTokens {
 			w.putDown(token)
 		}

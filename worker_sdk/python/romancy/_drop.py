@@ -25,15 +25,16 @@ def drop(roots: Iterable[Any], *, keep: Iterable[Any] = ()) -> None:
     if not _WORKS:
         return
     seen = {id(kept) for kept in keep}
-    stack = list(roots)
-    while stack:
-        found = stack.pop()
-        if id(found) in seen or not gc.is_tracked(found) or isinstance(found, _ELSEWHERE):
-            continue
-        seen.add(id(found))
-        if isinstance(found, _SUSPENDABLE):
-            _mark_finalized(found)
-        stack.extend(gc.get_referents(found))
+    found = list(roots)
+    while found:
+        fresh = []
+        for thing in found:
+            if id(thing) not in seen and gc.is_tracked(thing) and not isinstance(thing, _ELSEWHERE):
+                seen.add(id(thing))
+                fresh.append(thing)
+                if isinstance(thing, _SUSPENDABLE):
+                    _mark_finalized(thing)
+        found = gc.get_referents(*fresh)
 
 
 def _mark_finalized(suspended: Any) -> None:

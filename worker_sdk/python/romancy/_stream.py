@@ -233,7 +233,7 @@ class Stream:
         if lease_s and not self._lease_lost and now - self._heard_at > lease_s:
             self._lease_lost = True
             self._handler.lease_lost()
-        self._ticking = self._loop.call_later(interval_s / 4, self._tick)
+        self._ticking = self._loop.call_later(min(interval_s, lease_s or interval_s) / 4, self._tick)
 
     def _silent_for(self, since: float) -> float:
         return time.monotonic() - max(self._heard_at, since)

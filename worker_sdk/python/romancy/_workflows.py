@@ -11,7 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Final, Protocol, TypeVar
 
@@ -36,7 +36,6 @@ from romancy.workflow import WorkflowDefinition
 _log = logging.getLogger("romancy.worker")
 _T = TypeVar("_T")
 
-_ACTIVITY_ENDS: Final = frozenset({"activity_completed", "activity_failed", "activity_cancelled"})
 _MAX_THEN_BYTES: Final = 1024 * 1024
 """A completion whose `then` makes it larger than this goes without: its commands must not endanger the result."""
 _GATHER_S: Final = 0.005
@@ -74,8 +73,10 @@ class _Held:
     last_event_ms: int = 0
     outstanding: bytes = b""
     """The token of the task, or of the completion with a `then`, that is not acknowledged yet."""
-    open_activities: int = 0
-    """As far as the code has seen."""
+    open_activities: set[str] = field(default_factory=set)
+    """Their ids, as far as the code has seen."""
+    parked: tuple[ActivityTask, ActivityCompletion] | None = None
+    """The end of the activity that the outstanding commands asked for; it overtook their acknowledgement."""
 
 
 class Workflows:
@@ -187,13 +188,20 @@ class Workflows:
 
     def _activate(self, held: _Held, events: Sequence[HistoryEvent]) -> Activation:
         activation = held.instance.activate(events)
+        opened = held.open_activities
         for event in events:
-            kind = event.WhichOneof("attributes")
-            if kind == "activity_scheduled":
-                held.open_activities += 1
-            elif kind in _ACTIVITY_ENDS:
-                held.open_activities -= 1
-        held.open_activities += sum(command.HasField("schedule_activity") for command in activation.commands)
+            match event.WhichOneof("attributes"):
+                case "activity_scheduled":
+                    opened.add(event.activity_scheduled.command.activity_id)
+                case "activity_completed":
+                    opened.discard(event.activity_completed.activity_id)
+                case "activity_failed":
+                    opened.discard(event.activity_failed.activity_id)
+                case "activity_cancelled":
+                    opened.discard(event.activity_cancelled.activity_id)
+        for command in activation.commands:
+            if command.HasField("schedule_activity"):
+                opened.add(command.schedule_activity.activity_id)
         return activation
 
     def _task_failed(self, task: WorkflowTask, failure: Failure) -> WorkflowTaskCompletion:
@@ -208,16 +216,12 @@ class Workflows:
     def _complete(self, ended: tuple[ActivityTask, ActivityCompletion]) -> None:
         task, completion = ended
         held = self._runs.get(task.run_id)
-        # With the only open activity, in its first attempt, nothing else is likely to have been recorded meanwhile.
-        if (
-            held is not None
-            and not held.outstanding
-            and held.open_activities == 1
-            and task.attempt == 1
-            and not task.compensation
-            and completion.HasField("result")
-        ):
-            self._carry(held, task, completion)
+        if held is not None and _may_carry(held, task, completion):
+            if held.outstanding and held.parked is None:
+                held.parked = ended
+                return
+            if not held.outstanding:
+                self._carry(held, task, completion)
         self._results.activities.append(completion)
 
     def _carry(self, held: _Held, task: ActivityTask, completion: ActivityCompletion) -> None:
@@ -263,6 +267,8 @@ class Workflows:
         if held is not None:
             held.instance.close()
             self._outstanding.pop(held.outstanding, None)
+            if held.parked is not None:
+                self._results.activities.append(held.parked[1])
 
     def _forget(self, run_id: str) -> None:
         """Free a run and tell the service so."""
@@ -284,8 +290,19 @@ class Workflows:
             if acknowledgement.result == ACKNOWLEDGEMENT_RESULT_ACCEPTED:
                 held.last_event_id = acknowledgement.last_event_id
                 held.last_event_ms = acknowledgement.last_event_time.ToMilliseconds()
+                if held.parked is not None:
+                    ended, held.parked = held.parked, None
+                    self._complete(ended)
             else:
                 self._forget(run_id)
+
+
+def _may_carry(held: _Held, task: ActivityTask, completion: ActivityCompletion) -> bool:
+    """Whether in all likelihood nothing else was recorded meanwhile: the only open activity ended, at once.
+
+    If something was, only the result is accepted and the run in memory is lost.
+    """
+    return task.attempt == 1 and held.open_activities == {task.activity_id} and completion.HasField("result")
 
 
 def _unknown(task: WorkflowTask, known: Mapping[str, object]) -> Failure:

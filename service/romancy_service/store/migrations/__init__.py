@@ -1,1 +1,1 @@
-"""Migrations: one history for both databases, forward and additive, so that replicas of two versions run side by side."""
+"""Migrations: one history for both databases, forward and additive, so that replicas of two versions get along."""

@@ -1,76 +1,119 @@
-// An activity worker made from the protos alone. docs/protocol.md has the reason of every frame.
-import { join } from 'node:path';
+// An activity worker made from the contract alone. docs/protocol.md has the reason of every frame.
 import { setTimeout as sleep } from 'node:timers/promises';
-import * as grpc from '@grpc/grpc-js';
-import { loadSync } from '@grpc/proto-loader';
-import type { Duration__Output as Duration } from '../generated/google/protobuf/Duration';
-import type { ActivityCompletion } from '../generated/romancy/v1/ActivityCompletion';
-import type { ActivityTask__Output as ActivityTask } from '../generated/romancy/v1/ActivityTask';
-import type { ConnectRequest } from '../generated/romancy/v1/ConnectRequest';
-import type { ConnectResponse__Output as ConnectResponse } from '../generated/romancy/v1/ConnectResponse';
-import type { Failure } from '../generated/romancy/v1/Failure';
-import type { ProtoGrpcType } from '../generated/worker_service';
+import { credentials, status, type ClientDuplexStream, type StatusObject } from '@grpc/grpc-js';
+import { attempt, type Activity } from './activity';
+import { MAX_FRAME, WorkerService, milliseconds } from './contract';
+import type { ActivityCompletion, ActivityTask, ConnectRequest, ConnectResponse, Hello } from './contract';
 
-const maxFrame = 32 * 1024 * 1024;
-const { INVALID_ARGUMENT, ABORTED, UNAUTHENTICATED, PERMISSION_DENIED } = grpc.status;
-const includeDirs = [join(__dirname, '../../../../../protos')];
-const contract = loadSync('romancy/v1/worker_service.proto', { includeDirs, longs: Number, enums: String, defaults: true, oneofs: true });
-const { WorkerService } = (grpc.loadPackageDefinition(contract) as unknown as ProtoGrpcType).romancy.v1;
-const milliseconds = (duration: Duration | null) => Number(duration?.seconds ?? 0) * 1000 + (duration?.nanos ?? 0) / 1e6;
+const HOPELESS = [status.INVALID_ARGUMENT, status.ABORTED, status.UNAUTHENTICATED, status.PERMISSION_DENIED];
+const nameOf = (token: Uint8Array) => Buffer.from(token).toString('base64');
 
-export type Beat = (progress: unknown) => void;
-export type Activity = (args: unknown[], beat: Beat, signal: AbortSignal) => Promise<unknown>;
-export class ActivityError extends Error {
-  constructor(readonly type: string, message: string, readonly nonRetryable: boolean) { super(message); }
-}
-
-/** A task is in hand until its completion is acknowledged. */
-interface Held { token: Buffer; stop: AbortController; completion?: ActivityCompletion }
+type Stream = ClientDuplexStream<ConnectRequest, ConnectResponse>;
+interface InHand { token: Buffer; stop: AbortController; completion?: ActivityCompletion }
 
 /** One session. It outlives the streams that carry it. */
 export class Worker {
-  private sessionId = '';
-  private inHand = new Map<string, Held>();
-  private stream?: grpc.ClientDuplexStream<ConnectRequest, ConnectResponse>; // from its welcome to its end
-  private interval = 5000;
-  private timers: Record<'silence' | 'beat' | 'lapse', NodeJS.Timeout | undefined> = { silence: undefined, beat: undefined, lapse: undefined };
-  private failures = 0;
+  private inHand = new Map<string, InHand>(); // what runs, and what is not acknowledged yet
+  private stream?: Stream; // from its welcome to its end
+  private session = { id: '', interval: 5000, lease: 20_000 };
+  private heard = 0;
+  private failures = 0; // to connect, in a row
   private draining = false;
   private left = false;
 
-  constructor(private address: string, private queue: string, private activities: Record<string, Activity>) {}
+  constructor(private address: string, private hello: Hello, private activities: Record<string, Activity>) {}
 
   async work(): Promise<void> {
     for (const signal of ['SIGTERM', 'SIGINT']) process.once(signal, () => this.drain());
     while (!this.left && !(this.draining && this.inHand.size === 0)) {
       const { code, details } = await this.connect();
-      if ([INVALID_ARGUMENT, ABORTED, UNAUTHENTICATED, PERMISSION_DENIED].includes(code)) throw new Error(`refused for good: ${details}`);
-      await sleep(Math.random() * Math.min(5000, 100 * 2 ** this.failures++)); // full jitter
+      if (HOPELESS.includes(code)) throw new Error(`refused for good: ${details}`);
+      if (!this.left) await sleep(Math.random() * Math.min(5000, 100 * 2 ** this.failures++)); // full jitter
+      const lapsed = Date.now() - this.heard > this.session.lease; // others may have the tasks by now
+      if (lapsed) this.inHand.forEach((_, key) => this.putDown(key));
     }
-    clearTimeout(this.timers.lapse);
   }
 
-  /** One stream, from hello to end. Its client is new too: one that cannot connect waits longer and longer by itself. */
-  private async connect(): Promise<grpc.StatusObject> {
-    const client = new WorkerService(this.address, grpc.credentials.createInsecure(), { 'grpc.max_receive_message_length': maxFrame });
+  /** One stream, from hello to end. Its client is new: one that cannot connect waits longer and longer by itself. */
+  private async connect(): Promise<StatusObject> {
+    const client = new WorkerService(this.address, credentials.createInsecure(), {
+      'grpc.max_receive_message_length': MAX_FRAME,
+    });
     const stream = client.connect();
+    const hangUp = () => stream.cancel();
+    let silence = setTimeout(hangUp, 3 * this.session.interval);
+    let beating: NodeJS.Timeout | undefined;
     stream.on('error', () => {}); // the status says it too
-    stream.on('data', (frame: ConnectResponse) => this.receive(stream, frame));
-    this.restart('silence', 3 * this.interval, () => stream.cancel());
-    stream.write({ hello: {
-      workerId: 'payments', sessionId: this.sessionId, tokensInHand: [...this.inHand.values()].map((held) => held.token),
-      taskQueues: [this.queue], activityTypes: Object.keys(this.activities), activitySlots: 100, sdk: 'by hand, in TypeScript',
-    } });
-    const end = await new Promise<grpc.StatusObject>((resolve) => stream.once('status', resolve));
+    stream.on('data', (frame: ConnectResponse) => {
+      this.receive(stream, frame);
+      clearTimeout(silence);
+      silence = setTimeout(hangUp, 3 * this.session.interval);
+      beating ??= setInterval(() => this.send({}), this.session.interval / 2);
+    });
+    const tokensInHand = [...this.inHand.values()].map(({ token }) => token);
+    stream.write({ hello: { ...this.hello, sessionId: this.session.id, tokensInHand } });
+    const end = await new Promise<StatusObject>((resolve) => stream.once('status', resolve));
     this.stream = undefined;
-    clearTimeout(this.timers.silence);
-    clearInterval(this.timers.beat);
+    clearTimeout(silence);
+    clearInterval(beating);
     client.close();
     return end;
   }
 
-  private restart(timer: 'silence' | 'lapse', delay: number, then: () => void): void {
-    clearTimeout(this.timers[timer]);
-    this.timers[timer] = setTimeout(then, delay);
+  private receive(stream: Stream, frame: ConnectResponse): void {
+    this.heard = Date.now();
+    if (frame.welcome) {
+      const { sessionId: id, heartbeatInterval, lease, disownedTokens } = frame.welcome;
+      this.session = { id, interval: milliseconds(heartbeatInterval), lease: milliseconds(lease) };
+      [this.stream, this.failures] = [stream, 0];
+      for (const token of disownedTokens) this.putDown(nameOf(token));
+      for (const { completion } of this.inHand.values()) {
+        if (completion) this.send({ activityCompletions: [completion] });
+      }
+      if (this.draining) this.send({ drain: {} });
+    }
+    for (const task of frame.activityTasks) {
+      if (!this.inHand.has(nameOf(task.token)) && !this.left) void this.run(task); // it may come twice
+    }
+    for (const { token } of frame.cancellations) this.inHand.get(nameOf(token))?.stop.abort();
+    for (const { token, rejection } of frame.acknowledgements) {
+      if (rejection) console.error(`a completion was refused: ${rejection.reason}: ${rejection.message}`);
+      this.putDown(nameOf(token));
+    }
+    this.leaveIfDone();
+  }
+
+  private async run(task: ActivityTask): Promise<void> {
+    const { token, activityType } = task;
+    const held: InHand = { token, stop: new AbortController() };
+    this.inHand.set(nameOf(token), held);
+    const beat = (json: string) => this.send({ activityHeartbeats: [{ token, details: { json } }] });
+    const outcome = await attempt(this.activities[activityType]!, task, beat, held.stop.signal);
+    if (this.inHand.get(nameOf(token)) !== held) return; // it is not ours any more
+    held.completion = { token, ...outcome };
+    this.send({ activityCompletions: [held.completion] });
+  }
+
+  private drain(): void {
+    this.draining = true;
+    this.send({ drain: {} });
+    this.leaveIfDone();
+  }
+
+  private leaveIfDone(): void {
+    if (!this.draining || this.left || !this.stream || this.inHand.size > 0) return;
+    this.left = true;
+    this.send({ goodbye: {} });
+    this.stream.end();
+    this.stream = undefined;
+  }
+
+  private putDown(key: string): void {
+    this.inHand.get(key)?.stop.abort();
+    this.inHand.delete(key);
+  }
+
+  private send(frame: ConnectRequest): void {
+    this.stream?.write(frame); // between streams nobody hears it: completions are sent again, heartbeats follow
   }
 }

@@ -1,0 +1,56 @@
+"""What README and its neighbours say is so: code that runs, links that lead somewhere, commands that exist."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from romancy_service.__main__ import parser
+from romancy_service.core.limits import Limits
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def named(document: Path) -> str:
+    return document.name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_links_lead_to_files(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", document.read_text()):
+        assert "://" in target or (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_make_targets_exist(document: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for target in re.findall(r"\bmake ([a-z]+)\b(?= |`|$)", document.read_text(), re.MULTILINE):
+        assert target in targets, target
+
+
+def test_the_readmes_workflow_is_one() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict[str, object] = {"__name__": "readme"}
+    exec(compile(block, "README.md", "exec"), names)  # noqa: S102 - our own text
+    assert callable(names["order_processing"])
+
+
+@pytest.mark.parametrize("command", ["dev", "serve", "migrate", "health"])
+def test_every_option_of_the_service_is_in_its_help_and_in_the_documents(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parser({}).parse_args([command, "--help"])
+    shown = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
+    told = (ROOT / "docs/operations.md").read_text() + (ROOT / "docs/security.md").read_text()
+    assert {option for option in shown if option not in told} == set()
+
+
+def test_every_limit_says_why() -> None:
+    text = (ROOT / "service/romancy_service/core/limits.py").read_text()
+    for field in fields(Limits):
+        assert re.search(rf'    {field.name}: int = .*\n    """', text), f"{field.name} has no reason"

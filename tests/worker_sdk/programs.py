@@ -1,0 +1,239 @@
+"""Random workflow programs: trees that one workflow interprets, and a trace of all that its code gets to see."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
+
+from romancy import ActivityError, CompensationError, WorkflowContext, activity, compensation, workflow
+
+Tree = list[Any]
+"""`[operation, number, *children]`"""
+
+trace: list[Any] = []
+"""What the code of the run that is activated has seen; whoever activates one puts its own here."""
+
+
+class Declined(Exception):
+    """An error that comes back as itself."""
+
+
+@compensation
+async def undo(number: int, result: int | None) -> None:
+    pass
+
+
+@activity(compensation=undo, raises=[Declined])
+async def work(number: int) -> int:
+    return number
+
+
+@activity
+async def other(number: int, text: str = "x") -> int:
+    return number
+
+
+class Interpreter:
+    """Runs a tree."""
+
+    def __init__(self, ctx: WorkflowContext) -> None:
+        self.ctx = ctx
+        self.gate = asyncio.Event()
+        self.queue: asyncio.Queue[int] = asyncio.Queue()
+        self.lock = asyncio.Lock()
+        self.semaphore = asyncio.Semaphore(2)
+        self.background: list[asyncio.Task[Any]] = []
+
+    def see(self, *what: Any) -> None:
+        loop = asyncio.get_running_loop()
+        trace.append((*what, self.ctx.now().timestamp(), round(loop.time(), 6)))
+
+    def task(self, tree: Tree) -> asyncio.Task[Any]:
+        return asyncio.create_task(self.run(tree))
+
+    async def run(self, tree: Tree) -> Any:
+        operation, number, *children = tree
+        self.see("begin", operation, number)
+        try:
+            result = await getattr(self, operation)(number, *children)
+        except BaseException as error:
+            if not isinstance(error, GeneratorExit):
+                self.see("raise", number, type(error).__name__, str(error))
+            raise
+        self.see("end", number, repr(result))
+        return result
+
+    async def call(self, number: int) -> Any:
+        return await (work(number) if number % 2 else other.options(timeout=30)(number))
+
+    async def careful(self, number: int) -> Any:
+        try:
+            return await work(number)
+        except (ActivityError, Declined) as error:
+            return f"{type(error).__name__}: {error}"
+
+    async def stubborn(self, number: int, child: Tree) -> Any:
+        """Cleans up when cancelled, and then goes on as if nothing had been."""
+        try:
+            return await self.run(child)
+        except asyncio.CancelledError:
+            await other(number)
+            return "swallowed"
+
+    async def tidy(self, number: int, child: Tree) -> Any:
+        try:
+            return await self.run(child)
+        finally:
+            await self.ctx.sleep(0.5)
+
+    async def sleep(self, number: int) -> None:
+        await asyncio.sleep(number % 5)
+
+    async def nap(self, number: int) -> None:
+        await self.ctx.sleep(number % 3 - 1)
+
+    async def pause(self, number: int) -> None:
+        for _ in range(number % 3):
+            await asyncio.sleep(0)
+
+    async def draw(self, number: int) -> str:
+        return f"{self.ctx.random().random()} {self.ctx.uuid4()}"
+
+    async def named(self, number: int) -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        return task.get_name()
+
+    async def seq(self, number: int, *children: Tree) -> list[Any]:
+        return [await self.run(child) for child in children]
+
+    async def gather(self, number: int, *children: Tree) -> Any:
+        return await asyncio.gather(*map(self.run, children), return_exceptions=bool(number % 2))
+
+    async def group(self, number: int, *children: Tree) -> Any:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self.run(child)) for child in children]
+        return [task.result() for task in tasks]
+
+    async def first(self, number: int, *children: Tree) -> Any:
+        done, pending = await asyncio.wait(map(self.task, children), return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:  # in the order of the set
+            task.cancel()
+            self.see("cancelled", task.get_name())
+        if pending and number % 2:
+            await asyncio.wait(pending)
+        return sorted(task.get_name() for task in done)
+
+    async def among(self, number: int, *children: Tree) -> Any:
+        """Futures of gather, in sets."""
+        gathers = {asyncio.gather(self.run(child), self.run(["pause", number])) for child in children}
+        order = []
+        for gathered in gathers:
+            try:
+                order.append(str(await gathered))
+            except (ActivityError, Declined, TimeoutError, ExceptionGroup) as error:
+                order.append(type(error).__name__)
+        return order
+
+    async def each(self, number: int, *children: Tree) -> Any:
+        order = []
+        for result in asyncio.as_completed([self.run(child) for child in children], timeout=number % 7 or None):
+            try:
+                order.append(str(await result))
+            except (ActivityError, Declined, TimeoutError, ExceptionGroup) as error:
+                order.append(type(error).__name__)
+        return order
+
+    async def timeout(self, number: int, child: Tree) -> Any:
+        try:
+            async with asyncio.timeout(number % 4):
+                return await self.run(child)
+        except TimeoutError:
+            return "late"
+
+    async def wait_for(self, number: int, child: Tree) -> Any:
+        return await asyncio.wait_for(self.run(child), number % 4 + 1)
+
+    async def shield(self, number: int, child: Tree) -> Any:
+        return await asyncio.shield(self.task(child))
+
+    async def spawn(self, number: int, child: Tree) -> None:
+        self.background.append(self.task(child))
+
+    async def orphan(self, number: int) -> None:
+        """A task that nobody holds and nobody wakes."""
+
+        async def wait() -> None:
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                trace.append(("the orphan was found", number))
+
+        asyncio.create_task(wait())  # noqa: RUF006 - that nobody holds it is the point
+
+    async def generate(self, number: int) -> int:
+        """An async generator that is left half read."""
+
+        async def numbers(itself: list[Any]) -> AsyncIterator[int]:
+            try:
+                yield number
+                yield len(itself)
+            finally:
+                trace.append(("closed", number))
+
+        itself: list[Any] = []
+        itself.append(numbers(itself))  # in a cycle, so that only the collector finds it
+        async for found in itself[0]:
+            return int(found)
+        return 0
+
+    async def open_gate(self, number: int) -> None:
+        self.gate.set()
+
+    async def wait_gate(self, number: int) -> None:
+        await asyncio.wait_for(self.gate.wait(), 9)
+
+    async def put(self, number: int) -> None:
+        self.queue.put_nowait(number)
+
+    async def get(self, number: int) -> int:
+        async with asyncio.timeout(9):
+            return await self.queue.get()
+
+    async def locked(self, number: int, child: Tree) -> Any:
+        async with self.lock if number % 2 and not self.lock.locked() else self.semaphore:
+            return await self.run(child)
+
+    async def register(self, number: int) -> None:
+        self.ctx.compensate_with(undo, number, None)
+
+    async def undo_all(self, number: int) -> None:
+        try:
+            await self.ctx.compensate()
+        except CompensationError as error:
+            self.see("not undone", str(error))
+
+
+LEAVES = ["call", "careful", "sleep", "nap", "pause", "draw", "named", "orphan", "generate", "open_gate", "wait_gate",
+          "put", "get", "register", "undo_all"]  # fmt: skip
+WRAPPERS = ["stubborn", "tidy", "timeout", "wait_for", "shield", "spawn", "locked"]
+BRANCHES = ["seq", "gather", "group", "first", "among", "each"]
+
+
+def random_tree(rng: random.Random, size: int) -> Tree:
+    """A program of about `size` operations."""
+    number = rng.randrange(1000)
+    if size <= 1:
+        return [rng.choice(["call", "call", "careful", "sleep", *LEAVES]), number]
+    if rng.random() < 0.3:
+        return [rng.choice(WRAPPERS), number, random_tree(rng, size - 1)]
+    parts = rng.randint(2, min(4, size))
+    return [rng.choice(BRANCHES), number, *(random_tree(rng, size // parts) for _ in range(parts))]
+
+
+@workflow
+async def program(ctx: WorkflowContext, tree: Tree) -> str:
+    result = await Interpreter(ctx).run(tree)
+    return str(result)

@@ -1,0 +1,230 @@
+"""A service for one run, small enough to be believed: numbers inputs when they arrive, applies commands, hands out tasks.
+
+It decides by a seed what happens next. `Rules` has the ways in which such a service, or its worker, can be built wrong;
+the tests build it wrong in each of them and expect to notice.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from romancy.v1.command_pb2 import Command
+from romancy.v1.failure_pb2 import Failure
+from romancy.v1.history_pb2 import (
+    ActivityCancelled,
+    ActivityCancelRequested,
+    ActivityCompleted,
+    ActivityFailed,
+    ActivityScheduled,
+    CompensateFinished,
+    CompensateRequested,
+    CompensationRegistered,
+    HistoryEvent,
+    RollbackStarted,
+    TimerCancelled,
+    TimerFired,
+    TimerStarted,
+    WorkflowCancelRequested,
+    WorkflowCompleted,
+    WorkflowStarted,
+)
+from romancy.v1.payload_pb2 import Payload
+from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CANCELLED, WORKFLOW_STATUS_FAILED, WorkflowSpec
+
+from romancy._machine import is_command, is_input, replay_order
+
+EPOCH_MS = 1_700_000_000_000
+
+
+def timestamp(time_ms: int) -> Timestamp:
+    return Timestamp(seconds=time_ms // 1000, nanos=time_ms % 1000 * 1_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is right. Each field, turned over, is a mistake."""
+
+    commands_follow_what_they_saw: bool = True
+    """Else histories are handed out by number."""
+    seen_is_taken_when_sent: bool = True
+    """Else when the task is committed."""
+    then_keeps_the_workers_time: bool = True
+    """Else the service stamps a worker-made input anew."""
+    refused_runs_are_forgotten: bool = True
+    """Else the worker keeps a run in memory whose task was lost."""
+    superseded_tasks_are_refused: bool = True
+    """Else the late completion of a task that was given away is applied."""
+
+
+@dataclass(slots=True)
+class Task:
+    """One workflow task as it was sent."""
+
+    number: int
+    last_event_id: int
+    full: list[HistoryEvent]
+    news: list[HistoryEvent]
+    """What a worker that holds the run does not know yet."""
+
+
+@dataclass(slots=True)
+class SimulatedService:
+    """One run, as the service keeps it."""
+
+    rng: random.Random
+    spec: WorkflowSpec
+    rules: Rules = field(default_factory=Rules)
+    events: list[HistoryEvent] = field(default_factory=list)
+    now_ms: int = EPOCH_MS
+    seen: int = 0
+    """The last input that an accepted task had seen."""
+    closed: bool = False
+    cancel_requested: bool = False
+    activities: dict[str, bool] = field(default_factory=dict)
+    """Open ones, and whether they were asked to stop."""
+    timers: dict[str, int] = field(default_factory=dict)
+    """Open ones, and when they are due."""
+    compensates: list[str] = field(default_factory=list)
+    tasks: int = 0
+
+    def __post_init__(self) -> None:
+        self._input(workflow_started=WorkflowStarted(spec=self.spec))
+
+    # Inputs.
+
+    def _input(self, **attributes: Any) -> HistoryEvent:
+        event = HistoryEvent(event_id=len(self.events) + 1, time=timestamp(self.now_ms), **attributes)
+        self.events.append(event)
+        return event
+
+    def has_news(self) -> bool:
+        return any(is_input(event) and event.event_id > self.seen for event in self.events)
+
+    def deliver(self) -> bool:
+        """Let one thing happen that the run waits for; False when it waits for nothing."""
+        choices = [*self.activities, *(f"timer {timer_id}" for timer_id in self.timers), *self.compensates]
+        if self.closed or not choices:
+            return False
+        if not self.cancel_requested and self.rng.random() < 0.03:
+            return self.request_cancel()
+        choice = self.rng.choice(choices)
+        self.now_ms += self.rng.choice([0, 1, 40, 3_000])
+        if choice in self.activities:
+            self._input(**self.close_activity(choice))
+        elif choice in self.compensates:
+            self.compensates.remove(choice)
+            failure = Failure(message="stuck", type="Stuck") if self.rng.random() < 0.3 else None
+            self._input(
+                compensate_finished=CompensateFinished(compensate_id=choice.removeprefix("undo "), failure=failure)
+            )
+        else:
+            # The earliest timer: time does not pass one by.
+            timer_id, due_ms = min(self.timers.items(), key=lambda timer: (timer[1], int(timer[0])))
+            del self.timers[timer_id]
+            self.now_ms = max(self.now_ms, due_ms)
+            self._input(timer_fired=TimerFired(timer_id=timer_id))
+        return True
+
+    def request_cancel(self) -> bool:
+        self.cancel_requested = True
+        self._input(workflow_cancel_requested=WorkflowCancelRequested(reason="enough"))
+        return True
+
+    def close_activity(self, activity_id: str) -> dict[str, Any]:
+        """Decide how an open activity ends."""
+        asked_to_stop = self.activities.pop(activity_id) or self.cancel_requested
+        if asked_to_stop and self.rng.random() < 0.6:
+            return {"activity_cancelled": ActivityCancelled(activity_id=activity_id)}
+        if self.rng.random() < 0.12:
+            failure = Failure(message=f"no {activity_id}", type=self.rng.choice(["Declined", "Broken"]))
+            return {"activity_failed": ActivityFailed(activity_id=activity_id, failure=failure)}
+        result = Payload(json=str(self.rng.randrange(100)))
+        return {"activity_completed": ActivityCompleted(activity_id=activity_id, result=result)}
+
+    # Tasks.
+
+    def history(self) -> list[HistoryEvent]:
+        return replay_order(self.events) if self.rules.commands_follow_what_they_saw else list(self.events)
+
+    def send_task(self) -> Task:
+        self.tasks += 1
+        news = [event for event in self.events if is_input(event) and event.event_id > self.seen]
+        return Task(self.tasks, len(self.events), self.history(), news)
+
+    def complete_task(self, task: Task, commands: Sequence[Command]) -> bool:
+        """Record the commands, unless another task was sent meanwhile."""
+        if self.closed or (task.number != self.tasks and self.rules.superseded_tasks_are_refused):
+            return False
+        seen = task.last_event_id if self.rules.seen_is_taken_when_sent else len(self.events)
+        self._record(commands, max(seen, self.seen))
+        return True
+
+    def complete_activity_then(self, completion: HistoryEvent, commands: Sequence[Command]) -> None:
+        """Record a completion together with the commands that a worker made of it."""
+        if self.rules.then_keeps_the_workers_time:
+            self.now_ms = completion.time.seconds * 1000 + completion.time.nanos // 1_000_000
+        else:
+            self.now_ms += 7
+        kind = completion.WhichOneof("attributes")
+        assert kind is not None
+        event = self._input(**{kind: getattr(completion, kind)})
+        self._record(commands, event.event_id)
+
+    def _record(self, commands: Sequence[Command], seen: int) -> None:
+        self.seen = seen
+        for command in commands:
+            assert not self.closed, f"a command after the one that ends the run: {command}"
+            event = HistoryEvent(
+                event_id=len(self.events) + 1,
+                time=timestamp(self.now_ms),
+                seen_event_id=seen,
+                **self._apply(command),
+            )
+            self.events.append(event)
+
+    def _apply(self, command: Command) -> dict[str, Any]:
+        """One command: what it makes of the run, and how it is recorded."""
+        match command.WhichOneof("attributes"):
+            case "schedule_activity":
+                self.activities[command.schedule_activity.activity_id] = False
+                return {"activity_scheduled": ActivityScheduled(command=command.schedule_activity)}
+            case "cancel_activity":
+                activity_id = command.cancel_activity.activity_id
+                if activity_id in self.activities:
+                    self.activities[activity_id] = True
+                return {"activity_cancel_requested": ActivityCancelRequested(activity_id=activity_id)}
+            case "start_timer":
+                timer = command.start_timer
+                wait_ms = timer.duration.seconds * 1000 + timer.duration.nanos // 1_000_000
+                self.timers[timer.timer_id] = self.now_ms + max(0, wait_ms)
+                return {"timer_started": TimerStarted(timer_id=timer.timer_id, duration=timer.duration)}
+            case "cancel_timer":
+                self.timers.pop(command.cancel_timer.timer_id, None)
+                return {"timer_cancelled": TimerCancelled(timer_id=command.cancel_timer.timer_id)}
+            case "register_compensation":
+                compensation = command.register_compensation.compensation
+                return {"compensation_registered": CompensationRegistered(compensation=compensation)}
+            case "compensate":
+                self.compensates.append(f"undo {command.compensate.compensate_id}")
+                return {"compensate_requested": CompensateRequested(compensate_id=command.compensate.compensate_id)}
+        self.closed = True
+        match command.WhichOneof("attributes"):
+            case "complete_workflow":
+                return {"workflow_completed": WorkflowCompleted(result=command.complete_workflow.result)}
+            case "fail_workflow":
+                failure = command.fail_workflow.failure
+                return {"rollback_started": RollbackStarted(closing_status=WORKFLOW_STATUS_FAILED, failure=failure)}
+            case "cancel_workflow":
+                assert self.cancel_requested
+                return {"rollback_started": RollbackStarted(closing_status=WORKFLOW_STATUS_CANCELLED)}
+            case other:
+                raise AssertionError(f"no such command: {other}")
+
+    def seen_history(self) -> list[HistoryEvent]:
+        """What accepted tasks have seen and asked for: what any replay must reproduce."""
+        return [event for event in self.history() if is_command(event) or event.event_id <= self.seen]

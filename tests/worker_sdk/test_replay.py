@@ -1,0 +1,174 @@
+"""Live, sticky and replayed code see the same; and each way of getting that wrong is noticed."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from romancy.v1.command_pb2 import Command
+from romancy.v1.history_pb2 import HistoryEvent
+
+from romancy import _drop, _loop
+from romancy._as_completed import _stock
+from romancy._loop import WorkflowLoop, _Task
+from romancy._machine import Machine
+from tests.worker_sdk.campaign import Campaign
+from tests.worker_sdk.simulated import Rules
+
+PROGRAMS = int(os.environ.get("ROMANCY_PROGRAMS", "1500"))
+MUTANT_PROGRAMS = 600
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    """The programs fail on purpose, also in tasks that nobody awaits."""
+    logging.getLogger("romancy.workflow").setLevel(logging.CRITICAL)
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_live_sticky_and_replayed_code_see_the_same(part: int) -> None:
+    boundaries = 0
+    for seed in range(part, PROGRAMS, 3):
+        campaign = Campaign(seed)
+        try:
+            campaign.run()
+        except Exception as error:
+            error.add_note(f"Campaign({seed}).run() does it again")
+            raise
+        boundaries += campaign.boundaries
+    assert boundaries > PROGRAMS / 3
+
+
+def test_the_collector_changes_nothing_that_code_sees() -> None:
+    gc.freeze()  # only what the programs make is looked through
+    try:
+        for seed in range(100):
+            Campaign(seed, collect=True).run()
+    finally:
+        gc.unfreeze()
+
+
+@pytest.mark.parametrize("rule", Rules.__dataclass_fields__)
+def test_a_service_or_worker_that_breaks_the_rule_is_noticed(rule: str) -> None:
+    assert _is_noticed(rules=Rules(**{rule: False}))
+
+
+def _apply_all_inputs_before_the_code_runs(patch: pytest.MonkeyPatch) -> None:
+    drain, take, pass_command = WorkflowLoop.drain, Machine.take_commands, Machine.pass_command
+    loops: dict[Machine, WorkflowLoop] = {}
+
+    def drain_late(self: WorkflowLoop) -> None:
+        loops[self.machine] = self
+
+    def then_pass(self: Machine, event: HistoryEvent) -> None:
+        drain(loops[self])
+        pass_command(self, event)
+
+    def then_take(self: Machine) -> list[Command]:
+        drain(loops[self])
+        return take(self)
+
+    patch.setattr(WorkflowLoop, "drain", drain_late)
+    patch.setattr(Machine, "pass_command", then_pass)
+    patch.setattr(Machine, "take_commands", then_take)
+
+
+def _take_loop_time_from_the_process(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(WorkflowLoop, "time", lambda self: _loop.monotonic() * 1000)
+
+
+def _take_now_from_the_process(patch: pytest.MonkeyPatch) -> None:
+    def advance(self: WorkflowLoop, time_ms: int) -> None:
+        self.now_ms = int(_loop.monotonic() * 1e6)
+
+    patch.setattr(WorkflowLoop, "advance", advance)
+
+
+def _run_on_after_the_end(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Machine, "close", lambda self: None)
+
+
+def _hash_tasks_by_address(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(_Task, "__hash__", object.__hash__)
+
+
+def _hash_gather_futures_by_address(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(asyncio.tasks._GatheringFuture, "__hash__", object.__hash__)  # type: ignore[attr-defined]
+
+
+def _name_tasks_by_the_process(patch: pytest.MonkeyPatch) -> None:
+    create_task = WorkflowLoop.create_task
+    count = iter(range(10**9))
+
+    def name(self: WorkflowLoop, coro: Any, *, name: str | None = None, context: Any = None) -> asyncio.Task[Any]:
+        return create_task(self, coro, name=name or f"Task-{next(count)}", context=context)
+
+    patch.setattr(WorkflowLoop, "create_task", name)
+
+
+def _use_stock_as_completed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(asyncio, "as_completed", _stock)
+
+
+def _hold_tasks_weakly(patch: pytest.MonkeyPatch) -> None:
+    create_task = WorkflowLoop.create_task
+
+    def forget(self: WorkflowLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        task = create_task(self, coro, **options)
+        self._tasks.clear()
+        return task
+
+    patch.setattr(WorkflowLoop, "create_task", forget)
+
+
+def _leave_async_generators_to_the_collector(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(WorkflowLoop, "_hold_generator", lambda self, generator: None)
+
+
+def _unwind_what_is_put_out_of_memory(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(_drop, "_WORKS", False)
+
+
+@pytest.mark.parametrize(
+    ("mutate", "collect"),
+    [
+        (_apply_all_inputs_before_the_code_runs, False),
+        (_take_loop_time_from_the_process, False),
+        (_take_now_from_the_process, False),
+        (_run_on_after_the_end, False),
+        (_hash_tasks_by_address, False),
+        (_hash_gather_futures_by_address, False),
+        (_name_tasks_by_the_process, False),
+        (_use_stock_as_completed, False),
+        (_hold_tasks_weakly, True),
+        (_leave_async_generators_to_the_collector, True),
+        (_unwind_what_is_put_out_of_memory, False),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # broken on purpose
+def test_an_sdk_that_is_broken_like_this_is_noticed(
+    mutate: Patch, collect: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutate(monkeypatch)
+    assert _is_noticed(collect=collect)
+
+
+def _is_noticed(rules: Rules | None = None, *, collect: bool = False) -> bool:
+    until = monotonic() + 60
+    for seed in range(MUTANT_PROGRAMS):
+        try:
+            Campaign(seed, rules or Rules(), collect).run()
+        except Exception:
+            return True
+        if monotonic() > until:
+            break
+    return False

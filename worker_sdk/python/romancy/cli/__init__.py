@@ -1,0 +1,64 @@
+"""The `romancy` command: starts workflows, looks at them and stops them, from a shell or a script."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final, NoReturn
+
+import click
+
+from romancy.cli import look  # noqa: F401 - adds its commands to `workflow`
+from romancy.cli.connection import EXIT_INTERRUPTED, EXIT_USAGE, Failed
+from romancy.cli.queue import queue
+from romancy.cli.worker import worker
+from romancy.cli.workflow import workflow
+
+EXIT_CODES: Final = """\b
+Exit codes:
+  0  done
+  1  the workflow ended without a result
+  2  the command line is wrong
+  3  not found
+  4  the service cannot be reached, or does not answer
+  5  the service refused the request
+  6  --timeout passed
+"""
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="romancy")
+def romancy() -> None:
+    """Start workflows, look at them and stop them.
+
+    Every command takes --json for output that programs can read: one document, or one line for each item of a list.
+    The service is at --address or ROMANCY_ADDRESS, localhost:7233 unless said.
+    """
+
+
+romancy.add_command(workflow)
+romancy.add_command(worker)
+romancy.add_command(queue)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit with one of the codes that `romancy --help` lists."""
+    try:
+        code = romancy.main(arguments, prog_name="romancy", standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(EXIT_USAGE)
+    except Failed as error:
+        error.show()
+        sys.exit(error.code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. What is still buffered must not be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

@@ -1,0 +1,187 @@
+"""`romancy workflow`: start, wait for, look at and stop workflows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, Final
+
+import click
+
+from romancy.v1.history_pb2 import CompensationResolution
+from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPLETED, WorkflowOutcome
+
+from romancy.cli.connection import EXIT_NO_RESULT, EXIT_TIMEOUT, Failed, connected
+from romancy.cli.output import Output
+from romancy.cli.plain import plain, status_name
+from romancy.client import Client, WorkflowHandle
+
+_RESOLUTIONS: Final = {
+    name.removeprefix("COMPENSATION_RESOLUTION_").lower().replace("_", "-"): name
+    for name in CompensationResolution.keys()[1:]
+}
+workflow_id_argument: Final = click.argument("workflow_id", metavar="ID")
+run_id_option: Final = click.option("--run-id", help="This run; the newest one unless said.")
+_reason: Final = click.option("--reason", default="", help="Why; recorded.")
+_timeout: Final = click.option("--timeout", type=float, metavar="SECONDS", help="How long to wait at most.")
+
+
+@click.group()
+def workflow() -> None:
+    """Start, look at and stop workflows."""
+
+
+# Starting and waiting -------------------------------------------------------------------------------------------------
+
+
+@workflow.command()
+@click.argument("workflow_type", metavar="TYPE")
+@click.option("--input", "inputs", multiple=True, metavar="JSON", help="An argument; once for each, in order.")
+@click.option("--id", "workflow_id", metavar="ID", help="The name of the workflow; made up unless said.")
+@click.option("--queue", default="default", show_default=True, help="The task queue of its workers.")
+@click.option("--id-reuse", type=click.Choice(["allow", "allow_if_failed", "reject"]), default="allow")
+@click.option("--id-conflict", type=click.Choice(["fail", "use_existing", "terminate_existing"]), default="fail")
+@click.option("--run-timeout", type=float, metavar="SECONDS", help="After this it is undone.")
+@click.option("--priority", default=0, help="Smaller is sooner.")
+@click.option("--request-id", metavar="ID", help="The same one never starts twice.")
+@click.option("--wait", is_flag=True, help="Wait for the result.")
+@_timeout
+@connected
+async def start(
+    client: Client,
+    output: Output,
+    workflow_type: str,
+    inputs: tuple[str, ...],
+    workflow_id: str | None,
+    queue: str,
+    id_reuse: Any,
+    id_conflict: Any,
+    run_timeout: float | None,
+    priority: int,
+    request_id: str | None,
+    wait: bool,
+    timeout: float | None,
+) -> int | None:
+    """Start a workflow of TYPE."""
+    handle = await client.start_workflow(
+        workflow_type,
+        *(_argument(number, text) for number, text in enumerate(inputs, 1)),
+        id=workflow_id,
+        task_queue=queue,
+        id_reuse=id_reuse,
+        id_conflict=id_conflict,
+        run_timeout=run_timeout,
+        priority=priority,
+        request_id=request_id or "",
+    )
+    if wait:
+        return await _print_outcome(output, handle, timeout)
+    if output.as_json:
+        output.json({"workflow_id": handle.workflow_id, "run_id": handle.run_id})
+    else:
+        output.fields([("Workflow", handle.workflow_id), ("Run", handle.run_id)])
+    return None
+
+
+@workflow.command()
+@workflow_id_argument
+@run_id_option
+@_timeout
+@connected
+async def result(
+    client: Client, output: Output, workflow_id: str, run_id: str | None, timeout: float | None
+) -> int | None:
+    """Wait for the result of a workflow and print it."""
+    return await _print_outcome(output, client.get_handle(workflow_id, run_id), timeout)
+
+
+def _argument(number: int, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"--input number {number} is no JSON: {error}; text needs quotes: '\"text\"'") from error
+
+
+async def _print_outcome(output: Output, handle: WorkflowHandle[Any], timeout: float | None) -> int | None:
+    try:
+        async with asyncio.timeout(timeout):
+            run_id = handle.run_id or (await handle.describe()).info.run_id
+            outcome = await handle.outcome()
+    except TimeoutError as error:
+        text = f"workflow {handle.workflow_id} had no outcome within {timeout} s; it goes on"
+        raise Failed(text, EXIT_TIMEOUT) from error
+    if output.as_json:
+        output.json({"workflow_id": handle.workflow_id, "run_id": run_id, **plain(outcome)})
+    elif outcome.status == WORKFLOW_STATUS_COMPLETED:
+        output.value(plain(outcome.result))
+    else:
+        output.complain(lament(outcome))
+    return None if outcome.status == WORKFLOW_STATUS_COMPLETED else EXIT_NO_RESULT
+
+
+def lament(outcome: WorkflowOutcome) -> str:
+    """Why there is no result, with the causes."""
+    lines = [status_name(outcome.status)]
+    failure = outcome.failure
+    while True:
+        lines.append(f"{failure.type}: {failure.message}" if failure.type else failure.message)
+        if not failure.HasField("cause"):
+            return ", because of ".join([f"{lines[0]}: {lines[1]}", *lines[2:]])
+        failure = failure.cause
+
+
+# Stopping -------------------------------------------------------------------------------------------------------------
+
+
+@workflow.command()
+@workflow_id_argument
+@run_id_option
+@_reason
+@connected
+async def cancel(client: Client, output: Output, workflow_id: str, run_id: str | None, reason: str) -> None:
+    """Ask a workflow to stop and to undo what it did."""
+    await client.get_handle(workflow_id, run_id).cancel(reason)
+    _done(output, workflow_id, "is to be cancelled")
+
+
+@workflow.command()
+@workflow_id_argument
+@run_id_option
+@_reason
+@connected
+async def terminate(client: Client, output: Output, workflow_id: str, run_id: str | None, reason: str) -> None:
+    """End a workflow at once. Nothing is undone."""
+    left = list(await client.get_handle(workflow_id, run_id).terminate(reason))
+    if output.as_json:
+        output.json({"workflow_id": workflow_id, "not_undone": left})
+    else:
+        _done(output, workflow_id, "is terminated" + (f"; not undone: {', '.join(left)}" if left else ""))
+
+
+@workflow.command()
+@workflow_id_argument
+@click.argument("compensation_id", metavar="COMPENSATION")
+@click.argument("resolution", type=click.Choice(list(_RESOLUTIONS)))
+@run_id_option
+@_reason
+@connected
+async def resolve(
+    client: Client,
+    output: Output,
+    workflow_id: str,
+    compensation_id: str,
+    resolution: str,
+    run_id: str | None,
+    reason: str,
+) -> None:
+    """Say what becomes of a COMPENSATION that failed for good: `get` names those that wait."""
+    chosen = CompensationResolution.Value(_RESOLUTIONS[resolution])
+    await client.get_handle(workflow_id, run_id).resolve_compensation(compensation_id, chosen, reason)
+    _done(output, workflow_id, f"goes on: {compensation_id} is resolved as {resolution}")
+
+
+def _done(output: Output, workflow_id: str, what: str) -> None:
+    if output.as_json:
+        output.json({"workflow_id": workflow_id})
+    else:
+        output.line(f"Workflow {workflow_id} {what}.")
