@@ -8,11 +8,12 @@ import asyncio
 import heapq
 import json
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import structlog
 
+from romancy.v1.failure_pb2 import FAILURE_SOURCE_LOST, FAILURE_SOURCE_TIMEOUT
 from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.worker_service_pb2 import (
@@ -25,7 +26,14 @@ from romancy.v1.worker_service_pb2 import (
 from romancy_service.clock import Clock
 from romancy_service.core.replay import replay_order
 from romancy_service.core.run import Run
-from romancy_service.core.task import NEVER_MS, WORKFLOW_TASK_ID, Task, TaskKind
+from romancy_service.core.task import (
+    NEVER_MS,
+    WORKFLOW_TASK_ID,
+    Task,
+    TaskKind,
+    activity_task_id,
+    compensation_task_id,
+)
 from romancy_service.core.times import duration, timestamp
 from romancy_service.errors import RomancyError, StoreUnavailable
 from romancy_service.sessions import InHand, Session, TypeKey
@@ -38,6 +46,9 @@ PAGE_BYTES: Final = 1 << 20
 """A history goes out in messages of about this size, so that heartbeats find room between them."""
 POLL_S: Final = 1.0
 """The backstop: any notification may be lost."""
+_TOLD_AT_ONCE: Final = 16
+"""A notification holds 8,000 bytes; a run id and the longest task id take 500 at worst, escaped."""
+_NOT_BY_THE_WORKER: Final = (FAILURE_SOURCE_TIMEOUT, FAILURE_SOURCE_LOST)
 SOON_MS: Final = 60_000
 """Tasks that become due within this are woken for to the millisecond; the poll finds the others."""
 
@@ -61,6 +72,8 @@ class Dispatch:
         """What other replicas are to be told of."""
         self._cancelled: set[str] = set()
         """Runs with activities that were asked to stop, on whatever replica their session is."""
+        self._stale: list[tuple[str, str, int]] = []
+        """Run, task and attempt (0: any) whose result would be refused: other replicas may have their session."""
         self._uncertain = False
         self.has_peers = False
         self.stopped = False
@@ -135,6 +148,7 @@ class Dispatch:
     def committed(self, run: Run, leases: dict[str, Lease]) -> None:
         """Send what was leased; note what waits; tell workers of what they need not finish."""
         now_ms = self._clock.latest_ms()
+        self._stop_activities(run)
         for task_id in run.touched:
             if task_id not in run.rewritten or run.tasks[task_id].kind > TaskKind.ACTIVITY:
                 continue
@@ -147,24 +161,34 @@ class Dispatch:
             if session is None or session.epoch != lease.epoch:
                 continue  # its stream ended just now; its next hello, or the sweep, finds the row
             self._hand_out(session, run, task, now_ms)
-        self._stop_activities(run)
 
     def _stop_activities(self, run: Run) -> None:
+        """Tell workers of activities that were asked to stop, and of attempts that were given up without their answer."""
         for task_id, was_stored in run.touched.items():
-            if not was_stored or task_id in run.rewritten:
-                continue
             task = run.tasks.get(task_id)
-            if task is not None and task.cancel_requested:
+            if task is None:
+                if was_stored and not run.is_open:
+                    self._give_up(run.run_id, task_id, 0)
+            elif was_stored and task.cancel_requested and task_id not in run.rewritten:
                 self._cancelled.add(run.run_id)
                 self._wake.set()
-            elif task is None and not run.is_open:
-                self._tell_stale(run.run_id, task_id)
+        for event in run.new_events:
+            for task_id, attempt in _given_up(event):
+                self._give_up(run.run_id, task_id, attempt)
 
-    def _tell_stale(self, run_id: str, task_id: str) -> None:
+    def _give_up(self, run_id: str, task_id: str, attempt: int) -> None:
+        if not self._tell_stale(run_id, task_id, attempt) and self.has_peers:
+            self._stale.append((run_id, task_id, attempt))
+            self._wake.set()
+
+    def _tell_stale(self, run_id: str, task_id: str, attempt: int) -> bool:
+        """Tell the session here that has the attempt, if one does."""
         for session in self.sessions.values():
             held = session.find(run_id, task_id)
-            if held is not None and held.kind is TaskKind.ACTIVITY:
+            if held is not None and held.kind is TaskKind.ACTIVITY and attempt in (0, held.attempt):
                 session.cancel(held, CANCELLATION_REASON_STALE)
+                return True
+        return False
 
     def _wait(self, namespace: str, task: Task, now_ms: int) -> None:
         key = (namespace, task.queue, task.kind, task.type)
@@ -245,10 +269,12 @@ class Dispatch:
         try:
             events = await self._store.read_history(held.run_id, 0, 1 << 40, max_bytes=1 << 40)
         except StoreUnavailable as error:
-            _log.warning("history not read, giving the task back", run_id=held.run_id, error=str(error))
+            _log.warning("history not read; the task is sent later", run_id=held.run_id, error=str(error))
             session.put_down(held.token)
-            await self.give_back([self._row(session, held)])
+            self.uncertain()
             return
+        if held.token not in session.in_hand:
+            return  # it was taken away meanwhile
         self._send_events(session, held, run, task, 0, replay_order(events), events[-1].event_id)
 
     def _send_events(
@@ -282,13 +308,14 @@ class Dispatch:
         runs = await self._store.load([held.run_id])
         run = runs.get(held.run_id)
         task = run.tasks.get(WORKFLOW_TASK_ID) if run is not None else None
-        if run is None or task is None or task.attempt != held.attempt or held.token not in session.in_hand:
+        if run is None or task is None or task.attempt != held.attempt:
             return
         await self._send_history(session, held, run, task)
 
     def token(self, row: Claimed) -> bytes:
         """The token of a task that a session has."""
-        return self._tokens.sign(TaskRef(row.namespace, row.run_id, row.task.task_id, row.task.attempt, row.task.scheduled_ms))
+        task = row.task
+        return self._tokens.sign(TaskRef(row.namespace, row.run_id, task.task_id, task.attempt, task.scheduled_ms))
 
     def resume(self, session: Session, row: Claimed, *, running: bool) -> InHand:
         """After a reconnect: a task that the session had. `running`: the worker still has it; else send it again."""
@@ -371,8 +398,11 @@ class Dispatch:
                 key = (row.namespace, row.task.queue, row.task.kind, row.task.type)
                 got[key, row.session_id] += 1
                 session = self.sessions.get(row.session_id)
-                if session is None:
-                    continue  # it left meanwhile; the sweep finds its tasks
+                if session is None or session.epoch != row.task.owner_epoch:
+                    continue  # it left meanwhile: its next hello, or the sweep, finds its tasks
+                if session.has(row.run_id, row.task.task_id, row.task.attempt):
+                    session.free[row.task.kind] += 1
+                    continue  # sent already, since it was found to be leased
                 held = self._held(session, row.namespace, row.run_id, row.task, row.task.leased_ms)
                 self._send_claimed(session, held, row)
             self._settle(wants, got, noted)
@@ -397,8 +427,8 @@ class Dispatch:
         return wants
 
     def _settle(self, wants: list[Want], got: dict[tuple[TypeKey, str], int], noted: dict[TypeKey, int]) -> None:
-        """Free the slots that found nothing. A type has no backlog any more if less came than was wanted, unless one was
-        `noted` again meanwhile.
+        """Free the slots that found nothing. If less came than was wanted a type has no backlog any more, unless
+        another one was noted meanwhile.
         """
         for want in wants:
             key = (want.namespace, want.queue, want.kind, want.type)
@@ -419,7 +449,8 @@ class Dispatch:
         self._uncertain = False
         for session in list(self.sessions.values()):
             for row in await self._store.leased_tasks(session.session_id, session.epoch):
-                if session.find(row.run_id, row.task.task_id) is None and not session.closed:
+                known = session.has(row.run_id, row.task.task_id, row.task.attempt)
+                if not known and not session.closed and self.token(row) not in session.reported:
                     self.resume(session, row, running=False)
 
     # Cancelling, giving back, telling other replicas ----------------------------------------------------------------
@@ -446,7 +477,13 @@ class Dispatch:
         """Tasks that nobody began: others may have them at once."""
         if not rows:
             return
-        await self._store.release(rows, self._clock.latest_ms())
+        try:
+            await self._store.release(rows, self._clock.latest_ms())
+        except StoreUnavailable as error:
+            # Their session has them still, and gets them again if it is there.
+            _log.warning("tasks not given back", tasks=len(rows), error=str(error))
+            self.uncertain()
+            return
         self.look_now()
 
     def _row(self, session: Session, held: InHand) -> LeasedRow:
@@ -456,6 +493,9 @@ class Dispatch:
         if self._unserved:
             keys, self._unserved = self._unserved, set()
             await self._store.notify(json.dumps({"waiting": sorted(keys)}))
+        while self._stale:
+            told, self._stale = self._stale[:_TOLD_AT_ONCE], self._stale[_TOLD_AT_ONCE:]
+            await self._store.notify(json.dumps({"stale": told}))
 
     def told(self, payload: str) -> None:
         """Another replica has tasks that wait, or activities that must stop."""
@@ -464,9 +504,26 @@ class Dispatch:
             key = (namespace, queue, TaskKind(kind), task_type)
             if key in self._by_type:
                 self._add_backlog(key)
+        for run_id, task_id, attempt in message.get("stale", ()):
+            self._tell_stale(run_id, task_id, attempt)
         if message.get("cancelled"):
             self._cancelled.add("")
         self._wake.set()
+
+
+def _given_up(event: HistoryEvent) -> Iterator[tuple[str, int]]:
+    """The attempt that an event ends although its worker did not: it timed out, or was lost."""
+    kind = event.WhichOneof("attributes")
+    if kind in ("activity_attempt_failed", "activity_failed"):
+        activity = getattr(event, kind)
+        if activity.failure.source in _NOT_BY_THE_WORKER:
+            yield activity_task_id(activity.activity_id), activity.attempt
+    elif kind in ("compensation_attempt_failed", "compensation_failed"):
+        compensation = getattr(event, kind)
+        if compensation.failure.source in _NOT_BY_THE_WORKER:
+            yield compensation_task_id(compensation.compensation_id), compensation.attempt
+    elif kind == "activity_cancelled" and event.activity_cancelled.outcome_unknown:
+        yield activity_task_id(event.activity_cancelled.activity_id), event.activity_cancelled.attempt
 
 
 def _pages(events: Iterable[HistoryEvent]) -> list[tuple[list[HistoryEvent], bool]]:

@@ -1,4 +1,4 @@
-"""Engine: gathers triggers, loads the runs, decides, commits the whole batch in one round trip. The only writer of history.
+"""Engine: gathers triggers, loads runs, decides, commits the whole batch in one round trip. Only it writes history.
 
 While a batch is being committed the next one gathers, so batches grow with load and are of size one when idle. A run is
 in one batch at a time; what is decided for it lies in memory only until the commit is confirmed. Nothing is answered

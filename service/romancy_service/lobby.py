@@ -24,7 +24,7 @@ from romancy_service.store.store import LeasedRow
 _log = structlog.get_logger("romancy.lobby")
 
 MANY_AT_ONCE: Final = 3
-"""When so many streams end within the grace the fault is taken to be ours, and their sessions keep their whole lease."""
+"""When so many streams end within the grace the fault is taken to be ours: their sessions keep their whole lease."""
 
 
 class Lobby:

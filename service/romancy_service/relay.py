@@ -33,7 +33,7 @@ _HELD: Final = 20_000
 EXPIRE_MS: Final = 30_000
 """How often sessions that are over and have no tasks are forgotten."""
 FROZEN_S: Final = 3.0
-"""A gap this long between two ticks means that we did not run: others may look lost only because we did not hear them."""
+"""A gap this long between two ticks means that we did not run: others look lost because we did not hear them."""
 
 
 class Relay:

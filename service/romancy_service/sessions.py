@@ -39,7 +39,7 @@ class InHand:
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """One worker process's life on its stream. `epoch` is that of its newest hello; an older stream's words count no more."""
+    """One worker process's life on its stream. `epoch` is its newest hello's; an older stream's words count no more."""
 
     session_id: str
     epoch: int

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import bisect
+import threading
+import time
 from collections.abc import Iterator
 from typing import Final
 
 from tests.bench.database import Databases
 from tests.bench.measurement import Measurement
-from tests.bench.system import heard, system
+from tests.bench.system import System, heard, system
 
 STEPS: Final = 5_000
 EDGE: Final = 500
@@ -15,15 +18,50 @@ EDGE: Final = 500
 
 
 def walk(databases: Databases) -> Iterator[Measurement]:
-    """One workflow of 5,000 steps, alone."""
+    """One workflow of 5,000 steps, alone. By the clock, and by CPU time, which does not depend on who else is busy."""
     with system(databases.fresh()) as running:
         client = running.start_client("walk", STEPS)
         heard(client, "begin")
+        meter = _Meter(running)
         done_s = heard(client, "end")["done_s"]
+        meter.stop()
         heard(client, "done")
     if len(done_s) != STEPS + 1:
         raise AssertionError(f"the history has {len(done_s) - 1} steps instead of {STEPS}")
-    first_s, last_s = done_s[EDGE] - done_s[0], done_s[-1] - done_s[-1 - EDGE]
-    yield Measurement("first_500_steps_ms", databases.name, 1, 1e3 * first_s / EDGE, "ms a step")
-    yield Measurement("last_500_steps_ms", databases.name, 1, 1e3 * last_s / EDGE, "ms a step")
-    yield Measurement("step_cost_growth", databases.name, 1, last_s / first_s, "times")
+    edges = (("first", done_s[0], done_s[EDGE]), ("last", done_s[-1 - EDGE], done_s[-1]))
+    elapsed = [1e3 * (end - begin) / EDGE for _, begin, end in edges]
+    used = [1e3 * (meter.cpu_s(end) - meter.cpu_s(begin)) / EDGE for _, begin, end in edges]
+    for (which, _, _), elapsed_ms, used_ms in zip(edges, elapsed, used, strict=True):
+        yield Measurement(f"{which}_500_steps_ms", databases.name, 1, elapsed_ms, "ms a step")
+        yield Measurement(f"{which}_500_steps_cpu_ms", databases.name, 1, used_ms, "ms a step")
+    yield Measurement("step_time_growth", databases.name, 1, elapsed[1] / elapsed[0], "times")
+    yield Measurement("step_cpu_growth", databases.name, 1, used[1] / used[0], "times")
+
+
+class _Meter:
+    """Reads ten times a second how much CPU time service, worker and database used."""
+
+    def __init__(self, running: System) -> None:
+        self._running = running
+        self._times: list[float] = []
+        self._used: list[float] = []
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while not self._stopping.wait(0.1):
+            usage = self._running.usage()
+            self._times.append(time.time())
+            self._used.append(usage.service + usage.worker + usage.postgres)
+
+    def stop(self) -> None:
+        """Read no more."""
+        self._stopping.set()
+        self._thread.join()
+
+    def cpu_s(self, at_s: float) -> float:
+        """What was used by then, between two readings in proportion."""
+        after = min(max(bisect.bisect(self._times, at_s), 1), len(self._times) - 1)
+        (begin_s, end_s), (begin, end) = self._times[after - 1 : after + 1], self._used[after - 1 : after + 1]
+        return begin + (end - begin) * (at_s - begin_s) / (end_s - begin_s)

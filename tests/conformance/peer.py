@@ -202,7 +202,9 @@ class Peer(WorkerServiceServicer):
         async with asyncio.timeout(PATIENCE_S):
             return await self._streams.get()
 
-    async def Connect(self, request_iterator: AsyncIterator[ConnectRequest], context: _Context) -> None:
+    async def Connect(  # type: ignore[override]  # it writes to the context; the stub knows only generators
+        self, request_iterator: AsyncIterator[ConnectRequest], context: _Context
+    ) -> None:
         """Hand the stream to the test."""
         frames = aiter(request_iterator)
         first = await anext(frames)

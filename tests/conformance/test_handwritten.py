@@ -315,15 +315,17 @@ async def test_work_that_is_disowned_is_stopped_and_not_reported(
         assert not stream.hello.tokens_in_hand
 
 
-async def test_a_worker_that_heard_nothing_for_a_lease_drops_its_work(
+async def test_work_goes_on_however_long_the_service_is_not_heard(
     peer: Peer, program: WorkerProgram, start: Start
 ) -> None:
-    async with start(work_s=FOREVER_S):
+    async with start(work_s=3) as worker:
         stream = await peer.accept()
         await stream.welcome(interval_s=0.2, lease_s=0.4)
         await stream.give(program.task(b"a"))
-        stream = await peer.accept()  # the first stream was left after three silent intervals, more than the lease
-        assert not stream.hello.tokens_in_hand
+        stream = await peer.accept()  # the first one was left after three silent intervals, which is more than the lease
+        await stream.welcome(readopted=stream.hello.tokens_in_hand)
+        assert (await stream.completion(b"a")).HasField("result")
+        assert worker.printed().splitlines().count(program.line("ORD-12345")) == 1
 
 
 async def test_a_service_that_drains_gets_the_work_done_first_and_the_worker_comes_back(

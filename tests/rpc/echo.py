@@ -27,7 +27,7 @@ class WorkflowEcho(WorkflowServiceServicer):
     async def StartWorkflow(self, request: Any, context: Any) -> Any:
         if self.failure is not None:
             raise self.failure
-        identity = identity_of(context, request.identity)
+        identity = identity_of(request.identity)
         return workflow_service_pb2.StartWorkflowResponse(workflow_id=identity, run_id="reached")
 
     async def StartWorkflows(self, request: Any, context: Any) -> Any:

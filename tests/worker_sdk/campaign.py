@@ -80,18 +80,14 @@ class Campaign:
         arguments = programs.program.encode_arguments((tree,), {})
         service = SimulatedService(rng, WorkflowSpec(workflow_type="program", arguments=arguments), self.rules)
         while not service.closed and service.tasks < MAX_TASKS:
-            while not service.has_news():
-                if self._then(rng, service):
-                    continue
-                if not service.deliver():
-                    break
-            else:
+            if service.has_news():
                 self._task(rng, service)
+            elif self._then(rng, service) or service.deliver():
                 continue
-            if not service.closed and not service.cancel_requested:
+            elif service.cancel_requested:
+                break
+            else:
                 service.request_cancel()  # the program waits for ever: see how it takes that
-                continue
-            break
         if self.held is not None:
             self.held.drop()
 
@@ -170,4 +166,5 @@ def _first_difference(replayed: list[Any], live: list[Any]) -> str:
     for place, (ours, theirs) in enumerate(zip(replayed, live, strict=False)):
         if ours != theirs:
             return f"{ours} where live code saw {theirs} (step {place})"
-    return f"{len(replayed)} steps where live code saw {len(live)}: {[*replayed, *live][min(len(replayed), len(live)) - 1]}"
+    longer = max(replayed, live, key=len)
+    return f"{len(replayed)} steps where live code saw {len(live)}: {longer[min(len(replayed), len(live))]}"

@@ -1,4 +1,4 @@
-"""A service for one run, small enough to be believed: numbers inputs when they arrive, applies commands, hands out tasks.
+"""A service for one run, small enough to be believed: numbers inputs as they arrive, applies commands, hands out tasks.
 
 It decides by a seed what happens next. `Rules` has the ways in which such a service, or its worker, can be built wrong;
 the tests build it wrong in each of them and expect to notice.

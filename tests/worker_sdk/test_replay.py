@@ -15,7 +15,7 @@ import pytest
 from romancy.v1.command_pb2 import Command
 from romancy.v1.history_pb2 import HistoryEvent
 
-from romancy import _drop, _loop
+from romancy import _drop
 from romancy._as_completed import _stock
 from romancy._loop import WorkflowLoop, _Task
 from romancy._machine import Machine
@@ -83,12 +83,12 @@ def _apply_all_inputs_before_the_code_runs(patch: pytest.MonkeyPatch) -> None:
 
 
 def _take_loop_time_from_the_process(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(WorkflowLoop, "time", lambda self: _loop.monotonic() * 1000)
+    patch.setattr(WorkflowLoop, "time", lambda self: monotonic() * 1000)
 
 
 def _take_now_from_the_process(patch: pytest.MonkeyPatch) -> None:
     def advance(self: WorkflowLoop, time_ms: int) -> None:
-        self.now_ms = int(_loop.monotonic() * 1e6)
+        self.now_ms = int(monotonic() * 1e6)
 
     patch.setattr(WorkflowLoop, "advance", advance)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import logging
 import random
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -462,7 +464,7 @@ async def holds_on(ctx: WorkflowContext) -> None:
         finally:
             seen.append("child")
 
-    generator = (seen.append(n) for n in range(3))
+    generator = (n for n in range(3))
     next(generator)
     try:
         with span():
@@ -561,7 +563,7 @@ def test_an_error_in_a_task_that_nobody_awaits_is_logged(caplog: pytest.LogCaptu
         async def fail() -> None:
             raise ValueError("oh")
 
-        asyncio.get_running_loop().call_soon(seen.append)
+        asyncio.get_running_loop().call_soon(seen.append)  # type: ignore[arg-type]
         await asyncio.create_task(fail())
 
     with caplog.at_level(logging.ERROR, "romancy.workflow"):
@@ -579,3 +581,14 @@ def test_thousands_of_runs_share_no_hashes() -> None:
     for number in range(300):
         Driver(hashed, run_id=f"{random.Random(number).random()}").start()
     assert len(hashes) == 300
+
+
+def test_a_run_that_its_worker_lets_go_of_is_freed_at_once() -> None:
+    run = Driver(holds_on)
+    run.start()
+    loop = weakref.ref(run.instance._loop)
+    seen.clear()
+    del run
+    gc.collect()
+    assert loop() is None
+    assert seen == []

@@ -1,4 +1,4 @@
-"""Apply: how each recorded event changes a run. All transitions live here, and nothing else changes what is recorded."""
+"""Apply: how each recorded event changes a run. All transitions live here; nothing else changes what is recorded."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from romancy.v1.workflow_pb2 import (
     WorkflowStatus,
 )
 
+from romancy_service.core.limits import WORKFLOW_TASK_MS
 from romancy_service.core.replay import is_input
 from romancy_service.core.run import Run
 from romancy_service.core.saga import Saga, Undo
 from romancy_service.core.task import (
     DEADLINE_TASK_ID,
     WORKFLOW_TASK_ID,
-    WORKFLOW_TASK_TIMEOUT_MS,
     Task,
     TaskKind,
     activity_task_id,
@@ -189,7 +189,7 @@ def _workflow_task(run: Run) -> Task:
         priority=run.priority,
         due_ms=run.last_event_ms,
         scheduled_ms=run.last_event_ms,
-        start_to_close_ms=WORKFLOW_TASK_TIMEOUT_MS,
+        start_to_close_ms=WORKFLOW_TASK_MS,
     )
 
 

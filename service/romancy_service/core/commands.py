@@ -25,6 +25,7 @@ from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CANCELLED, WORKFLOW_STATUS_F
 
 from romancy_service.core.check import (
     check_duration,
+    check_failure,
     check_headers,
     check_id,
     check_payload,
@@ -33,6 +34,7 @@ from romancy_service.core.check import (
     check_retry_policy,
 )
 from romancy_service.core.emit import Emitter
+from romancy_service.core.failures import cut
 from romancy_service.core.limits import Limits
 from romancy_service.core.run import Run
 from romancy_service.core.task import activity_task_id, timer_task_id
@@ -111,7 +113,7 @@ def _check(draft: _Draft, command: Command) -> None:
         case "complete_workflow":
             check_payload("complete_workflow.result", command.complete_workflow.result, draft.limits)
         case "fail_workflow":
-            check_payloads("fail_workflow.failure.details", command.fail_workflow.failure.details, draft.limits)
+            check_failure("fail_workflow.failure", command.fail_workflow.failure, draft.limits)
         case "cancel_workflow":
             if not draft.run.cancel_requested:
                 raise InvalidField("cancel_workflow", "nobody asked for the cancellation of this run")
@@ -182,7 +184,7 @@ def _check_register(draft: _Draft, command: RegisterCompensation) -> None:
             )
 
 
-def record_command(emit: Emitter, command: Command) -> None:
+def record_command(emit: Emitter, command: Command, limits: Limits) -> None:
     """Record one checked command."""
     kind = command.WhichOneof("attributes")
     match kind:
@@ -209,7 +211,7 @@ def record_command(emit: Emitter, command: Command) -> None:
         case "complete_workflow":
             emit.command(workflow_completed=WorkflowCompleted(result=command.complete_workflow.result))
         case "fail_workflow":
-            failure = command.fail_workflow.failure
+            failure = cut(command.fail_workflow.failure, limits)
             emit.command(rollback_started=RollbackStarted(closing_status=WORKFLOW_STATUS_FAILED, failure=failure))
         case "cancel_workflow":
             cancelled = RollbackStarted(closing_status=WORKFLOW_STATUS_CANCELLED, failure=emit.run.failure)

@@ -1,7 +1,7 @@
 """Decide: what a trigger makes of a run. Records events through an Emitter and returns what the trigger is answered.
 
-A trigger that cannot be is refused with a domain error before anything is recorded. When anything else is raised the run
-may be half changed: the caller drops it from memory.
+A trigger that cannot be is refused with a domain error before anything is recorded. When anything else is raised the
+run may be half changed: the caller drops it from memory.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _complete_activity(emit: Emitter, trigger: CompleteActivity, limits: Limits)
         check_commands(run, then.commands, limits)
     except InvalidField as rejection:
         return Reply(alone=True, rejection=rejection)
-    _record_commands(emit, then.commands, seen_event_id=run.last_event_id)
+    _record_commands(emit, then.commands, run.last_event_id, limits)
     run.sticky_event_id = run.last_event_id
     return Reply()
 
@@ -196,15 +196,15 @@ def _complete_workflow_task(emit: Emitter, trigger: CompleteWorkflowTask, limits
         _fail_workflow_task(emit, task, failure)
         return Reply(rejection=rejection)
     run.sticky_session = trigger.fence.owner if trigger.holds_run else ""
-    _record_commands(emit, trigger.commands, seen_event_id=trigger.seen_event_id)
+    _record_commands(emit, trigger.commands, trigger.seen_event_id, limits)
     run.sticky_event_id = run.last_event_id
     return Reply()
 
 
-def _record_commands(emit: Emitter, commands: Sequence[Command], seen_event_id: int) -> None:
+def _record_commands(emit: Emitter, commands: Sequence[Command], seen_event_id: int, limits: Limits) -> None:
     emit.seen_event_id = seen_event_id
     for command in commands:
-        record_command(emit, command)
+        record_command(emit, command, limits)
     see(emit.run, seen_event_id)
 
 

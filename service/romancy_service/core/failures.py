@@ -27,8 +27,7 @@ def cut(failure: Failure, limits: Limits) -> Failure:
 
 
 def _fits(failure: Failure, limits: Limits) -> bool:
-    # A short message in all cannot have a long part, nor many causes: each takes some bytes.
-    return failure.ByteSize() <= min(limits.failure_message_bytes, limits.id_bytes) or (
+    return (
         not failure.HasField("cause")
         and len(failure.message.encode()) <= limits.failure_message_bytes
         and len(failure.stack_trace.encode()) <= limits.failure_stack_bytes

@@ -14,6 +14,11 @@ MIB: Final = 1024 * KIB
 LONGEST_DURATION_MS: Final = 10 * 365 * 86_400_000
 """Ten years: a longer wait is more often a mistake in units than meant, and sums of two stay far from overflow."""
 
+WORKFLOW_TASK_MS: Final = 10_000
+"""So long may a worker take for one workflow task, whose code waits for nothing; then another one gets it."""
+COUNTED: Final = 10_000
+"""Counting stops here and an estimate is given: counting a million rows takes a second of the database."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

@@ -23,11 +23,11 @@ from romancy_service.core.saga import Saga, Undo
 
 
 class NeedsHistory(Exception):
-    """The decision depends on the saga, and the run was read without its history. The engine folds it and asks again."""
+    """The decision depends on the saga, and the run was read without its history: fold it, and ask again."""
 
 
 def saga_of(run: Run) -> Saga:
-    """The run's saga. Raises NeedsHistory when it was not folded; a run that never registered anything needs no reading."""
+    """The run's saga. Raises NeedsHistory when it was not folded, unless nothing was ever registered."""
     if run.saga is None:
         if run.counters.undoable:
             raise NeedsHistory(run.run_id)

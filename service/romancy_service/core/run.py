@@ -1,4 +1,4 @@
-"""Run: what a history folds to, in memory. The only things that change it are `apply` and the commit bookkeeping here."""
+"""Run: what a history folds to, in memory. Only `apply` changes it, and the bookkeeping for the next commit here."""
 
 from __future__ import annotations
 

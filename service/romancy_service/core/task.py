@@ -1,4 +1,4 @@
-"""Task: one row of work that is open in a run. Everything that is due later, for a worker or for the service, is one."""
+"""Task: one row of work that is open in a run. All that is due later, for a worker or for the service, is one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ WORKFLOW_TASK_ID: Final = "w"
 DEADLINE_TASK_ID: Final = "d"
 COMPENSATION_PREFIX: Final = "c/"
 """`c/` and not `a/undo/`, so that an activity type that begins with `undo/` cannot pass for a compensation."""
-
-WORKFLOW_TASK_TIMEOUT_MS: Final = 10_000
-"""So long may a worker take for one workflow task, which waits for nothing; then another one gets it."""
 
 
 class TaskKind(IntEnum):
@@ -107,7 +104,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """The row that a trigger consumes, as the trigger knows it. A commit writes nothing for a run whose fence is broken."""
+    """The row that a trigger consumes, as the trigger knows it. A run whose fence is broken is not written."""
 
     task_id: str
     attempt: int

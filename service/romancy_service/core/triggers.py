@@ -62,7 +62,7 @@ class LoseTask:
 
 @dataclass(frozen=True, slots=True)
 class TaskDue:
-    """The time came at which the service must look at a task: a timer, a deadline, a timeout, a cancelled waiting task."""
+    """The time came at which the service must look at a task: a timer, a deadline, a timeout, a cancelled one."""
 
     fence: Fence
     leased_ms: int

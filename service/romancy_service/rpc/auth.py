@@ -191,7 +191,7 @@ CALLER: Final[ContextVar[Grant | None]] = ContextVar("caller", default=None)
 """Who made the call that the current task serves; None when nobody is authenticated."""
 
 
-def identity_of(context: object, given: str) -> str:
+def identity_of(given: str) -> str:
     """Who is recorded as having asked: whoever the credentials name, or else whoever the request says."""
     grant = CALLER.get()
     return grant.principal if grant is not None else given

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Final
 
 import grpc
+import structlog
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
@@ -29,6 +31,8 @@ from romancy_service.errors import (
     WorkflowIdUsed,
     WorkflowNotFound,
 )
+
+_log = structlog.get_logger("romancy.rpc")
 
 DOMAIN: Final = "romancy"
 _DETAILS_KEY: Final = "grpc-status-details-bin"
@@ -77,3 +81,11 @@ def status_details(error: RomancyError) -> tuple[tuple[str, bytes]]:
 def status_text(error: RomancyError) -> str:
     """The text of an error, cut to what an answer's metadata can hold."""
     return str(error)[:_TEXT_CHARACTERS]
+
+
+def hidden(error: RomancyError, cause: BaseException | None = None, **facts: str) -> RomancyError:
+    """What a caller is told of something that is our fault: a number, under which the log says everything."""
+    error_id = secrets.token_hex(4)
+    facts |= {"reason": error.reason, "error": str(error)}
+    _log.error("call failed", error_id=error_id, exc_info=cause or error, **facts)
+    return InternalError(f"the service failed; its log says why under error_id {error_id}", error_id=error_id)

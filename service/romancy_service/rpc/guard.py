@@ -5,7 +5,6 @@ messages that can be read, and turns whatever a method raises into an answer.
 from __future__ import annotations
 
 import inspect
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from google.protobuf.message import Message
 from romancy_service.core.limits import Limits
 from romancy_service.errors import InternalError, InvalidField, PermissionDenied, RomancyError, Unauthenticated
 from romancy_service.rpc.auth import CALLER, PUBLIC, Access, Grant
-from romancy_service.rpc.errors import status_details, status_of, status_text
+from romancy_service.rpc.errors import hidden, status_details, status_of, status_text
 from romancy_service.rpc.validate import DEFAULT_NAMESPACE
 
 _log = structlog.get_logger("romancy.rpc")
@@ -127,9 +126,7 @@ async def _abort(
     principal = grant.principal if grant is not None else ""
     facts = {"method": method, "principal": principal, "code": code.name, "reason": error.reason, "error": str(error)}
     if code is grpc.StatusCode.INTERNAL:
-        error_id = secrets.token_hex(4)
-        _log.error("call failed", error_id=error_id, exc_info=cause or error, **facts)
-        error = InternalError(f"the service failed; its log says why under error_id {error_id}", error_id=error_id)
+        error = hidden(error, cause, **facts)
     elif isinstance(error, Unauthenticated | PermissionDenied):
         _log.warning("call refused", peer=context.peer(), **facts)
     elif code in _SERVER_FAULTS:

@@ -29,7 +29,7 @@ from romancy.v1.worker_service_pb2 import (
 )
 from romancy.v1.worker_service_pb2_grpc import WorkerServiceServicer
 
-from romancy_service.core.check import check_payload, check_payloads
+from romancy_service.core.check import check_failure, check_payload, check_payloads
 from romancy_service.core.decide import Reply
 from romancy_service.core.failures import cut
 from romancy_service.core.limits import Limits
@@ -252,7 +252,7 @@ class _Connection:
         if kind == "result":
             check_payload("result", completion.result, self._limits)
         elif kind == "failure":
-            check_payloads("failure.details", completion.failure.details, self._limits)
+            check_failure("failure", completion.failure, self._limits)
         else:
             check_payloads("cancelled.details", completion.cancelled.details, self._limits)
 
@@ -265,9 +265,13 @@ class _Connection:
         found = self._ref(completion.token)
         if found is None:
             return
-        ref, _ = found
+        ref, held = found
         if ref.task_id != WORKFLOW_TASK_ID:
             self._reject(completion.token, "INVALID_TOKEN", "the token is not of a workflow task", {})
+            return
+        if held is None:
+            # All workflow tasks of a run have one name; only the token tells an answered one from the one that is out.
+            self._node.background(self._answer_stale(completion.token, ref))
             return
         fence = self._fence(ref)
         trigger: CompleteWorkflowTask | FailWorkflowTask

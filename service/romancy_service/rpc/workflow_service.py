@@ -54,7 +54,7 @@ from romancy_service.engine import Recorded, RequestKey
 from romancy_service.errors import InvalidField, RequestIdReused, RomancyError, WorkflowNotFound
 from romancy_service.node import Node
 from romancy_service.rpc.auth import identity_of
-from romancy_service.rpc.errors import status_of
+from romancy_service.rpc.errors import hidden, status_of
 from romancy_service.rpc.validate import (
     check_change,
     check_filter,
@@ -84,7 +84,7 @@ class WorkflowService(WorkflowServiceServicer):
 
     async def StartWorkflow(self, request: StartWorkflowRequest, context: Context) -> StartWorkflowResponse:
         """Start a run; with `wait`, wait for its outcome too."""
-        response = await self._start(request, identity_of(context, request.identity))
+        response = await self._start(request, identity_of(request.identity))
         patience_ms = wait_ms("wait", request.wait, self._node.limits)
         if patience_ms:
             outcome = await self._node.results.outcome(response.run_id, patience_ms / 1000)
@@ -100,7 +100,7 @@ class WorkflowService(WorkflowServiceServicer):
                 "requests", f"has {len(request.requests)} entries, at most {most} are allowed", limit=most
             )
         started = await asyncio.gather(
-            *(self._start(start, identity_of(context, start.identity)) for start in request.requests),
+            *(self._start(start, identity_of(start.identity)) for start in request.requests),
             return_exceptions=True,
         )
         return StartWorkflowsResponse(results=[_start_result(outcome) for outcome in started])
@@ -207,12 +207,12 @@ class WorkflowService(WorkflowServiceServicer):
 
     async def CancelWorkflow(self, request: CancelWorkflowRequest, context: Context) -> CancelWorkflowResponse:
         """Ask a run to stop and undo what it did."""
-        trigger = RequestCancel(request.reason, identity_of(context, request.identity))
+        trigger = RequestCancel(request.reason, identity_of(request.identity))
         return await self._change("CancelWorkflow", request, trigger, CancelWorkflowResponse, lambda _: {})
 
     async def TerminateWorkflow(self, request: TerminateWorkflowRequest, context: Context) -> TerminateWorkflowResponse:
         """End a run at once."""
-        trigger = Terminate(request.reason, identity_of(context, request.identity))
+        trigger = Terminate(request.reason, identity_of(request.identity))
         return await self._change(
             "TerminateWorkflow",
             request,
@@ -225,7 +225,7 @@ class WorkflowService(WorkflowServiceServicer):
         self, request: ResolveCompensationRequest, context: Context
     ) -> ResolveCompensationResponse:
         """Say what becomes of a compensation that failed for good."""
-        identity = identity_of(context, request.identity)
+        identity = identity_of(request.identity)
         trigger = ResolveCompensation(request.compensation_id, request.resolution, request.reason, identity)
         return await self._change("ResolveCompensation", request, trigger, ResolveCompensationResponse, lambda _: {})
 
@@ -339,6 +339,8 @@ def _start_result(outcome: StartWorkflowResponse | BaseException) -> StartWorkfl
 
 
 def _error(error: RomancyError) -> Error:
+    if status_of(error) is grpc.StatusCode.INTERNAL:
+        error = hidden(error)
     return Error(code=status_of(error).value[0], reason=error.reason, message=str(error), metadata=error.metadata)
 
 
@@ -377,7 +379,7 @@ def _read_page_token(token: str, namespace: str, wanted: WorkflowFilter) -> tupl
         digest, start_ms, run_id = json.loads(base64.urlsafe_b64decode(token))
         if digest == _digest(namespace, wanted) and isinstance(start_ms, int) and isinstance(run_id, str):
             return start_ms, run_id
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):
         pass
     raise InvalidField(
         "page_token",

@@ -29,8 +29,8 @@ class Batch:
     """unit, the columns of `runs`, whether it is written, the run whose place it may take (or itself), the number of
     its first new event (or 0), its new events (or None). Its version is the one to be stored: 1 for a new run."""
     used: Rows = field(default_factory=list)
-    """Tasks that must be there: unit, run id, task id, attempt, owner, epoch, relay_ms, use. An attempt of 0, or a relay_ms
-    of -1, means that it does not matter."""
+    """Tasks that must be there: unit, run id, task id, attempt, owner, epoch, relay_ms, use. An attempt of 0, or a
+    relay_ms of -1, means that it does not matter."""
     put: Rows = field(default_factory=list)
     """unit, the columns of `tasks`, `relay_ms` if it is not leased after all."""
     asked: Rows = field(default_factory=list)

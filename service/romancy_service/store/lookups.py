@@ -16,7 +16,6 @@ from sqlalchemy import (
     bindparam,
     func,
     literal,
-    literal_column,
     select,
     text,
     tuple_,
@@ -26,6 +25,7 @@ from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.workflow_pb2 import WorkflowOutcome, WorkflowStatus
 from romancy.v1.workflow_service_pb2 import WorkflowFilter
 
+from romancy_service.core.limits import COUNTED
 from romancy_service.core.run import Run
 from romancy_service.core.task import TaskKind
 from romancy_service.core.times import timestamp_ms
@@ -34,8 +34,6 @@ from romancy_service.store.rows import Row, events_of, loaded_run, outcome_of
 from romancy_service.store.sql import Statements, among
 from romancy_service.store.tables import CLAIMABLE, TEXT, history, runs, sessions, tasks
 
-COUNTED: Final = 10_000
-"""So far counts are exact; counting a million rows at each look would cost more than it tells."""
 _PAGE_ROWS: Final = 1_000
 
 
@@ -229,13 +227,13 @@ class Lookups(Statements):
 
     async def count_runs(self, namespace: str, selection: WorkflowFilter) -> tuple[int, bool]:
         """How many, and whether that is an estimate: it is above 10,000."""
-        matching = select(literal_column("1").label("one")).select_from(runs).where(*_conditions(namespace, selection))
+        matching: Select[tuple[str]] = select(runs.c.run_id).where(*_conditions(namespace, selection))
         counted = select(func.count().label("count")).select_from(matching.limit(COUNTED + 1).subquery())
         count: int = (await self._read(counted))[0]["count"]
         return (count, False) if count <= COUNTED else (max(await self._estimate(matching), count), True)
 
     @abstractmethod
-    async def _estimate(self, query: Select[tuple[int]]) -> int:
+    async def _estimate(self, query: Select[tuple[str]]) -> int:
         """About how many rows a query finds."""
 
     async def backlogs(self, namespace: str, queue: str, now_ms: int) -> list[tuple[TaskKind, str, int, int]]:

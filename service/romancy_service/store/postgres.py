@@ -227,7 +227,7 @@ class PostgresStore(Store):
         rows = await self._fetch(self._apart, _NOW)
         return int(rows[0]["now_ms"])
 
-    async def _estimate(self, query: Select[tuple[int]]) -> int:
+    async def _estimate(self, query: Select[tuple[str]]) -> int:
         sql, arguments = compiled(query, _DIALECT, {})
         plan = await self._fetch(self._walking, f"explain (format json) {sql}", *arguments)
         return int(json.loads(plan[0]["QUERY PLAN"])[0]["Plan"]["Plan Rows"])

@@ -169,7 +169,7 @@ class SqliteStore(Store):
     async def _write_apart(self, statement: Executable, **values: Any) -> Sequence[Row]:
         return await self._write(statement, **values)
 
-    async def _estimate(self, query: Select[tuple[int]]) -> int:
+    async def _estimate(self, query: Select[tuple[str]]) -> int:
         rows = await self._read(select(func.count().label("count")).select_from(query.limit(_MOST_COUNTED).subquery()))
         return int(rows[0]["count"])
 

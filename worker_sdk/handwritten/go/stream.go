@@ -48,8 +48,9 @@ func (w *worker) connect(address string) error {
 			}
 			silence.Reset(3 * w.interval)
 		case frame := <-up:
-			w.keep(frame)
-			_ = stream.Send(frame)
+			if w.keep(frame) {
+				_ = stream.Send(frame)
+			}
 		case <-beat:
 			_ = stream.Send(&pb.ConnectRequest{})
 		case <-w.terminate:

@@ -27,11 +27,9 @@ type worker struct {
 	activities     map[string]activity
 	hello          *pb.Hello
 	interval       time.Duration    // a frame is due so often, either way
-	lease          time.Duration    // how long the tasks of a worker that nobody hears are kept
 	tasks          map[string]*task // in hand, by token
 	up             chan *pb.ConnectRequest
 	terminate      chan os.Signal
-	heard          time.Time
 	failures       int // to connect, in a row
 	draining, left bool
 }
@@ -54,20 +52,14 @@ func work(address, name, queue string, activities map[string]activity) {
 		case <-time.After(rand.N(min(100*time.Millisecond<<min(w.failures, 6), 5*time.Second))): // full jitter
 			w.failures++
 		}
-		for token := range w.tasks {
-			if time.Since(w.heard) > w.lease { // others may have it by now
-				w.putDown([]byte(token))
-			}
-		}
 	}
 }
 
 // receive takes in one frame and returns what is to be said to it.
 func (w *worker) receive(frame *pb.ConnectResponse) (say []*pb.ConnectRequest) {
-	w.heard = time.Now()
 	if welcome := frame.Welcome; welcome != nil {
 		w.hello.SessionId, w.failures = welcome.SessionId, 0
-		w.interval, w.lease = welcome.HeartbeatInterval.AsDuration(), welcome.Lease.AsDuration()
+		w.interval = welcome.HeartbeatInterval.AsDuration()
 		for _, token := range welcome.DisownedTokens {
 			w.putDown(token)
 		}
@@ -98,13 +90,16 @@ func (w *worker) receive(frame *pb.ConnectResponse) (say []*pb.ConnectRequest) {
 	return say
 }
 
-// keep holds on to the completions in a frame that goes up, until they are acknowledged.
-func (w *worker) keep(frame *pb.ConnectRequest) {
+// keep holds on to a frame with a completion until that is acknowledged. False: nobody wants it any more.
+func (w *worker) keep(frame *pb.ConnectRequest) bool {
 	for _, completion := range frame.ActivityCompletions {
-		if held := w.tasks[string(completion.Token)]; held != nil {
-			held.done = frame
+		held := w.tasks[string(completion.Token)]
+		if held == nil {
+			return false
 		}
+		held.done = frame
 	}
+	return true
 }
 
 // putDown ends a task that is not in hand any more.

@@ -159,10 +159,10 @@ class Stage:
         lines = books.read_text().splitlines() if books.exists() else []
         return [line.split()[-1] for line in lines if line.startswith(f"{what} {order_id} ")]
 
-    def romancy(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run the `romancy` command."""
-        command = [sys.executable, "-m", "romancy.cli", *arguments]
-        return subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=30, check=False)
+    def romancy(self, *arguments: str) -> bool:
+        """Run the `romancy` command, which prints by itself. Returns whether it succeeded."""
+        command = [sys.executable, "-c", "from romancy.cli import main; main()", *arguments]
+        return subprocess.run(command, env=self._environment, timeout=30, check=False).returncode == 0
 
 
 def _free_port() -> int:

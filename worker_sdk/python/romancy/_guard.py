@@ -1,7 +1,7 @@
 """Guard: refuses, while workflow code runs, what would be another one on replay or would block the worker.
 
 Two nets: functions of the standard library are replaced by ones that look whether workflow code calls them, and an
-audit hook sees files, sockets, processes and threads. Outside of workflow code both let everything through. Neither
+audit hook sees files, sockets and processes. Outside of workflow code both let everything through. Neither
 sees what compiled code does by itself; the lint of a workflow's source helps there.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib
+import pkgutil
 import sys
 from collections.abc import Callable
 from typing import Any, Final
@@ -19,7 +19,8 @@ from romancy._lint import REMEDIES
 from romancy._loop import WorkflowLoop
 
 _REPLACED: Final = {
-    "time": ("time", "time_ns", "monotonic", "monotonic_ns"),
+    "time": ("time", "time_ns", "monotonic", "monotonic_ns", "sleep"),
+    "threading:Thread": ("start",),
     "uuid": ("uuid1", "uuid4"),
     "os": ("urandom",),
     "secrets": ("token_bytes", "token_hex", "token_urlsafe", "randbelow", "randbits", "choice"),
@@ -38,7 +39,6 @@ _AUDITED: Final = {
     "os.remove": "files belong into an activity",
     "os.rename": "files belong into an activity",
     "os.rmdir": "files belong into an activity",
-    "time.sleep": "use await ctx.sleep(...)",
     "socket.connect": "sockets belong into an activity",
     "socket.bind": "sockets belong into an activity",
     "socket.getaddrinfo": "sockets belong into an activity",
@@ -49,7 +49,6 @@ _AUDITED: Final = {
     "os.exec": "processes belong into an activity",
     "os.fork": "processes belong into an activity",
     "os.posix_spawn": "processes belong into an activity",
-    "_thread.start_new_thread": "threads belong into an activity",
 }
 
 _TRUSTED: Final = frozenset(
@@ -66,12 +65,12 @@ def install() -> None:
     if _installed:
         return
     _installed = True
-    for module_name, names in _REPLACED.items():
-        module = importlib.import_module(module_name)
+    for owner_name, names in _REPLACED.items():
+        owner = pkgutil.resolve_name(owner_name)
         for name in names:
-            full_name = f"{module_name}.{name}"
+            full_name = f"{owner_name}.{name}".replace(":", ".")
             remedy = REMEDIES.get(full_name, "use ctx.random()")
-            setattr(module, name, _guarded(getattr(module, name), full_name, remedy))
+            setattr(owner, name, _guarded(getattr(owner, name), full_name, remedy))
     sys.addaudithook(_audit)
 
 

@@ -68,6 +68,9 @@ class WorkflowInstance:
         self._loop.forget()
         self._main = None
 
+    def __del__(self) -> None:
+        self.close()
+
     def _pass(self, event: HistoryEvent) -> None:
         machine = self._loop.machine
         if is_command(event):
@@ -109,24 +112,29 @@ class WorkflowInstance:
             priority=spec.priority,
             headers=dict(spec.headers),
         )
-        code = self._run(WorkflowContext(loop, info), spec)
+        code = _live(loop, self._definition, WorkflowContext(loop, info), spec)
         # A context of its own: what the worker's thread has set is no part of the history.
         self._main = loop.create_task(code, name="workflow", context=Context())
 
-    async def _run(self, context: WorkflowContext, spec: WorkflowSpec) -> None:
-        """Run the workflow function and issue the command that ends the run; no code of the run runs after it."""
-        loop, definition = self._loop, self._definition
-        try:
-            args, kwargs = definition.decode_arguments(spec.arguments)
-            result = definition.encode_result(await definition.fn(context, *args, **kwargs))
-        except (GeneratorExit, KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
-            if loop.cancel_requested and isinstance(error, asyncio.CancelledError | ActivityCancelled):
-                kind, command = "CancelWorkflow", Command(cancel_workflow=CancelWorkflow())
-            else:
-                kind, command = "FailWorkflow", Command(fail_workflow=FailWorkflow(failure=to_failure(error)))
+
+async def _live(
+    loop: WorkflowLoop, definition: WorkflowDefinition[..., Any], context: WorkflowContext, spec: WorkflowSpec
+) -> None:
+    """Run the workflow function and issue the command that ends the run; no code of the run runs after it.
+
+    Holds nothing of the instance, which is therefore freed as soon as its worker lets go of it.
+    """
+    try:
+        args, kwargs = definition.decode_arguments(spec.arguments)
+        result = definition.encode_result(await definition.fn(context, *args, **kwargs))
+    except (GeneratorExit, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        if loop.cancel_requested and isinstance(error, asyncio.CancelledError | ActivityCancelled):
+            kind, command = "CancelWorkflow", Command(cancel_workflow=CancelWorkflow())
         else:
-            kind, command = "CompleteWorkflow", Command(complete_workflow=CompleteWorkflow(result=result))
-        await loop.close_generators()
-        loop.machine.end(kind, command)
+            kind, command = "FailWorkflow", Command(fail_workflow=FailWorkflow(failure=to_failure(error)))
+    else:
+        kind, command = "CompleteWorkflow", Command(complete_workflow=CompleteWorkflow(result=result))
+    await loop.close_generators()
+    loop.machine.end(kind, command)

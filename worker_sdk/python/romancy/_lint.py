@@ -33,6 +33,7 @@ REMEDIES: Final = {
     "asyncio.threads.to_thread": "threads belong into an activity",
     "asyncio.runners.run": "workflow code runs on a loop already",
     "threading.Thread": "threads belong into an activity",
+    "threading.Thread.start": "threads belong into an activity",
 }
 _PREFIXES: Final = {
     "random.": "use ctx.random()",

@@ -44,6 +44,11 @@ class Results:
         self._runner: asyncio.Task[None] | None = None
         self._heard_at = 0.0
 
+    @property
+    def waiting(self) -> int:
+        """How many runs somebody waits for."""
+        return len(self._waiters)
+
     async def wait(self, run_id: str) -> WorkflowOutcome:
         """The run's outcome. Raises RequestRefused: WorkflowNotFound, or ServiceUnavailable after long trying."""
         waiter: _Waiter = asyncio.get_running_loop().create_future()

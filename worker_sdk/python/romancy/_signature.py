@@ -32,8 +32,9 @@ class Signature:
             raise DefinitionError(f"{name} has no signature that can be read: {error}") from error
         for parameter in parameters:
             if parameter.kind in _VARIADIC:
+                bare = parameter.replace(annotation=Parameter.empty)
                 raise DefinitionError(
-                    f"{name} takes {parameter}, but arguments travel by position: name each parameter, or take a list"
+                    f"{name} takes {bare}, but arguments travel by position: name each parameter, or take a list"
                 )
         self.parameters: Final = tuple(parameters)
         self._plain = all(parameter.kind is not Parameter.KEYWORD_ONLY for parameter in parameters)

@@ -350,7 +350,7 @@ def activity_info() -> ActivityInfo:
 
 
 def heartbeat(details: Any = None) -> None:
-    """Say that the attempt goes on, and how far it is; the next attempt can read `details`. Cheap: it is not waited for.
+    """Say that the attempt goes on, and how far it is; the next attempt can read `details`. It does not wait.
 
     In a sync function it raises asyncio.CancelledError once the attempt is to stop: clean up and let that through.
     """

@@ -34,7 +34,6 @@ class Codec:
             if error.code != "type-adapter-config-unused":
                 raise ConversionError(f"no value can be annotated as {_name(annotation)}: {error}") from error
             adapter = TypeAdapter(annotation)
-        self._adapter = adapter
         self._to_json = adapter.serializer.to_json
         self._from_json = adapter.validator.validate_json
         self._plain: Any = annotation if annotation in _PLAIN else None
@@ -52,7 +51,9 @@ class Codec:
     def _encode_coerced(self, value: Any, what: str) -> bytes:
         """Encode what is not of the annotated type but can be made so, such as a tuple for a list."""
         try:
-            return self._to_json(self._adapter.validate_python(value), warnings="error")
+            # By way of JSON, since that is how it will be read: models that were built unchecked are checked as well.
+            fitting = self._from_json(self._to_json(value, warnings=False))
+            return self._to_json(fitting, warnings="error")
         except (PydanticSerializationError, ValidationError) as error:
             raise ConversionError(
                 f"{what} cannot be encoded: a value of type {_name(type(value))} does not fit "

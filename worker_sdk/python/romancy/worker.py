@@ -311,7 +311,9 @@ def _implemented(activities: Iterable[ActivityDefinition[..., Any]]) -> Iterator
     """The activities and what undoes them, as far as they have a body."""
     for activity in activities:
         compensation = getattr(activity, "compensation", None)
-        if not getattr(activity, "is_declared", False):
+        if getattr(activity, "is_declared", False):
+            _log.warning("%r is only declared: its body is `...`, so this worker does not run it", activity)
+        else:
             yield activity
         if compensation is not None and not compensation.is_declared:
             yield compensation

@@ -186,7 +186,7 @@ def workflow(fn: Callable[..., Any] | None = None, /, *, name: str | None = None
 
 @contextmanager
 def unguarded() -> Iterator[None]:
-    """Let workflow code do what is refused otherwise, such as reading a file that never changes. Users answer for it."""
+    """Let workflow code do what is refused otherwise, such as reading a file that never changes. You answer for it."""
     loop = running_loop("unguarded()", "it is needed nowhere else")
     loop.unguarded += 1
     try:

@@ -15,8 +15,7 @@ interface InHand { token: Buffer; stop: AbortController; completion?: ActivityCo
 export class Worker {
   private inHand = new Map<string, InHand>(); // what runs, and what is not acknowledged yet
   private stream?: Stream; // from its welcome to its end
-  private session = { id: '', interval: 5000, lease: 20_000 };
-  private heard = 0;
+  private session = { id: '', interval: 5000 };
   private failures = 0; // to connect, in a row
   private draining = false;
   private left = false;
@@ -29,8 +28,6 @@ export class Worker {
       const { code, details } = await this.connect();
       if (HOPELESS.includes(code)) throw new Error(`refused for good: ${details}`);
       if (!this.left) await sleep(Math.random() * Math.min(5000, 100 * 2 ** this.failures++)); // full jitter
-      const lapsed = Date.now() - this.heard > this.session.lease; // others may have the tasks by now
-      if (lapsed) this.inHand.forEach((_, key) => this.putDown(key));
     }
   }
 
@@ -61,10 +58,9 @@ export class Worker {
   }
 
   private receive(stream: Stream, frame: ConnectResponse): void {
-    this.heard = Date.now();
     if (frame.welcome) {
-      const { sessionId: id, heartbeatInterval, lease, disownedTokens } = frame.welcome;
-      this.session = { id, interval: milliseconds(heartbeatInterval), lease: milliseconds(lease) };
+      const { sessionId: id, heartbeatInterval, disownedTokens } = frame.welcome;
+      this.session = { id, interval: milliseconds(heartbeatInterval) };
       [this.stream, this.failures] = [stream, 0];
       for (const token of disownedTokens) this.putDown(nameOf(token));
       for (const { completion } of this.inHand.values()) {

@@ -92,7 +92,7 @@ async def get(client: Client, output: Output, workflow_id: str, run_id: str | No
             ("Input", shown.get("spec", {}).get("arguments")),
             ("Result", shown.get("outcome", {}).get("result")),
             ("Failure", lament(answer.outcome) if answer.outcome.HasField("failure") else None),
-            ("Waits for", "\n".join(answer.waits) and list(answer.waits)),
+            *(("Waits for", wait) for wait in answer.waits),
         ]
     )
     output.table(
@@ -166,7 +166,14 @@ async def history(client: Client, output: Output, workflow_id: str, run_id: str 
 
 def _history_line(event: HistoryEvent) -> str:
     kind = event.WhichOneof("attributes") or "unknown"
-    details = plain(getattr(event, kind)) if kind != "unknown" else {}
+    details = _without_stacks(plain(getattr(event, kind))) if kind != "unknown" else {}
     name = kind.title().replace("_", "")
     time = plain(event.time)[11:23]
     return f"{event.event_id:>4}  {time}  {name:<24}  {compact(details) if details else ''}".rstrip()
+
+
+def _without_stacks(value: Any) -> Any:
+    """Stack traces fill screens; --json has them."""
+    if isinstance(value, dict):
+        return {key: _without_stacks(item) for key, item in value.items() if key != "stack_trace"}
+    return [_without_stacks(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,202 @@
+"""The `romancy` command, against the real service in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from romancy import TerminalError, WorkflowContext, activity, compensation, testing, workflow
+from romancy.cli import main
+from romancy.cli.output import compact, escape
+from romancy.worker import Worker
+
+UNSAFE = "n\x1b[31m\u202e\x9b1"
+
+
+@compensation
+async def unbook(hotel: str) -> None:
+    assert hotel
+
+
+@activity(compensation=unbook)
+async def book(hotel: str) -> str:
+    return f"{hotel} booked"
+
+
+@activity
+async def pay(card: str) -> str:
+    if card == "stolen":
+        raise TerminalError(f"card {UNSAFE} is stolen")
+    return "paid"
+
+
+@workflow
+async def trip(ctx: WorkflowContext, hotel: str, card: str = "good") -> dict[str, str]:
+    return {"hotel": await book(hotel), "card": await pay(card)}
+
+
+@workflow
+async def sleeper(ctx: WorkflowContext) -> None:
+    await ctx.sleep(3600)
+
+
+@dataclass
+class Answer:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def json_lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+Romancy = Callable[..., Awaitable[Answer]]
+
+
+def run_main(arguments: list[str]) -> Answer:
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert isinstance(ended.value.code, int)
+    return Answer(ended.value.code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+async def address() -> AsyncIterator[str]:
+    async with (
+        testing.service() as service,
+        Worker(service.address, workflows=[trip, sleeper], activities=[book, pay, unbook], worker_id="cli-worker"),
+    ):
+        yield service.address
+
+
+@pytest.fixture
+def romancy(address: str, monkeypatch: pytest.MonkeyPatch) -> Romancy:
+    monkeypatch.setenv("ROMANCY_ADDRESS", address)
+    return lambda *arguments: asyncio.to_thread(run_main, list(arguments))
+
+
+async def test_start_waits_and_prints_the_result(romancy: Romancy) -> None:
+    answer = await romancy("workflow", "start", "trip", "--input", '"Ritz"', "--id", "t1", "--wait")
+    assert (answer.code, answer.json) == (0, {"hotel": "Ritz booked", "card": "paid"})
+    answer = await romancy("workflow", "result", "t1", "--json")
+    assert answer.json["status"] == "COMPLETED"
+    assert answer.json["result"]["card"] == "paid"
+
+
+async def test_start_names_what_it_started(romancy: Romancy) -> None:
+    answer = await romancy("workflow", "start", "sleeper", "--json")
+    assert set(answer.json) == {"workflow_id", "run_id"}
+    again = await romancy("workflow", "result", answer.json["workflow_id"], "--timeout", "0.1")
+    assert again.code == 6
+    assert "it goes on" in again.err
+
+
+async def test_a_workflow_that_failed_is_exit_code_1_and_says_why(romancy: Romancy) -> None:
+    answer = await romancy("workflow", "start", "trip", "--input", '"Ritz"', "--input", '"stolen"', "--wait")
+    assert answer.code == 1
+    assert answer.out == ""
+    assert answer.err == f"romancy: FAILED: TerminalError: card {escape(UNSAFE)} is stolen\n"
+
+
+async def test_history_shows_each_event_and_its_values(romancy: Romancy) -> None:
+    await romancy("workflow", "start", "trip", "--input", '"Ritz"', "--input", '"stolen"', "--id", "t1", "--wait")
+    events = (await romancy("workflow", "history", "t1", "--follow", "--json")).json_lines
+    assert [event["event_id"] for event in events] == list(range(1, len(events) + 1))
+    completed = next(event["activity_completed"] for event in events if "activity_completed" in event)
+    assert completed["result"] == "Ritz booked"
+    shown = (await romancy("workflow", "history", "t1")).out
+    assert "CompensationCompleted" in shown
+    assert "Traceback" not in shown
+
+
+async def test_lists_filter_and_count(romancy: Romancy) -> None:
+    for number in range(3):
+        await romancy("workflow", "start", "trip", "--input", '"Ritz"', "--id", f"t{number}", "--wait")
+    await romancy("workflow", "start", "sleeper", "--id", "s")
+    listed = (await romancy("workflow", "list", "--status", "completed", "--limit", "2", "--json")).json_lines
+    assert [info["workflow_id"] for info in listed] == ["t2", "t1"]
+    assert (await romancy("workflow", "count", "--type", "trip")).out == "3\n"
+    assert "sleeper" in (await romancy("workflow", "list", "--id-prefix", "s")).out
+    nothing = await romancy("workflow", "count", "--started-from", "2999-01-01", "--json")
+    assert nothing.json == {"count": 0, "estimated": False}
+
+
+async def test_get_says_what_a_workflow_waits_for(romancy: Romancy) -> None:
+    await romancy("workflow", "start", "unserved", "--id", "u")
+    assert "no connected worker" in (await romancy("workflow", "get", "u")).out
+    assert (await romancy("workflow", "get", "u", "--json")).json["info"]["status"] == "RUNNING"
+
+
+async def test_cancel_and_terminate_end_workflows(romancy: Romancy) -> None:
+    await romancy("workflow", "start", "sleeper", "--id", "s1")
+    await romancy("workflow", "start", "sleeper", "--id", "s2")
+    assert (await romancy("workflow", "cancel", "s1", "--reason", "rain")).code == 0
+    cancelled = await romancy("workflow", "result", "s1", "--json")
+    assert (cancelled.code, cancelled.json["status"]) == (1, "CANCELLED")
+    assert (await romancy("workflow", "terminate", "s2", "--json")).json == {"workflow_id": "s2", "not_undone": []}
+    assert (await romancy("workflow", "terminate", "s2")).code == 5
+
+
+async def test_what_is_not_there_is_exit_code_3(romancy: Romancy) -> None:
+    for command in (["get", "no"], ["result", "no"], ["history", "no"], ["cancel", "no"]):
+        answer = await romancy("workflow", *command)
+        assert (answer.code, "no workflow or run 'no'" in answer.err) == (3, True), command
+
+
+@pytest.mark.parametrize(
+    "arguments", [["start", "trip", "--input", "{x"], ["start"], ["nonsense"], ["resolve", "a", "b", "nonsense"]]
+)
+async def test_a_wrong_command_line_is_exit_code_2(romancy: Romancy, arguments: list[str]) -> None:
+    assert (await romancy("workflow", *arguments)).code == 2
+
+
+async def test_a_service_that_is_not_there_is_exit_code_4(romancy: Romancy) -> None:
+    answer = await romancy("workflow", "list", "--address", "127.0.0.1:1", "--patience", "0.1")
+    assert answer.code == 4
+    assert answer.err.startswith("romancy: 127.0.0.1:1: ")
+
+
+async def test_workers_and_queues_are_shown(romancy: Romancy) -> None:
+    (session,) = (await romancy("worker", "list", "--json")).json_lines
+    assert session["worker_id"] == "cli-worker"
+    assert "cli-worker" in (await romancy("worker", "list")).out
+    await romancy("workflow", "start", "unserved")
+    queue = await romancy("queue", "describe")
+    assert "unserved" in queue.out
+    assert "by nobody" in queue.out
+
+
+async def test_what_others_wrote_cannot_drive_the_terminal(romancy: Romancy) -> None:
+    start = await romancy("workflow", "start", "trip", "--input", json.dumps(UNSAFE), "--id", "n\u202e1", "--wait")
+    outputs = [start] + [
+        await romancy("workflow", *command)
+        for command in (["list"], ["get", "n\u202e1"], ["history", "n\u202e1"], ["get", "n\u202e1", "--json"])
+    ]
+    for answer in outputs:
+        assert not set(answer.out + answer.err) & set("\x1b\u202e\x9b"), answer
+    assert outputs[-1].json["info"]["workflow_id"] == "n\u202e1"
+
+
+def test_escaped_json_is_the_same_json() -> None:
+    value = {UNSAFE: [UNSAFE, "\ud800", "ü", "\n\t"]}
+    assert json.loads(compact(value)) == value
+
+
+def test_help_lists_the_exit_codes() -> None:
+    answer = run_main(["--help"])
+    assert answer.code == 0
+    for code in range(7):
+        assert f"    {code}  " in answer.out

@@ -1,0 +1,169 @@
+"""Workflow code that would be another one on replay is stopped, and told what to use instead."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+import random
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from romancy import DeterminismWarning, NonDeterminism, WorkflowContext, WorkflowTaskError, _loop, unguarded, workflow
+from romancy._lint import lint
+from tests.worker_sdk.driver import Driver
+
+calls: list[Callable[[], Any]] = []
+
+
+@workflow
+async def does(ctx: WorkflowContext) -> None:
+    try:
+        calls[0]()
+    except Exception:
+        await asyncio.sleep(1)  # swallowing it does not help
+
+
+def refusal(call: Callable[[], Any]) -> str:
+    calls[:] = [call]
+    run = Driver(does)
+    with pytest.raises(NonDeterminism) as raised:
+        run.start()
+    run.instance.close()
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "remedy"),
+    [
+        (lambda: time.time(), r"time.time\(\) at test_guard.py:\d+: use ctx.now\(\)"),
+        (lambda: time.monotonic(), r"use ctx.now\(\)"),
+        (lambda: time.sleep(1), r"use await ctx.sleep"),
+        (lambda: random.random(), r"random.random\(\) at test_guard.py:\d+: use ctx.random\(\)"),
+        (lambda: random.choice([1]), r"use ctx.random\(\)"),
+        (lambda: uuid.uuid4(), r"use ctx.uuid4\(\)"),
+        (lambda: os.urandom(4), r"use ctx.random\(\).randbytes"),
+        (lambda: secrets.token_hex(), r"use ctx.random\(\)"),
+        (lambda: Path(__file__).read_text(), r"open\(.*files belong into an activity"),
+        (lambda: os.listdir("."), "files belong into an activity"),
+        (lambda: socket.create_connection(("127.0.0.1", 1)), "sockets belong into an activity"),
+        (lambda: subprocess.run(["true"], check=True), "belong into an activity"),
+        (lambda: threading.Thread(target=print).start(), "threads belong into an activity"),
+        (lambda: asyncio.to_thread(print).send(None), r"loop.run_in_executor.*threads, sockets"),
+        (lambda: asyncio.get_running_loop().add_signal_handler(1, print), "loop.add_signal_handler"),
+    ],
+)
+def test_what_differs_on_replay_fails_the_task_and_not_the_workflow(call: Callable[[], Any], remedy: str) -> None:
+    assert re.search(remedy, refusal(call))
+
+
+def test_everything_is_allowed_outside_of_workflow_code() -> None:
+    Driver(does)  # puts the guard up
+    assert time.time() > 0
+    assert random.random() < 1
+    assert uuid.uuid4().version == 4
+    assert Path(__file__).read_text()
+
+
+def test_logging_and_imports_are_allowed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "imported_late.py").write_text("value = 3")
+    sys.path.insert(0, str(tmp_path))
+    handler = logging.FileHandler(tmp_path / "log", delay=True)
+    logger = logging.getLogger("a user's")
+    logger.addHandler(handler)
+    try:
+        calls[:] = [lambda: logger.warning("%s", importlib.import_module("imported_late").value)]
+        assert Driver(does).start() == ["complete_workflow"]
+    finally:
+        sys.path.remove(str(tmp_path))
+        handler.close()
+    assert (tmp_path / "log").read_text() == "3\n3\n"  # once live, once replayed
+
+
+def test_users_can_answer_for_what_they_do() -> None:
+    def read() -> None:
+        with unguarded():
+            Path(__file__).read_text()
+
+    calls[:] = [read]
+    assert Driver(does).start() == ["complete_workflow"]
+
+
+def test_polling_for_ever_fails_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(10**9))
+    monkeypatch.setattr(_loop, "monotonic", lambda: next(ticks))
+
+    @workflow
+    async def polls(ctx: WorkflowContext) -> None:
+        while True:  # noqa: ASYNC110 - that is the mistake
+            await asyncio.sleep(0)
+
+    with pytest.raises(WorkflowTaskError, match="without waiting for anything"):
+        Driver(polls).start()
+
+
+def test_leaving_the_process_fails_the_task() -> None:
+    @workflow
+    async def leaves(ctx: WorkflowContext) -> None:
+        sys.exit(3)
+
+    with pytest.raises(WorkflowTaskError, match=r"sys.exit\(3\)"):
+        Driver(leaves).start()
+
+
+# The lint. These functions are read, not run.
+
+
+async def suspicious(ctx: WorkflowContext) -> None:
+    time.time()
+    uuid.uuid4()
+    random.random()
+    random.Random(3).random()
+    [n + "" for n in {"a", "b"}]
+    for _ in set("ab"):
+        open("x")  # noqa: SIM115, ASYNC230
+    sorted({"a"})
+    ctx.random().random()
+
+
+def test_the_source_is_read_for_what_differs_on_replay() -> None:
+    findings = lint(suspicious)
+    assert sorted(finding.text.split(" ")[0] for finding in findings) == sorted(
+        ["time.time", "uuid.uuid4", "random.random", "the", "the", "builtins.open"]
+    )
+    first = min(findings, key=lambda finding: finding.line)
+    assert first.filename.endswith("test_guard.py")
+    assert first.line == suspicious.__code__.co_firstlineno + 1
+
+
+def test_names_that_were_imported_are_found_and_local_ones_left_alone() -> None:
+    from datetime import datetime
+    from time import time as clock
+
+    async def aliased(ctx: WorkflowContext) -> None:
+        clock()
+        datetime.now()  # noqa: DTZ005
+        open = ctx.now  # noqa: A001
+        open()
+
+    assert {finding.text.split(" ")[0] for finding in lint(aliased)} >= {"time.time", "datetime.datetime.now"}
+
+
+def test_decorating_a_suspicious_workflow_warns_at_the_line() -> None:
+    with pytest.warns(DeterminismWarning, match="time.time gives something else on replay: use ctx.now"):
+
+        @workflow
+        async def warned(ctx: WorkflowContext) -> None:
+            time.time()
