@@ -8,7 +8,7 @@ import asyncio
 import heapq
 import json
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import structlog
@@ -46,8 +46,8 @@ PAGE_BYTES: Final = 1 << 20
 """A history goes out in messages of about this size, so that heartbeats find room between them."""
 POLL_S: Final = 1.0
 """The backstop: any notification may be lost."""
-_TOLD_AT_ONCE: Final = 16
-"""A notification holds 8,000 bytes; a run id and the longest task id take 500 at worst, escaped."""
+_NOTIFICATION_BYTES: Final = 7_900
+"""What one notification of Postgres holds, less its frame."""
 _NOT_BY_THE_WORKER: Final = (FAILURE_SOURCE_TIMEOUT, FAILURE_SOURCE_LOST)
 SOON_MS: Final = 60_000
 """Tasks that become due within this are woken for to the millisecond; the poll finds the others."""
@@ -214,6 +214,9 @@ class Dispatch:
     # Handing out --------------------------------------------------------------------------------------------------
 
     def _hand_out(self, session: Session, run: Run, task: Task, leased_ms: int) -> None:
+        if self._token(run.namespace, run.run_id, task) in session.in_hand:
+            session.free[task.kind] += 1
+            return  # sent already, since it was found to be leased
         held = self._held(session, run.namespace, run.run_id, task, leased_ms)
         if task.kind is TaskKind.ACTIVITY:
             self._send_activity(session, held, run.workflow_id, run.workflow_type, task, None)
@@ -221,7 +224,7 @@ class Dispatch:
             self._send_workflow(session, held, run, task)
 
     def _held(self, session: Session, namespace: str, run_id: str, task: Task, leased_ms: int) -> InHand:
-        token = self._tokens.sign(TaskRef(namespace, run_id, task.task_id, task.attempt, task.scheduled_ms))
+        token = self._token(namespace, run_id, task)
         held = InHand(token, run_id, task.task_id, task.attempt, task.kind, leased_ms)
         session.take(held)
         return held
@@ -314,8 +317,10 @@ class Dispatch:
 
     def token(self, row: Claimed) -> bytes:
         """The token of a task that a session has."""
-        task = row.task
-        return self._tokens.sign(TaskRef(row.namespace, row.run_id, task.task_id, task.attempt, task.scheduled_ms))
+        return self._token(row.namespace, row.run_id, row.task)
+
+    def _token(self, namespace: str, run_id: str, task: Task) -> bytes:
+        return self._tokens.sign(TaskRef(namespace, run_id, task.task_id, task.attempt, task.scheduled_ms))
 
     def resume(self, session: Session, row: Claimed, *, running: bool) -> InHand:
         """After a reconnect: a task that the session had. `running`: the worker still has it; else send it again."""
@@ -400,7 +405,7 @@ class Dispatch:
                 session = self.sessions.get(row.session_id)
                 if session is None or session.epoch != row.task.owner_epoch:
                     continue  # it left meanwhile: its next hello, or the sweep, finds its tasks
-                if session.has(row.run_id, row.task.task_id, row.task.attempt):
+                if self.token(row) in session.in_hand:
                     session.free[row.task.kind] += 1
                     continue  # sent already, since it was found to be leased
                 held = self._held(session, row.namespace, row.run_id, row.task, row.task.leased_ms)
@@ -449,8 +454,8 @@ class Dispatch:
         self._uncertain = False
         for session in list(self.sessions.values()):
             for row in await self._store.leased_tasks(session.session_id, session.epoch):
-                known = session.has(row.run_id, row.task.task_id, row.task.attempt)
-                if not known and not session.closed and self.token(row) not in session.reported:
+                token = self.token(row)
+                if not session.closed and token not in session.in_hand and token not in session.reported:
                     self.resume(session, row, running=False)
 
     # Cancelling, giving back, telling other replicas ----------------------------------------------------------------
@@ -491,11 +496,23 @@ class Dispatch:
 
     async def _tell_peers(self) -> None:
         if self._unserved:
-            keys, self._unserved = self._unserved, set()
-            await self._store.notify(json.dumps({"waiting": sorted(keys)}))
-        while self._stale:
-            told, self._stale = self._stale[:_TOLD_AT_ONCE], self._stale[_TOLD_AT_ONCE:]
-            await self._store.notify(json.dumps({"stale": told}))
+            keys, self._unserved = sorted(self._unserved), set()
+            await self._tell("waiting", keys)
+        if self._stale:
+            stale, self._stale = self._stale, []
+            await self._tell("stale", stale)
+
+    async def _tell(self, what: str, items: Sequence[tuple[object, ...]]) -> None:
+        """As many notifications as it takes: each holds less than 8,000 bytes."""
+        told: list[str] = []
+        room = _NOTIFICATION_BYTES
+        for item in map(json.dumps, items):
+            if told and len(item) + 2 > room:
+                await self._store.notify(f'{{"{what}": [{", ".join(told)}]}}')
+                told, room = [], _NOTIFICATION_BYTES
+            told.append(item)
+            room -= len(item) + 2
+        await self._store.notify(f'{{"{what}": [{", ".join(told)}]}}')
 
     def told(self, payload: str) -> None:
         """Another replica has tasks that wait, or activities that must stop."""

@@ -50,6 +50,8 @@ class Session:
     """By token."""
     by_task: dict[tuple[str, str], InHand] = field(default_factory=dict)
     """The same, by run id and task id."""
+    reported: set[bytes] = field(default_factory=set)
+    """Tokens of tasks whose end the worker reported, but which is not committed yet: nothing to send again."""
     told_to_stop: set[bytes] = field(default_factory=set)
     draining: bool = False
     closed: bool = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 from romancy_service.core.task import TaskKind
 from romancy_service.store.store import SessionRow, Store, Want
@@ -106,15 +105,3 @@ async def test_all_who_open_the_store_sign_with_the_same_key(store: Store) -> No
 async def test_the_clock_does_not_go_back(store: Store) -> None:
     times = [await store.now_ms() for _ in range(20)]
     assert times == sorted(times)
-
-
-async def test_a_session_id_is_given_once(store: Store) -> None:
-    from romancy_service.errors import BatchRejected
-
-    await session(store)
-    row = (await sessions(store))["session-1"]
-    try:
-        await store.open_session(replace(row, worker_id="thief"))
-    except BatchRejected:
-        pass
-    assert (await sessions(store))["session-1"] == row

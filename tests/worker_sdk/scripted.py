@@ -96,7 +96,9 @@ class ScriptedStream:
         frame.time.GetCurrentTime()
         await self.context.write(frame)
 
-    async def welcome(self, session_id: str = "session", *, interval_s: float = 5.0, lease_s: float = 20.0, **more: object) -> Hello:
+    async def welcome(
+        self, session_id: str = "session", *, interval_s: float = 5.0, lease_s: float = 20.0, **more: object
+    ) -> Hello:
         """Read the hello and answer it."""
         hello = await self.hello()
         welcome = Welcome(

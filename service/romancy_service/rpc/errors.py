@@ -83,9 +83,9 @@ def status_text(error: RomancyError) -> str:
     return str(error)[:_TEXT_CHARACTERS]
 
 
-def hidden(error: RomancyError, cause: BaseException | None = None, **facts: str) -> RomancyError:
+def hidden(error: RomancyError, cause: BaseException | None = None, method: str = "") -> RomancyError:
     """What a caller is told of something that is our fault: a number, under which the log says everything."""
     error_id = secrets.token_hex(4)
-    facts |= {"reason": error.reason, "error": str(error)}
-    _log.error("call failed", error_id=error_id, exc_info=cause or error, **facts)
+    facts = {"error_id": error_id, "method": method, "reason": error.reason, "error": str(error)}
+    _log.error("call failed", exc_info=cause or error, **facts)
     return InternalError(f"the service failed; its log says why under error_id {error_id}", error_id=error_id)

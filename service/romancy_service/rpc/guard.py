@@ -126,7 +126,7 @@ async def _abort(
     principal = grant.principal if grant is not None else ""
     facts = {"method": method, "principal": principal, "code": code.name, "reason": error.reason, "error": str(error)}
     if code is grpc.StatusCode.INTERNAL:
-        error = hidden(error, cause, **facts)
+        error = hidden(error, cause, method)
     elif isinstance(error, Unauthenticated | PermissionDenied):
         _log.warning("call refused", peer=context.peer(), **facts)
     elif code in _SERVER_FAULTS:

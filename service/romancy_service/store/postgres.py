@@ -115,9 +115,9 @@ class PostgresStore(Store):
     async def open(self) -> None:
         await self.migrate()
         with _unavailable():
-            self._by_key = await self._pool(self.lanes + BY_KEY_BESIDES_LANES, BY_KEY)
-            self._walking = await self._pool(LOOKUPS, _WALKING)
-            self._apart = await self._pool(1, BY_KEY)
+            self._by_key = await self._pool(self.lanes, self.lanes + BY_KEY_BESIDES_LANES, BY_KEY)
+            self._walking = await self._pool(1, LOOKUPS, _WALKING)
+            self._apart = await self._pool(1, 1, BY_KEY)
 
     async def migrate(self) -> None:
         engine = create_async_engine("postgresql+asyncpg://", async_creator=self._connect, poolclass=NullPool)
@@ -145,11 +145,11 @@ class PostgresStore(Store):
         settings = {**_SETTINGS, "statement_timeout": "0", "lock_timeout": "60s"}
         return await asyncpg.connect(self._url, timeout=CONNECT_S, server_settings=settings)
 
-    async def _pool(self, size: int, settings: dict[str, str]) -> asyncpg.Pool[asyncpg.Record]:
+    async def _pool(self, fewest: int, most: int, settings: dict[str, str]) -> asyncpg.Pool[asyncpg.Record]:
         return await asyncpg.create_pool(
             self._url,
-            min_size=size,
-            max_size=size,
+            min_size=fewest,
+            max_size=most,
             max_inactive_connection_lifetime=0,
             connection_class=_Connection,
             init=_make_durable,

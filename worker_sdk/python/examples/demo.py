@@ -54,8 +54,9 @@ class Demo:
             self.wrong.append(claim)
 
     async def start(
-        self, title: str, order_id: str, street: str = "1-2-3 Dogenzaka", **options: str
+        self, title: str, order_id: str, *, street: str = "1-2-3 Dogenzaka", queue: str = "default"
     ) -> WorkflowHandle[OrderResult]:
+        """Place an order; `title` is what its history is shown under at the end."""
         order = an_order(order_id, street)
         handle = await self.client.start_workflow(order_processing, order, id=f"order-{order_id}", task_queue=queue)
         self.told.append((title, handle))

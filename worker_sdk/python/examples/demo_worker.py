@@ -10,19 +10,18 @@ import argparse
 import asyncio
 import os
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from examples import order_saga
 from examples.order_saga import (
     Payment,
     Shipment,
     ShippingAddress,
-    cancel_inventory_reservation,
     order_processing,
     refund_payment,
     reserve_inventory,
 )
-from romancy import TerminalError, Worker, activity, activity_info
+from romancy import ActivityDefinition, TerminalError, Worker, activity, activity_info
 
 FOLDER: Final = Path(os.environ["DEMO_FOLDER"])
 NAME: Final = os.environ["DEMO_WORKER"]
@@ -31,14 +30,15 @@ NAME: Final = os.environ["DEMO_WORKER"]
 @activity(compensation=refund_payment)
 async def process_payment(order_id: str, amount: float, customer_email: str) -> Payment:
     enter_in_books("paid", order_id)
-    return await order_saga.process_payment.fn(order_id, amount, customer_email)
+    payment: Payment = await order_saga.process_payment.fn(order_id, amount, customer_email)
+    return payment
 
 
 @activity
 async def ship_order(order_id: str, address: ShippingAddress) -> Shipment:
     await pass_door(order_id)
     try:
-        shipment = await order_saga.ship_order.fn(order_id, address)
+        shipment: Shipment = await order_saga.ship_order.fn(order_id, address)
     except TerminalError as error:
         print(f"💥 Error: {error}\n")
         raise
@@ -73,12 +73,14 @@ def main() -> None:
     parser.add_argument("--queue", default="default")
     parser.add_argument("--without-shipping", action="store_true", help="somebody else ships")
     options = parser.parse_args()
-    activities = [reserve_inventory, process_payment, cancel_inventory_reservation, refund_payment]
+    activities: list[ActivityDefinition[..., Any]] = [reserve_inventory, process_payment]
+    if not options.without_shipping:
+        activities.append(ship_order)
     worker = Worker(
         options.address,
         task_queues=[options.queue],
         workflows=[order_processing],
-        activities=activities if options.without_shipping else [*activities, ship_order],
+        activities=activities,
         worker_id=NAME,
     )
     worker.run()

@@ -132,11 +132,11 @@ class Results:
             for result in answer.results:
                 if result.HasField("outcome"):
                     self._resolve(result.run_id, result.outcome)
+                elif (code := status_code(result.error.code)) in PASSING:
+                    asyncio.get_running_loop().call_later(backoff_s(1), self._subscribe, result.run_id)
                 else:
                     error = result.error
-                    self._refuse(
-                        result.run_id, refusal(status_code(error.code), error.reason, error.message, error.metadata)
-                    )
+                    self._refuse(result.run_id, refusal(code, error.reason, error.message, error.metadata))
 
     async def _write(self, call: _Call) -> None:
         while True:
