@@ -178,6 +178,15 @@ class SessionSuperseded(RomancyError):
         super().__init__("a newer stream of this session is connected; only one may be")
 
 
+class SessionGone(RomancyError):
+    """The session is no longer this replica's: it was declared lost, or is connected elsewhere. Reconnect."""
+
+    reason = "SESSION_GONE"
+
+    def __init__(self) -> None:
+        super().__init__("the session is no longer kept by this replica; connect again")
+
+
 class PeerSilent(RomancyError):
     """Nothing was heard of the worker for several intervals: reconnect."""
 

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -15,7 +16,7 @@ from romancy.v1.worker_service_pb2 import Hello, Welcome
 from romancy_service.core.task import Fence
 from romancy_service.core.times import duration
 from romancy_service.core.triggers import LoseTask
-from romancy_service.errors import Draining, SessionSuperseded, StoreUnavailable, TooManySessions
+from romancy_service.errors import Draining, SessionGone, SessionSuperseded, StoreUnavailable, TooManySessions
 from romancy_service.node import Node
 from romancy_service.sessions import Session, open_session
 from romancy_service.store.presence import SessionRow
@@ -30,9 +31,10 @@ MANY_AT_ONCE: Final = 3
 class Lobby:
     """Admits workers, keeps their leases alive, and decides how long one that is gone is waited for."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, saw_end: Callable[[Session], None]) -> None:
         self._node = node
-        self._ended: deque[float] = deque(maxlen=MANY_AT_ONCE)
+        self._saw_end = saw_end
+        self._ended: deque[tuple[float, Session]] = deque(maxlen=MANY_AT_ONCE)
         self.draining = False
 
     async def admit(self, hello: Hello) -> tuple[Session, Welcome]:
@@ -114,18 +116,22 @@ class Lobby:
                 await self._lose_tasks(session)
                 await node.store.close_session(session.session_id, session.epoch)
             elif current:
-                now = time.monotonic()
-                self._ended.append(now)
-                grace_ms = node.limits.reconnect_grace_ms
-                many = len(self._ended) == MANY_AT_ONCE and now - self._ended[0] < grace_ms / 1000
-                patience_ms = node.limits.session_lease_ms if many or self.draining else grace_ms
-                await node.store.disconnect_session(
-                    session.session_id, session.epoch, node.clock.now_ms() + patience_ms
-                )
+                await self._wait_for(session)
+                self._saw_end(session)
         except StoreUnavailable as error:
             # The lease in the database runs out by itself.
             _log.warning("the end of a session was not written", error=str(error))
         _log.info("worker left", worker_id=session.hello.worker_id, goodbye=goodbye)
+
+    async def _wait_for(self, session: Session) -> None:
+        """It may come back: soon, or within its lease when many are gone, those that went first included."""
+        node, now = self._node, time.monotonic()
+        self._ended.append((now, session))
+        grace_ms, lease_ms = node.limits.reconnect_grace_ms, node.limits.session_lease_ms
+        many = len(self._ended) == MANY_AT_ONCE and now - self._ended[0][0] < grace_ms / 1000
+        until_ms = node.clock.now_ms() + (lease_ms if many or self.draining else grace_ms)
+        for _, gone in list(self._ended) if many else [(now, session)]:
+            await node.store.disconnect_session(gone.session_id, gone.epoch, until_ms)
 
     async def _lose_tasks(self, session: Session) -> None:
         engine = self._node.engine
@@ -155,10 +161,11 @@ class Lobby:
             _log.warning("leases not renewed", error=str(error), sessions=len(connected))
             return
         for session_id in gone:
-            # It said hello to another replica, or was declared lost: its tasks are not ours to send any more.
+            # It said hello to another replica, or was declared lost: its tasks are not ours to send any more. If it is
+            # still there it must come back, for all that this replica knows.
             session = connected[session_id]
             if node.dispatch.sessions.get(session_id) is session:
-                node.dispatch.disconnect(session, SessionSuperseded())
+                node.dispatch.disconnect(session, SessionGone())
 
     def start_drain(self) -> None:
         """Admit nobody, give no more tasks, and tell the workers."""

@@ -10,16 +10,18 @@ import asyncio
 import heapq
 import random
 import time
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
 
 from romancy_service.clock import Clock
 from romancy_service.core.run import Run
-from romancy_service.core.task import Fence, TaskKind
+from romancy_service.core.task import Fence, Task, TaskKind
 from romancy_service.core.triggers import LoseTask, TaskDue
 from romancy_service.engine import Engine
 from romancy_service.errors import RomancyError, StaleTask, StoreUnavailable, WorkflowNotFound
+from romancy_service.sessions import Session
 from romancy_service.store.store import DueTask, Store
 
 _log = structlog.get_logger("romancy.relay")
@@ -50,6 +52,8 @@ class Relay:
         self._look_now = False
         self._busy: set[tuple[str, str, int]] = set()
         self._trust_losses_from = 0.0
+        self._distrusts_since = 0.0
+        self._seen_ending: set[str] = set()
         self._expired_ms = 0
         self._ticked = 0.0
         self.part = 0
@@ -58,7 +62,17 @@ class Relay:
 
     def distrust(self) -> None:
         """For one lease nobody is declared lost: we were away ourselves, and workers could not be heard."""
-        self._trust_losses_from = time.monotonic() + self._lease_ms / 1000
+        self._distrusts_since = time.monotonic()
+        self._trust_losses_from = self._distrusts_since + self._lease_ms / 1000
+        self._seen_ending.clear()
+
+    def saw_end(self, session: Session) -> None:
+        """A stream ended here. If it had begun since we were away, we know of ourselves that the worker left."""
+        if session.connected_at > self._distrusts_since:
+            self._seen_ending.add(session.session_id)
+
+    def _trusts_losses(self) -> bool:
+        return time.monotonic() >= self._trust_losses_from
 
     def look_now(self, *, whole: bool = False) -> None:
         """Something is due that nobody waited for; `whole`: look for all that a tick looks for."""
@@ -131,8 +145,9 @@ class Relay:
         now_ms = self._clock.earliest_ms()
         while True:
             due = await self._store.due(now_ms, BATCH, self.part, self.parts)
-            await self._feed([_due(row) for row in due])
-            if len(due) < BATCH:
+            found = [_due(row) for row in due if self._trusts_losses() or not _is_silent_only(row.task, now_ms)]
+            await self._feed(found)
+            if len(due) < BATCH or not found:
                 break
         if not whole:
             return
@@ -140,12 +155,13 @@ class Relay:
         for run_id, task_id, due_ms in await self._store.due_within(now_ms, HORIZON_MS, _HELD, self.part, self.parts):
             if (run_id, task_id) not in held:
                 self._hold(due_ms, run_id, task_id)
-        if time.monotonic() >= self._trust_losses_from:
-            lost = await self._store.lost(self._clock.earliest_ms(), BATCH)
-            await self._feed([(row.run_id, LoseTask(_fence(row))) for row in lost])
-            if not lost and now_ms - self._expired_ms >= EXPIRE_MS:
-                self._expired_ms = now_ms
-                await self._store.expire_sessions(now_ms)
+        lost = await self._store.lost(self._clock.earliest_ms(), BATCH)
+        believed = [row for row in lost if self._trusts_losses() or row.task.owner in self._seen_ending]
+        await self._feed([(row.run_id, LoseTask(_fence(row))) for row in believed])
+        if not lost and now_ms - self._expired_ms >= EXPIRE_MS:
+            self._expired_ms = now_ms
+            self._seen_ending.clear()
+            await self._store.expire_sessions(now_ms)
 
     async def _fire_held(self) -> None:
         now_ms = self._clock.earliest_ms()
@@ -156,7 +172,7 @@ class Relay:
         # A timer has one attempt and no owner, ever: its fence is known without reading its row.
         await self._feed([(run_id, TaskDue(Fence(task_id, 1, ""), 0, 0)) for run_id, task_id in ripe])
 
-    async def _feed(self, found: list[tuple[str, TaskDue | LoseTask]]) -> None:
+    async def _feed(self, found: Sequence[tuple[str, TaskDue | LoseTask]]) -> None:
         """Submit triggers that are not under way already, and wait for them: so many at a time, and no more."""
         futures = []
         for run_id, trigger in found:
@@ -174,6 +190,11 @@ class Relay:
 def _fence(row: DueTask) -> Fence:
     task = row.task
     return Fence(task.task_id, task.attempt, task.owner, task.owner_epoch, row.relay_ms)
+
+
+def _is_silent_only(task: Task, now_ms: int) -> bool:
+    """Whether a task is due only because no heartbeat was written: perhaps because nobody could write one."""
+    return bool(task.owner) and now_ms < min(task.close_by_ms, task.leased_ms + task.start_to_close_ms)
 
 
 def _due(row: DueTask) -> tuple[str, TaskDue]:

@@ -99,7 +99,7 @@ async def _parts(config: Config, store: Store, clock: Clock) -> AsyncIterator[Ru
     heartbeats, results = Heartbeats(store, clock), Results(store)
     node = Node(replica_id, store, clock, limits, tokens, engine, dispatch, heartbeats, results)
     relay = Relay(store, clock, engine, limits.session_lease_ms)
-    lobby = Lobby(node)
+    lobby = Lobby(node, relay.saw_end)
     engine.observe(results.observe)
     engine.observe(relay.observe)
     peers = _Peers(node, relay)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator, MutableSequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -52,6 +53,8 @@ class Session:
     """The same, by run id and task id."""
     reported: set[bytes] = field(default_factory=set)
     """Tokens of tasks whose end the worker reported, but which is not committed yet: nothing to send again."""
+    connected_at: float = field(default_factory=time.monotonic)
+    """When it said hello."""
     told_to_stop: set[bytes] = field(default_factory=set)
     draining: bool = False
     closed: bool = False

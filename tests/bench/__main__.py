@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--in-flight", nargs="+", type=int, default=IN_FLIGHT, metavar="N", help="loads of the part load"
     )
-    parser.add_argument("--seconds", type=float, default=8.0, help="so long is each load measured")
+    parser.add_argument("--seconds", type=float, default=6.0, help="so long is each load measured")
     parser.add_argument(
         "--output", type=Path, default=Path("bench.json"), metavar="FILE", help="where figures are kept"
     )

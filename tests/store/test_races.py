@@ -13,17 +13,14 @@ from romancy_service.core.task import TaskKind
 from romancy_service.core.triggers import LoseTask
 from romancy_service.errors import BatchRejected
 from romancy_service.store.store import Beat, Change, CommitResult, LeasedRow, Store, Want, open_store
-from tests.core.life import schedule
 from tests.store.drive import (
     NAMESPACE,
     T0,
     begin,
-    code,
     completes,
     reloaded,
     request,
     session,
-    store_all,
     then,
     waiting_activities,
 )
@@ -52,8 +49,7 @@ async def in_halves(store: Store, changes: Sequence[Change]) -> set[str]:
     try:
         result: CommitResult = await store.commit(changes, T0)
     except BatchRejected as error:
-        assert error.conflict
-        if len(changes) == 1:
+        if len(changes) == 1 or not error.conflict:
             return set()
         middle = len(changes) // 2
         return await in_halves(store, changes[:middle]) | await in_halves(store, changes[middle:])
@@ -82,10 +78,12 @@ async def test_the_same_requests_sent_to_two_replicas_are_carried_out_once(repli
 
     written = await asyncio.gather(*(in_halves(s, batch) for s, batch in zip(replicas, batches, strict=True)))
 
-    carried_out = [c.requests[0].request_id for batch in batches for c in batch if c.run.run_id in written[0] | written[1]]
+    carried_out = [
+        c.requests[0].request_id for batch in batches for c in batch if c.run.run_id in written[0] | written[1]
+    ]
     assert sorted(carried_out) == sorted(names)
     found = await replicas[0].find_requests([(NAMESPACE, name) for name in names])
-    assert {request.run_id for request in found.values()} == written[0] | written[1]
+    assert {request.run_id for request in found.values()} == run_ids
 
 
 async def test_of_two_changes_of_the_same_runs_one_is_written_and_neither_waits_for_ever(
@@ -111,7 +109,7 @@ async def test_an_attempt_that_is_completed_here_and_lost_there_ends_once(replic
     await session(replicas[0])
     for _ in range(10):
         run = await waiting_activities(replicas[0], ["pay:1"])
-        await replicas[0].claim([want(1)], T0)
+        await replicas[0].claim([want(64)], T0)
         ours, theirs = await reloaded(replicas[0], run), await reloaded(replicas[1], run)
         done = completes(ours, "pay:1", owner="session-1", epoch=1)
         lost = then(theirs, LoseTask(replace(done.fences[0])))
@@ -204,26 +202,31 @@ async def test_renewing_leases_does_not_wait_for_lookups(replicas: tuple[Store, 
 async def test_what_one_replica_tells_the_others_hear(replicas: tuple[Store, Store]) -> None:
     heard: asyncio.Queue[str] = asyncio.Queue()
     await replicas[1].listen(heard.put_nowait)
-    async with asyncio.timeout(10):
-        while heard.empty():  # listening begins a moment after it was asked for
-            await replicas[0].notify("news é")
-            await asyncio.sleep(0)
-        assert await heard.get() == "news é"
+    await tell_until_heard(replicas[0], "news é", heard)
 
 
 async def test_a_listener_whose_connection_is_cut_listens_again(replicas: tuple[Store, Store], url: str) -> None:
     heard: asyncio.Queue[str] = asyncio.Queue()
     await replicas[1].listen(heard.put_nowait)
-    async with asyncio.timeout(20):
-        while heard.empty():
-            await replicas[0].notify("before")
-        connection = await asyncpg.connect(url)
-        await connection.execute(
-            "select pg_terminate_backend(pid) from pg_stat_activity where query ilike 'listen%' and pid <> pg_backend_pid()"
-        )
-        await connection.close()
-        while await heard.get() == "before":
-            await replicas[0].notify("after")
+    await tell_until_heard(replicas[0], "before", heard)
+    connection = await asyncpg.connect(url)
+    await connection.execute("select pg_terminate_backend(pid) from pg_stat_activity where query ilike 'listen%'")
+    await connection.close()
+    await tell_until_heard(replicas[0], "after", heard)
+
+
+async def tell_until_heard(store: Store, news: str, heard: asyncio.Queue[str]) -> None:
+    """A notification may be lost, for example because listening begins a moment after it was asked for."""
+    async with asyncio.timeout(30):
+        while True:
+            await store.notify(news)
+            try:
+                async with asyncio.timeout(0.2):
+                    while await heard.get() != news:
+                        pass
+                return
+            except TimeoutError:
+                pass
 
 
 def want(slots: int) -> Want:
@@ -239,10 +242,3 @@ async def _deadlocks(url: str) -> int:
         )
     finally:
         await connection.close()
-
-
-async def test_a_start_with_an_activity_at_once_is_possible_by_hand(replicas: tuple[Store, Store]) -> None:
-    run = begin()
-    await store_all(replicas[0], Change(run))
-    await store_all(replicas[1], code(run, schedule("pay:1")))
-    assert set((await reloaded(replicas[0], run)).tasks) == {"a/pay:1"}

@@ -78,7 +78,9 @@ async def test_claims_take_small_priorities_first_and_then_the_oldest(store: Sto
         pytest.param(want(epoch=2), id="other epoch"),
     ],
 )
-async def test_a_claim_finds_only_what_the_session_wants_and_only_for_one_that_is_there(store: Store, other: Want) -> None:
+async def test_a_claim_finds_only_what_the_session_wants_and_only_for_one_that_is_there(
+    store: Store, other: Want
+) -> None:
     await session(store)
     await waiting_activities(store, ["pay:1"])
 

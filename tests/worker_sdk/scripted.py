@@ -134,7 +134,7 @@ class ScriptedService(WorkerServiceServicer):
         self.streams: asyncio.Queue[ScriptedStream] = asyncio.Queue()
         self.target = ""
 
-    async def Connect(
+    async def Connect(  # type: ignore[override]  # it writes by the context
         self,
         request_iterator: AsyncIterator[ConnectRequest],
         context: grpc.aio.ServicerContext[ConnectRequest, ConnectResponse],
@@ -160,7 +160,7 @@ async def scripted_service(port: int = 0) -> AsyncIterator[ScriptedService]:
     """The scripted service on a port of this machine."""
     service = ScriptedService()
     server = grpc.aio.server(options=(("grpc.max_receive_message_length", 33 << 20),))
-    add_WorkerServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    add_WorkerServiceServicer_to_server(service, server)
     bound = server.add_insecure_port(f"127.0.0.1:{port}")
     service.target = f"127.0.0.1:{bound}"
     await server.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
@@ -11,12 +12,14 @@ from typing import Any, assert_type
 import pytest
 
 from romancy.v1.command_pb2 import COMPENSATE_WHEN_ALWAYS, ScheduleActivity
+from romancy.v1.failure_pb2 import FAILURE_SOURCE_APPLICATION, FAILURE_SOURCE_TIMEOUT, Failure
 from romancy.v1.payload_pb2 import Payload
 
 from romancy import (
     ConversionError,
     DefinitionError,
     OutsideActivity,
+    RemoteError,
     RetryPolicy,
     WorkflowContext,
     activity,
@@ -318,3 +321,57 @@ def test_definitions_show_their_names() -> None:
     assert repr(charge) == "<activity charge>"
     assert isinstance(charge, ActivityDefinition)
     assert ship.__doc__ == "Ships it."
+
+
+def test_a_compensation_s_annotations_are_checked_once_all_names_are_defined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @compensation
+    async def early(result: Later) -> None:  # type: ignore[name-defined]  # noqa: F821
+        pass
+
+    @activity(compensation=early)
+    async def pay() -> None:
+        pass
+
+    monkeypatch.setitem(globals(), "Later", Receipt)
+    with pytest.raises(DefinitionError, match=r"annotate it with `\| None`"):
+        pay.check()
+
+
+def test_a_call_that_is_never_awaited_is_named_by_python() -> None:
+    @workflow
+    async def forgets(ctx: WorkflowContext) -> None:
+        charge("o", 1.0)  # type: ignore[unused-coroutine]
+
+    with pytest.warns(RuntimeWarning, match="coroutine 'charge' was never awaited"):
+        Driver(forgets).start()
+
+
+class Gateway:
+    """An activity with something of its own."""
+
+    def __init__(self, fee: float) -> None:
+        self.fee = fee
+
+    async def charge(self, amount: float) -> float:
+        return amount + self.fee
+
+
+async def test_a_bound_method_can_be_an_activity() -> None:
+    charged = activity(Gateway(0.5).charge)
+    assert charged.decode_arguments([Payload(json="1")]) == ([1.0], {})
+    assert await charged.fn(1.0) == 1.5
+    assert scheduled(charged, 2).activity_id == "charge:1"
+
+
+def test_what_is_no_function_is_refused() -> None:
+    with pytest.raises(DefinitionError, match="must be a function or a bound method"):
+        activity(functools.partial(print, "x"))
+
+
+def test_an_error_of_another_run_is_the_activity_s_own_when_it_lets_it_through() -> None:
+    error = RemoteError("RunTimeout", "late", failure=Failure(type="RunTimeout", source=FAILURE_SOURCE_TIMEOUT))
+    assert charge.encode_failure(error).source == FAILURE_SOURCE_APPLICATION
+    assert error.failure is not None
+    assert error.failure.source == FAILURE_SOURCE_TIMEOUT

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -77,13 +78,14 @@ class Scripted(WorkflowServiceServicer):
 
     def __init__(self) -> None:
         self.target = ""
+        self.changed = asyncio.Event()
+        """Set at each call."""
         self.server: grpc.aio.Server
         self.starts: list[StartWorkflowsRequest] = []
         self.start_errors: list[Error | grpc.StatusCode] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.subscriptions: list[list[str]] = []
-        self.subscribed = asyncio.Event()
         self.outcomes: dict[str, WorkflowOutcome | Error] = {}
         self.cuts = 0
         self.mute = False
@@ -93,8 +95,16 @@ class Scripted(WorkflowServiceServicer):
         self.watched: list[int] = []
         self.listed: list[str] = []
 
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait for calls until something is so."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                await self.changed.wait()
+                self.changed.clear()
+
     async def StartWorkflows(self, request: StartWorkflowsRequest, context: Any) -> StartWorkflowsResponse:
         self.starts.append(request)
+        self.changed.set()
         await self.gate.wait()
         results = []
         for start in request.requests:
@@ -115,7 +125,7 @@ class Scripted(WorkflowServiceServicer):
     ) -> AsyncIterator[WaitResultsResponse]:
         async for request in request_iterator:
             self.subscriptions.append(list(request.run_ids))
-            self.subscribed.set()
+            self.changed.set()
             if self.cuts:
                 self.cuts -= 1
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
@@ -173,9 +183,9 @@ def completed(result: str) -> WorkflowOutcome:
 
 @pytest.fixture
 async def service() -> AsyncIterator[Scripted]:
-    service = Scripted()
+    service = Scripted()  # type: ignore[abstract]  # the other methods are not called
     service.server = grpc.aio.server()
-    add_WorkflowServiceServicer_to_server(service, service.server)  # type: ignore[no-untyped-call]
+    add_WorkflowServiceServicer_to_server(service, service.server)
     service.target = f"127.0.0.1:{service.server.add_insecure_port('127.0.0.1:0')}"
     await service.server.start()
     yield service
@@ -186,13 +196,6 @@ async def service() -> AsyncIterator[Scripted]:
 async def client(service: Scripted) -> AsyncIterator[Client]:
     async with asyncio.timeout(PATIENCE_S * 2), Client(service.target, identity="tester") as client:
         yield client
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Give the event loop rounds until something is so."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.005)  # the condition is another task's, which tells nobody
 
 
 # Starting -------------------------------------------------------------------------------------------------------------
@@ -238,9 +241,13 @@ async def test_concurrent_starts_share_a_call(service: Scripted, client: Client)
 async def test_what_is_started_while_calls_are_under_way_goes_with_the_next(service: Scripted, client: Client) -> None:
     service.gate.clear()
     tasks = []
+
+    def reached(calls: int) -> bool:
+        return len(service.starts) >= calls
+
     for number in range(10):
         tasks.append(asyncio.create_task(client.start_workflow("move", id=f"w{number}")))
-        await until(lambda number=number: len(service.starts) > min(number, 1))
+        await service.until(partial(reached, min(number, 1) + 1))
     service.gate.set()
     await asyncio.gather(*tasks)
     assert [len(call.requests) for call in service.starts] == [1, 1, 8]
@@ -318,7 +325,7 @@ async def test_a_stream_that_says_nothing_is_checked_and_replaced(
     monkeypatch.setattr("romancy._results._SILENCE_S", 0.05)
     service.mute = True
     first = asyncio.create_task(client.get_handle("w", "r1").result())
-    await service.subscribed.wait()
+    await service.until(lambda: service.subscriptions)
     assert await first == "done"
     assert service.probes == ["r1"]
 
@@ -339,7 +346,7 @@ async def test_what_cannot_be_waited_for_is_refused(service: Scripted, client: C
 async def test_a_run_that_cannot_be_answered_for_now_is_asked_for_again(service: Scripted, client: Client) -> None:
     service.outcomes["r"] = Error(code=UNAVAILABLE, reason="STORE_UNAVAILABLE", message="not now")
     waiting = asyncio.create_task(client.get_handle("w", "r").result())
-    await until(lambda: len(service.subscriptions) >= 2)
+    await service.until(lambda: len(service.subscriptions) >= 2)
     del service.outcomes["r"]
     assert await waiting == "done"
 
@@ -367,12 +374,12 @@ async def test_closing_the_client_cancels_whoever_waits(service: Scripted) -> No
     service.mute = True
     async with Client(service.target) as client:
         waiting = asyncio.create_task(client.get_handle("w", "r").result())
-        await service.subscribed.wait()
+        await service.until(lambda: service.subscriptions)
     with pytest.raises(asyncio.CancelledError):
         await waiting
 
 
-# Looking and stopping ---------------------------------------------------------------------------------------------------
+# Looking and stopping -------------------------------------------------------------------------------------------------
 
 
 async def test_a_cancellation_is_sent_again_with_the_same_request_id(service: Scripted, client: Client) -> None:

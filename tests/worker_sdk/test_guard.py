@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import uuid
+import zoneinfo
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,11 @@ def test_logging_and_imports_are_allowed(tmp_path: Path, caplog: pytest.LogCaptu
     assert (tmp_path / "log").read_text() == "3\n3\n"  # once live, once replayed
 
 
+def test_time_zones_are_allowed() -> None:
+    calls[:] = [lambda: zoneinfo.ZoneInfo.no_cache("Europe/Paris")]
+    assert Driver(does).start() == ["complete_workflow"]
+
+
 def test_users_can_answer_for_what_they_do() -> None:
     def read() -> None:
         with unguarded():
@@ -112,6 +118,17 @@ def test_polling_for_ever_fails_the_task(monkeypatch: pytest.MonkeyPatch) -> Non
 
     with pytest.raises(WorkflowTaskError, match="without waiting for anything"):
         Driver(polls).start()
+
+
+def test_code_that_holds_up_the_worker_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ticks = iter(range(10**9))
+    monkeypatch.setattr(_loop, "monotonic", lambda: next(ticks) * 2)
+    calls[:] = [lambda: None]
+    with caplog.at_level(logging.WARNING, "romancy.workflow"):
+        Driver(does).start()
+    assert "workflow code ran for" in caplog.text
 
 
 def test_leaving_the_process_fails_the_task() -> None:

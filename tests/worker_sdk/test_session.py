@@ -34,10 +34,10 @@ from romancy._session import FRAME_BYTES, Session
 BIG = "x" * (3 * FRAME_BYTES)
 
 
-def connected(session_id: str = "s1", **limits: int) -> Session:
+def connected(session_id: str = "s1", max_frame_bytes: int = 0) -> Session:
     session = Session(Hello(worker_id="w"))
     session.hello()
-    receive(session, welcome=Welcome(session_id=session_id, **limits))
+    receive(session, welcome=Welcome(session_id=session_id, max_frame_bytes=max_frame_bytes))
     return session
 
 

@@ -39,7 +39,7 @@ from romancy.errors import DefinitionError
 from romancy.worker import Worker, WorkerStopped
 from tests.worker_sdk.scripted import PATIENCE_S, ScriptedService, ScriptedStream, duration, scripted_service
 
-# What the worker runs --------------------------------------------------------------------------------------------------
+# What the worker runs -------------------------------------------------------------------------------------------------
 
 
 @activity
@@ -289,7 +289,8 @@ async def test_compensations_of_given_activities_are_registered_and_declarations
     service: ScriptedService,
 ) -> None:
     @activity(compensation=undo_pay)
-    async def elsewhere(order: str) -> str: ...
+    async def elsewhere(order: str) -> str:
+        raise NotImplementedError
 
     worker = Worker(service.target, activities=[pay, elsewhere])
     starting = asyncio.create_task(worker.start())

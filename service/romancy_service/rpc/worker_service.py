@@ -42,6 +42,7 @@ from romancy_service.errors import (
     PeerSilent,
     RomancyError,
     StaleTask,
+    StoreUnavailable,
     WorkflowNotFound,
 )
 from romancy_service.lobby import Lobby
@@ -118,6 +119,7 @@ class _Connection:
         self._chunker = Chunker(limits.chunk_bytes) if session.hello.accepts_chunks else None
         self._interval_s = limits.heartbeat_interval_ms / 1000
         self._silence_s = self._interval_s * limits.missed_heartbeats
+        self._returns: set[asyncio.Task[None]] = set()
 
     async def serve(self, frames: AsyncIterator[ConnectRequest]) -> bool:
         """Until goodbye (True), the worker's end of the stream (False), silence, or a newer stream of the session."""
@@ -126,7 +128,10 @@ class _Connection:
         try:
             done, _ = await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
             if reader in done:
-                return reader.result()
+                goodbye = reader.result()
+                # What was given back must be free before what is left counts as lost.
+                await asyncio.gather(*self._returns)
+                return goodbye
             writer.result()
             return False
         finally:
@@ -197,18 +202,16 @@ class _Connection:
         for workflow_completion in frame.workflow_task_completions:
             self._complete_workflow_task(workflow_completion)
         if frame.returned_tasks:
-            self._node.background(self._node.dispatch.return_tasks(session, list(frame.returned_tasks)))
+            returned = asyncio.create_task(self._node.dispatch.return_tasks(session, list(frame.returned_tasks)))
+            self._returns.add(returned)
+            returned.add_done_callback(self._returns.discard)
         if frame.forgotten_runs:
             session.forgotten.update(frame.forgotten_runs)
         return frame.HasField("goodbye")
 
-    def _ref(self, token: bytes) -> tuple[TaskRef, InHand | None] | None:
+    def _ref(self, token: bytes, *, workflow: bool) -> tuple[TaskRef, InHand | None] | None:
         """What a completion is about; its slot is free from now on. None: it was answered INVALID."""
         session = self._session
-        held = session.put_down(token)
-        if held is not None:
-            self._node.dispatch.freed(session)
-            return TaskRef(session.namespace, held.run_id, held.task_id, held.attempt), held
         try:
             ref = self._node.tokens.read(token)
         except InvalidToken as error:
@@ -217,13 +220,31 @@ class _Connection:
         if ref.namespace != session.namespace:
             self._reject(token, "INVALID_TOKEN", "the token is of another namespace", {})
             return None
-        return ref, None
+        if (ref.task_id == WORKFLOW_TASK_ID) != workflow:
+            kind = "an activity" if workflow else "a workflow task"
+            self._reject(token, "INVALID_TOKEN", f"the token is of {kind}, which has completions of its own", {})
+            return None
+        held = session.put_down(token)
+        if held is not None:
+            self._node.dispatch.freed(session)
+        return ref, held
+
+    def _submit(
+        self,
+        token: bytes,
+        ref: TaskRef,
+        trigger: CompleteActivity | CompleteWorkflowTask | FailWorkflowTask,
+        rejection: InvalidField | None,
+    ) -> None:
+        self._session.reported.add(token)
+        future = self._node.engine.submit(ref.run_id, trigger)
+        future.add_done_callback(lambda done: self._answer(token, ref, done, rejection))
 
     def _fence(self, ref: TaskRef) -> Fence:
         return Fence(ref.task_id, ref.attempt, self._session.session_id, self._session.epoch)
 
     def _complete_activity(self, completion: ActivityCompletion) -> None:
-        found = self._ref(completion.token)
+        found = self._ref(completion.token, workflow=False)
         if found is None:
             return
         ref, held = found
@@ -243,8 +264,7 @@ class _Connection:
             rejection = error
             failure = Failure(message=str(error), type=error.reason, non_retryable=True, source=FAILURE_SOURCE_SERVICE)
             trigger = CompleteActivity(trigger.fence, trigger.leased_ms, failure=failure)
-        future = self._node.engine.submit(ref.run_id, trigger)
-        future.add_done_callback(lambda done: self._answer(completion.token, ref, done, rejection))
+        self._submit(completion.token, ref, trigger, rejection)
 
     def _check_outcome(self, completion: ActivityCompletion, kind: str | None) -> None:
         if kind is None:
@@ -262,13 +282,10 @@ class _Connection:
         if kind == "miss" and (missed := session.in_hand.get(completion.token)) is not None:
             self._node.background(self._node.dispatch.resend_whole(session, missed))
             return
-        found = self._ref(completion.token)
+        found = self._ref(completion.token, workflow=True)
         if found is None:
             return
         ref, held = found
-        if ref.task_id != WORKFLOW_TASK_ID:
-            self._reject(completion.token, "INVALID_TOKEN", "the token is not of a workflow task", {})
-            return
         if held is None:
             # All workflow tasks of a run have one name; only the token tells an answered one from the one that is out.
             self._node.background(self._answer_stale(completion.token, ref))
@@ -285,12 +302,12 @@ class _Connection:
             rejection = InvalidField("outcome", "is missing", "set commands, failure or miss")
             failure = Failure(message=str(rejection), type=rejection.reason, source=FAILURE_SOURCE_SERVICE)
             trigger = FailWorkflowTask(fence, failure)
-        future = self._node.engine.submit(ref.run_id, trigger)
-        future.add_done_callback(lambda done: self._answer(completion.token, ref, done, rejection))
+        self._submit(completion.token, ref, trigger, rejection)
 
     # Acknowledging --------------------------------------------------------------------------------------------------
 
     def _answer(self, token: bytes, ref: TaskRef, done: asyncio.Future[Any], rejection: InvalidField | None) -> None:
+        self._session.reported.discard(token)
         if done.cancelled():
             return
         error = done.exception()
@@ -322,7 +339,10 @@ class _Connection:
 
     async def _answer_stale(self, token: bytes, ref: TaskRef) -> None:
         """What consumed the row tells whether it was this very completion."""
-        closed_by = await self._node.closing_attempt(ref.run_id, ref.task_id)
+        try:
+            closed_by = await self._node.closing_attempt(ref.run_id, ref.task_id)
+        except StoreUnavailable:
+            closed_by = 0  # in doubt it is stale: either way the worker is done with it
         result: AcknowledgementResult.ValueType
         duplicate = closed_by == ref.attempt
         result = ACKNOWLEDGEMENT_RESULT_DUPLICATE if duplicate else ACKNOWLEDGEMENT_RESULT_STALE

@@ -18,6 +18,7 @@ import structlog
 from asyncpg.pool import PoolConnectionProxy
 from sqlalchemy import Connection, Select, text
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 from sqlalchemy.sql.expression import Executable
@@ -69,8 +70,8 @@ _SETTINGS: Final = {
     "lock_timeout": "5s",
     "statement_timeout": "25s",
 }
-_WALKING: Final = {"enable_seqscan": "off"}
-_DIALECT: Final = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
+WALKING: Final = {"enable_seqscan": "off"}
+DIALECT: Final = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
 _NOW: Final = "select (extract(epoch from clock_timestamp()) * 1000)::bigint as now_ms"
 _NOTIFY: Final = f"select pg_notify('{_CHANNEL}', $1::text)"
 
@@ -116,19 +117,29 @@ class PostgresStore(Store):
         await self.migrate()
         with _unavailable():
             self._by_key = await self._pool(self.lanes, self.lanes + BY_KEY_BESIDES_LANES, BY_KEY)
-            self._walking = await self._pool(1, LOOKUPS, _WALKING)
+            self._walking = await self._pool(1, LOOKUPS, WALKING)
             self._apart = await self._pool(1, 1, BY_KEY)
 
     async def migrate(self) -> None:
-        engine = create_async_engine("postgresql+asyncpg://", async_creator=self._connect, poolclass=NullPool)
         try:
             with _unavailable():
-                async with engine.begin() as connection:
-                    await connection.run_sync(_upgrade)
+                connection = await self._connect()
         except _REFUSES as error:
             raise StoreRefused(f"the database cannot be used: {error}") from error
+
+        async def connected() -> asyncpg.Connection[asyncpg.Record]:
+            return connection
+
+        engine = create_async_engine("postgresql+asyncpg://", async_creator=connected, poolclass=NullPool)
+        try:
+            _check_version(connection)
+            async with engine.begin() as transaction:
+                await transaction.run_sync(_upgrade)
+        except DBAPIError as error:
+            raise StoreUnavailable(f"the tables could not be brought up to date: {error.orig}") from error
         finally:
             await engine.dispose()
+            connection.terminate()
 
     async def close(self) -> None:
         if self._listener is not None:
@@ -171,14 +182,14 @@ class PostgresStore(Store):
         raise StoreUnavailable(f"a statement clashed with others {CLASHES} times in a row; the database is overloaded")
 
     async def _read(self, statement: Executable, **values: Any) -> Sequence[Row]:
-        sql, arguments = compiled(statement, _DIALECT, values)
+        sql, arguments = compiled(statement, DIALECT, values)
         return await self._fetch(self._walking, sql, *arguments)
 
     async def _write(self, statement: Executable, **values: Any) -> Sequence[Row]:
         return await self._read(statement, **values)
 
     async def _write_apart(self, statement: Executable, **values: Any) -> Sequence[Row]:
-        sql, arguments = compiled(statement, _DIALECT, values)
+        sql, arguments = compiled(statement, DIALECT, values)
         return await self._fetch(self._apart, sql, *arguments)
 
     # Runs ---------------------------------------------------------------------------------------------------------
@@ -228,7 +239,7 @@ class PostgresStore(Store):
         return int(rows[0]["now_ms"])
 
     async def _estimate(self, query: Select[tuple[str]]) -> int:
-        sql, arguments = compiled(query, _DIALECT, {})
+        sql, arguments = compiled(query, DIALECT, {})
         plan = await self._fetch(self._walking, f"explain (format json) {sql}", *arguments)
         return int(json.loads(plan[0]["QUERY PLAN"])[0]["Plan"]["Plan Rows"])
 
@@ -295,11 +306,13 @@ async def _make_durable(connection: asyncpg.Connection[asyncpg.Record]) -> None:
     )
 
 
+def _check_version(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    version = connection.get_server_version()
+    if version.major < OLDEST_VERSION:
+        raise StoreRefused(f"the database is Postgres {version.major}, too old: use {OLDEST_VERSION} or newer")
+
+
 def _upgrade(connection: Connection) -> None:
-    version = connection.dialect.server_version_info or (0,)
-    if int(version[0]) < OLDEST_VERSION:
-        raise StoreRefused(
-            f"the database is Postgres {'.'.join(map(str, version))}; at least {OLDEST_VERSION} is needed: upgrade it"
-        )
+    """Migrate, one replica at a time: the lock goes with the transaction."""
     connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
     upgrade(connection)

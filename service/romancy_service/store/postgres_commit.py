@@ -102,9 +102,10 @@ run_fact as materialized (
         and (used.attempt = 0 or (attempt = used.attempt and owner = used.owner and owner_epoch = used.epoch))
         and (used.relay_ms < 0 or relay_ms = used.relay_ms) for update) as found on true
 ), request_fact as materialized (
-    select asked.unit, not exists (
-        select from requests where namespace = asked.namespace and request_id = asked.request_id) as holds
-    from asked
+    select asked.unit, found.run_id is null as holds
+    from asked left join lateral (  -- the limit keeps this a lookup: `not exists` would hash the whole table
+        select run_id from requests
+        where namespace = asked.namespace and request_id = asked.request_id limit 1) as found on true
 ), good as materialized (
     select array_agg(holds order by unit) as units from (
         select unit, bool_and(holds) as holds from (

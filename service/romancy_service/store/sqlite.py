@@ -190,8 +190,13 @@ class _Connection:
 
     async def open(self, path: Path, settings: str) -> None:
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, self._name)
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._open, path, settings)
+            thread = ThreadPoolExecutor(1, self._name)
+            try:
+                await asyncio.get_running_loop().run_in_executor(thread, self._open, path, settings)
+            except StoreRefused:
+                thread.shutdown()
+                raise
+            self._thread = thread
 
     def _open(self, path: Path, settings: str) -> None:
         try:

@@ -153,7 +153,7 @@ _REQUESTS: Final = select(requests).where(
     requests.c.namespace == bindparam("namespace"), among(requests.c.request_id, "request_ids")
 )
 _OURS: Final = tasks.c.part_hash % bindparam("parts", type_=Integer) == bindparam("part", type_=Integer)
-_DUE: Final = (
+DUE: Final = (
     select(tasks)
     .where(
         text(RELAYED),
@@ -254,7 +254,7 @@ class Store(Lookups, Presence):
 
         Those of this replica's part of the runs, and what is overdue by a second: the replica whose it is may be gone.
         """
-        rows = await self._read(_DUE, now_ms=now_ms, overdue_ms=now_ms - 1_000, limit=limit, part=part, parts=parts)
+        rows = await self._read(DUE, now_ms=now_ms, overdue_ms=now_ms - 1_000, limit=limit, part=part, parts=parts)
         return [_due_task(row) for row in rows]
 
     async def due_within(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -238,4 +239,6 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
+    # Whoever ends the demo ends what it started too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(asyncio.run(main()))

@@ -29,10 +29,12 @@ def drop(roots: Iterable[Any], *, keep: Iterable[Any] = ()) -> None:
     while found:
         fresh = []
         for thing in found:
-            if id(thing) not in seen and gc.is_tracked(thing) and not isinstance(thing, _ELSEWHERE):
+            # Not isinstance: it asks proxies of the user's for their class, which is code of theirs.
+            kind = type(thing)
+            if id(thing) not in seen and gc.is_tracked(thing) and not issubclass(kind, _ELSEWHERE):
                 seen.add(id(thing))
                 fresh.append(thing)
-                if isinstance(thing, _SUSPENDABLE):
+                if kind in _SUSPENDABLE:
                     _mark_finalized(thing)
         found = gc.get_referents(*fresh)
 

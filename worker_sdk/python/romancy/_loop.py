@@ -34,6 +34,8 @@ _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
 _Ts = TypeVarTuple("_Ts")
 
+SLOW_S: Final = 1.0
+"""Code that takes longer between two waits is warned of: a worker runs all its workflows on one thread."""
 SPIN_LIMIT_S: Final = 5.0
 """So long may code go on yielding (`sleep(0)`) without waiting for anything, before its task is failed."""
 _STEPS_BETWEEN_CHECKS: Final = 1024
@@ -123,21 +125,25 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def drain(self) -> None:
         """Let the code run until it waits for inputs, or must not run on."""
         ready, machine = self._ready, self.machine
-        steps, since = 0, 0.0
+        steps, since = 0, monotonic()
         while ready and not machine.halted:
             handle = ready.popleft()
             if not handle._cancelled:
                 handle._run()
             steps += 1
-            if steps % _STEPS_BETWEEN_CHECKS == 0:
-                since = since or monotonic()
-                if monotonic() - since > SPIN_LIMIT_S:
-                    machine.fail(
-                        WorkflowTaskError(
-                            f"the workflow's code ran {steps} steps in {SPIN_LIMIT_S} s without waiting for anything; "
-                            "wait with ctx.sleep, an activity or an asyncio.Event instead of polling"
-                        )
+            if steps % _STEPS_BETWEEN_CHECKS == 0 and monotonic() - since > SPIN_LIMIT_S:
+                machine.fail(
+                    WorkflowTaskError(
+                        f"the workflow's code ran {steps} steps in {SPIN_LIMIT_S} s without waiting for anything; "
+                        "wait with ctx.sleep, an activity or an asyncio.Event instead of polling"
                     )
+                )
+        if monotonic() - since > SLOW_S:
+            _log.warning(
+                "workflow code ran for %.1f s without waiting for anything, and holds up all other runs of its worker; "
+                "long computations belong into an activity",
+                monotonic() - since,
+            )
 
     def advance(self, time_ms: int) -> None:
         """The time of the next input."""

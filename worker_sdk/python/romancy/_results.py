@@ -19,7 +19,7 @@ from romancy.v1.workflow_service_pb2 import (
     WorkflowRef,
 )
 
-from romancy._calls import Calls, backoff_s, is_passing
+from romancy._calls import PASSING, Calls, backoff_s, is_passing
 from romancy.refusals import RequestRefused, refusal, refusal_of, status_code
 
 _Call = grpc.aio.StreamStreamCall[WaitResultsRequest, WaitResultsResponse]

@@ -48,6 +48,14 @@ class Signature:
         except Exception as error:
             raise DefinitionError(f"the annotations of {self.name} cannot be evaluated: {error}") from error
 
+    def is_evaluable(self) -> bool:
+        """Whether the names in the annotations are known yet; they may be defined further down in the module."""
+        try:
+            _ = self.hints
+        except DefinitionError:
+            return False
+        return True
+
     @cached_property
     def codecs(self) -> tuple[Codec, ...]:
         """One for each parameter."""
@@ -121,7 +129,7 @@ class Signature:
 
 def local_names(fn: Callable[..., Any]) -> dict[str, Any]:
     """The names around a function that is being defined inside of another one: its annotations may use them."""
-    if "<locals>" not in fn.__qualname__:
+    if "<locals>" not in getattr(fn, "__qualname__", ""):
         return {}
     frame = inspect.currentframe()
     while frame is not None:

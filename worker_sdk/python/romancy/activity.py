@@ -1,14 +1,9 @@
-"""Activity: what `@activity` and `@compensation` make of a function, and what an activity may call while it runs."""
+"""Activity: what `@activity` and `@compensation` make of a function."""
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from types import NoneType
 from typing import Any, Final, Generic, Literal, ParamSpec, Protocol, TypeVar, get_args, overload
 
@@ -20,16 +15,41 @@ from romancy.v1.command_pb2 import (
     CompensationArgument,
     ScheduleActivity,
 )
-from romancy.v1.failure_pb2 import FAILURE_SOURCE_CANCELLED, Failure
+from romancy.v1.failure_pb2 import (
+    FAILURE_SOURCE_APPLICATION,
+    FAILURE_SOURCE_CANCELLED,
+    FAILURE_SOURCE_SERVICE,
+    Failure,
+)
 from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.payload_pb2 import Payload
 
+from romancy._attempt import (
+    ActivityContext,
+    ActivityInfo,
+    activity_info,
+    current_activity,
+    heartbeat,
+    is_cancelled,
+)
 from romancy._failure import activity_error, from_failure, to_failure
 from romancy._loop import running_loop
 from romancy._signature import Signature, is_declaration, local_names
 from romancy.converter import codec
-from romancy.errors import ActivityCancelled, DefinitionError, OutsideActivity
+from romancy.errors import ActivityCancelled, DefinitionError
 from romancy.options import ActivityOptions, RetryPolicy, Seconds
+
+__all__ = [
+    "ActivityContext",
+    "ActivityDefinition",
+    "ActivityInfo",
+    "activity",
+    "activity_info",
+    "compensation",
+    "current_activity",
+    "heartbeat",
+    "is_cancelled",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
@@ -56,6 +76,8 @@ class ActivityDefinition(Generic[P, R]):
         raises: Sequence[type[BaseException]] = (),
         names: Mapping[str, Any] | None = None,
     ) -> None:
+        if not inspect.isroutine(fn):
+            raise DefinitionError(f"{fn!r} cannot be made an activity: it must be a function or a bound method")
         self.fn = fn
         self.name = name or fn.__name__
         self.is_async = inspect.iscoroutinefunction(fn)
@@ -75,7 +97,9 @@ class ActivityDefinition(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         loop = running_loop(f"the activity {self.name}", f"call {self.name}.fn for the plain function")
-        return loop.run_activity(self, self._signature.encode_arguments(args, kwargs))
+        call = loop.run_activity(self, self._signature.encode_arguments(args, kwargs))
+        call.__qualname__ = self.name  # type: ignore[attr-defined]  # Python says it when the call is never awaited
+        return call
 
     def __repr__(self) -> str:
         return f"<activity {self.name}>"
@@ -115,6 +139,9 @@ class ActivityDefinition(Generic[P, R]):
     def check(self) -> None:
         """Raise DefinitionError when annotations cannot be used; better when a worker starts than when a task comes."""
         _ = self._signature.codecs, self._signature.result
+        if self.compensation is not None:
+            self.compensation.check()
+            _check_takes_none(self.compensation)
 
     def decode_arguments(self, payloads: Sequence[Payload]) -> tuple[list[Any], dict[str, Any]]:
         """Positional and keyword arguments for `fn`. Raises ConversionError."""
@@ -126,7 +153,12 @@ class ActivityDefinition(Generic[P, R]):
 
     def encode_failure(self, error: BaseException) -> Failure:
         """What `fn` raised, as a failure. Never fails."""
-        return to_failure(error, self.raises)
+        failure = Failure()
+        failure.CopyFrom(to_failure(error, self.raises))
+        if failure.source != FAILURE_SOURCE_SERVICE:
+            # An error of another run that `fn` let through, a timeout say, is no timeout of this activity.
+            failure.source = FAILURE_SOURCE_APPLICATION
+        return failure
 
     # What workflow code needs.
 
@@ -184,7 +216,8 @@ class ActivityDefinition(Generic[P, R]):
         places: list[int | CompensationArgument] = []
         for parameter in undo._signature.parameters:
             if parameter.name == _RESULT:
-                _check_takes_none(undo)
+                if undo._signature.is_evaluable():  # else check() does it, once all names are defined
+                    _check_takes_none(undo)
                 places.append(CompensationArgument(activity_result=ActivityResult()))
             elif parameter.name in own:
                 places.append(own[parameter.name])
@@ -205,10 +238,7 @@ class ActivityDefinition(Generic[P, R]):
 
 
 def _check_takes_none(undo: ActivityDefinition[..., Any]) -> None:
-    try:
-        annotation = undo._signature.hints.get(_RESULT, Any)
-    except DefinitionError:
-        return  # a name that is defined further down; the worker's check finds it if it never is
+    annotation = undo._signature.hints.get(_RESULT, Any)
     if annotation not in (Any, object, NoneType) and NoneType not in get_args(annotation):
         raise DefinitionError(
             f"'result' of {undo.name} is annotated as {annotation}, but there is no result when the outcome of what it "
@@ -300,81 +330,3 @@ def compensation(fn: Callable[..., Any] | None = None, /, *, name: str | None = 
         return ActivityDefinition(fn, name=name, options=ActivityOptions(**options), names=local_names(fn))
 
     return decorate if fn is None else decorate(fn)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ActivityInfo:
-    """What an activity may know about the attempt that it is."""
-
-    workflow_id: str
-    run_id: str
-    workflow_type: str
-    activity_id: str
-    activity_type: str
-    task_queue: str
-    attempt: int
-    """From 1."""
-    idempotency_key: str
-    """The same for every attempt: give it to whatever must not act twice."""
-    scheduled_time: datetime
-    start_to_close_timeout: timedelta | None = None
-    heartbeat_timeout: timedelta | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    is_compensation: bool = False
-    last_heartbeat: Payload | None = None
-
-    def heartbeat_details(self, annotation: Any = Any) -> Any:
-        """What the attempt before said last of its progress, or None."""
-        if self.last_heartbeat is None:
-            return None
-        return codec(annotation).decode(self.last_heartbeat, f"heartbeat details of {self.activity_id}")
-
-
-class ActivityContext:
-    """One attempt as its worker sees it. The worker makes it, and sets `current_activity` to it around the function."""
-
-    def __init__(self, info: ActivityInfo, send_heartbeat: Callable[[Payload | None], None]) -> None:
-        """`send_heartbeat` is called in the thread of the function and must not block."""
-        self.info = info
-        self.send_heartbeat = send_heartbeat
-        self.cancelled = threading.Event()
-        """Set by the worker when the attempt is to stop. It also cancels the task of an async function."""
-
-
-current_activity: Final[ContextVar[ActivityContext]] = ContextVar("current_activity")
-
-
-def activity_info() -> ActivityInfo:
-    """What is known about the attempt that is running. Raises OutsideActivity elsewhere."""
-    return _current().info
-
-
-def heartbeat(details: Any = None) -> None:
-    """Say that the attempt goes on, and how far it is; the next attempt can read `details`. It does not wait.
-
-    In a sync function it raises asyncio.CancelledError once the attempt is to stop: clean up and let that through.
-    """
-    context = _current()
-    if context.cancelled.is_set() and not _in_task():
-        raise asyncio.CancelledError(f"{context.info.activity_id} is to stop")
-    context.send_heartbeat(None if details is None else codec(Any).encode(details, "heartbeat details"))
-
-
-def is_cancelled() -> bool:
-    """Whether the attempt is to stop: for sync functions, which are not interrupted."""
-    return _current().cancelled.is_set()
-
-
-def _current() -> ActivityContext:
-    context = current_activity.get(None)
-    if context is None:
-        raise OutsideActivity("no activity runs here: this can be called only from an activity that a worker runs")
-    return context
-
-
-def _in_task() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

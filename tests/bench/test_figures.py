@@ -1,0 +1,41 @@
+"""What the bench makes of what it measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.bench.load import quantile
+from tests.bench.measurement import Measurement, show, write
+from tests.bench.profile import summary
+
+
+def test_a_quantile_is_a_value_that_was_measured() -> None:
+    values = [float(value) for value in range(1, 101)]
+    assert quantile(values, 0.50) == 51.0
+    assert quantile(values, 0.99) == 100.0
+    assert quantile([7.0], 0.99) == 7.0
+
+
+def test_figures_are_kept_as_rows_of_json(tmp_path: Path) -> None:
+    write([Measurement("workflows_per_s", "sqlite", 16, 321.5, "1/s")], tmp_path / "bench.json")
+    (row,) = json.loads((tmp_path / "bench.json").read_text())
+    assert row == {"name": "workflows_per_s", "database": "sqlite", "in_flight": 16, "value": 321.5, "unit": "1/s"}
+
+
+def test_the_table_has_a_column_for_each_database(capsys: pytest.CaptureFixture[str]) -> None:
+    show([Measurement("workflows_per_s", name, 16, value, "1/s") for name, value in (("postgres", 300), ("sqlite", 4))])
+    printed = capsys.readouterr().out
+    assert "postgres" in printed
+    assert "300" in printed
+
+
+def test_a_profile_counts_a_function_once_for_each_stack_that_it_is_in(tmp_path: Path) -> None:
+    folded = tmp_path / "service.folded"
+    folded.write_text("main (a/b.py:1);walk (a/b.py:2);walk (a/b.py:3) 3\nmain (a/b.py:9) 1\n")
+    lines = list(summary(folded))
+    assert "   0.0%  75.0%  walk (a/b.py)" not in lines
+    assert any(line.split() == ["75.0%", "75.0%", "walk", "(a/b.py)"] for line in lines)
+    assert any(line.split() == ["25.0%", "100.0%", "main", "(a/b.py)"] for line in lines)

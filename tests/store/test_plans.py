@@ -1,0 +1,132 @@
+"""Plans: no statement of the hot path walks over a table, whether the plan was made when it was empty or full."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from romancy_service.store.arrays import Arrays
+from romancy_service.store.postgres import DIALECT, WALKING
+from romancy_service.store.postgres_commit import BY_KEY, COMMIT
+from romancy_service.store.postgres_tasks import CLAIM, HEARTBEAT, LEASED, LOAD, RELEASE, WANTS
+from romancy_service.store.sql import compiled
+from romancy_service.store.store import DUE, open_store
+
+Node = dict[str, Any]
+
+_FILL_RUNS = """
+insert into runs select 'run-' || n, 'default', 'order-' || n, 'order', 'main', 0, '', '', n, 1, 1, 0, 1, n, 1, 0, '{}',
+    false, 0, null, null, '', 0 from generate_series(1, 20000) as n
+"""
+_FILL_TASKS = """
+insert into tasks select 'run-' || n, 'w', 'default', 1, 'main', 'order', 0, 1, n, null, n, 1e18, 1e18, 1e18, 1e18,
+    false, 0, 0, 0, false, null, 0, 1e18, '', 0, 0, 0, null from generate_series(1, 20000) as n
+"""
+
+
+@pytest.fixture(params=["never analyzed", "analyzed while empty", "filled after that", "full"])
+async def url(request: pytest.FixtureRequest, fresh_postgres: Callable[[], str]) -> AsyncIterator[str]:
+    """A database at several points of its life."""
+    url = fresh_postgres()
+    connection = await asyncpg.connect(url)
+    if request.param in ("analyzed while empty", "filled after that"):
+        await connection.execute("vacuum analyze")
+    if request.param in ("filled after that", "full"):
+        await connection.execute(_FILL_RUNS)
+        await connection.execute(_FILL_TASKS)
+    if request.param == "full":
+        await connection.execute("vacuum analyze")
+    await connection.close()
+    yield url
+
+
+async def plan(url: str, settings: dict[str, str], sql: str) -> list[Node]:
+    """The nodes of a statement's generic plan."""
+    server_settings = {**settings, "plan_cache_mode": "force_generic_plan", "jit": "off"}
+    connection = await asyncpg.connect(url, server_settings=server_settings)
+    try:
+        await connection.execute(f"prepare planned as {sql}")
+        types = await connection.fetchval("select parameter_types::text[] from pg_prepared_statements where from_sql")
+        values = ", ".join("null" for _ in types)
+        explained = await connection.fetchval(f"explain (format json) execute planned({values})")
+    finally:
+        await connection.close()
+    return list(_nodes(json.loads(explained)[0]["Plan"]))
+
+
+def _nodes(node: Node) -> Iterator[Node]:
+    yield node
+    for child in node.get("Plans", ()):
+        yield from _nodes(child)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        pytest.param(COMMIT, id="commit"),
+        pytest.param(LOAD, id="load"),
+        pytest.param(HEARTBEAT, id="heartbeat"),
+        pytest.param(RELEASE, id="release"),
+        pytest.param(LEASED, id="leased"),
+    ],
+)
+async def test_every_row_is_found_by_its_key(url: str, sql: str) -> None:
+    nodes = await plan(url, BY_KEY, sql)
+    walked = [node for node in nodes if node["Node Type"] in ("Seq Scan", "Index Scan", "Index Only Scan", "Tid Scan")]
+    assert walked == []
+    assert all("Index Cond" in node for node in nodes if node["Node Type"] == "Bitmap Index Scan")
+
+
+async def test_a_claim_takes_the_first_tasks_of_its_type_from_the_index(url: str) -> None:
+    nodes = await plan(url, WALKING, CLAIM)
+    found = [node for node in nodes if node.get("Relation Name") == "tasks"]
+    assert {node["Node Type"] for node in found} == {"Index Scan", "Tid Scan", "ModifyTable"}
+    (index,) = (node for node in found if node["Node Type"] == "Index Scan")
+    assert index["Index Name"] == "tasks_claim"
+    # It comes out of the index in its order: nothing is sorted below the limit.
+    limited = [below["Node Type"] for node in nodes if node["Node Type"] == "Limit" for below in _nodes(node)]
+    assert "Index Scan" in limited
+    assert "Sort" not in limited
+    (runs,) = (node for node in nodes if node.get("Relation Name") == "runs")
+    assert "Index Cond" in runs
+
+
+async def test_what_is_due_is_read_off_its_index(url: str) -> None:
+    values = {"now_ms": 0, "overdue_ms": 0, "limit": 1, "part": 0, "parts": 1}
+    sql, _ = compiled(DUE, DIALECT, values)
+    nodes = await plan(url, WALKING, sql)
+    assert {node.get("Index Name") for node in nodes if node.get("Relation Name") == "tasks"} == {"tasks_relay"}
+
+
+def test_arrays_carry_rows_by_column() -> None:
+    arrays = Arrays(pair=(("name", "text"), ("number", "int")), one=(("flag", "bool"),))
+    assert arrays.rows("pair") == "unnest($1::text[], $2::int[]) as pair(name, number)"
+    assert arrays.column("one", "flag") == "$3::bool[]"
+    assert [list(column) for column in arrays.values(pair=[("a", 1), ("b", 2)], one=[])] == [["a", "b"], [1, 2], []]
+    assert arrays.next_parameter == 4
+    assert WANTS.next_parameter == 8
+
+
+async def test_claims_stay_quick_with_a_backlog(fresh_postgres: Callable[[], str]) -> None:
+    """Not a measurement: the number of rows looked at is that of the tasks taken, whatever waits."""
+    url = fresh_postgres()
+    store = open_store(url)
+    await store.open()
+    connection = await asyncpg.connect(url, server_settings=WALKING)
+    await connection.execute(_FILL_RUNS)
+    await connection.execute(_FILL_TASKS)
+    await connection.execute("insert into sessions values ('s', 'default', 'w', 'r', 1, 1, true, false, 1, '')")
+    values = [
+        *WANTS.values(want=[("default", "main", 1, "order", 10, "s", 1), ("default", "main", 2, "order", 10, "s", 1)]),
+        10**9,
+    ]
+    (explained,) = await connection.fetch(f"explain (analyze, format json) {CLAIM}", *values)
+    nodes = _nodes(json.loads(explained[0])[0]["Plan"])
+    (index,) = (node for node in nodes if node.get("Index Name") == "tasks_claim")
+    assert index["Actual Rows"] * index["Actual Loops"] <= 20
+    await connection.close()
+    await store.close()
