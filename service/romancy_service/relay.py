@@ -145,6 +145,7 @@ class Relay:
         now_ms = self._clock.earliest_ms()
         while True:
             due = await self._store.due(now_ms, BATCH, self.part, self.parts)
+            found: list[tuple[str, TaskDue | LoseTask]]
             found = [_due(row) for row in due if self._trusts_losses() or not _is_silent_only(row.task, now_ms)]
             await self._feed(found)
             if len(due) < BATCH or not found:

@@ -322,7 +322,9 @@ async def test_work_goes_on_however_long_the_service_is_not_heard(
         stream = await peer.accept()
         await stream.welcome(interval_s=0.2, lease_s=0.4)
         await stream.give(program.task(b"a"))
-        stream = await peer.accept()  # the first one was left after three silent intervals, which is more than the lease
+        stream = (
+            await peer.accept()
+        )  # the first one was left after three silent intervals, which is more than the lease
         await stream.welcome(readopted=stream.hello.tokens_in_hand)
         assert (await stream.completion(b"a")).HasField("result")
         assert worker.printed().splitlines().count(program.line("ORD-12345")) == 1

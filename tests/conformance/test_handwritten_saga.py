@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from romancy import ActivityError, Client, Worker, WorkflowContext, WorkflowFailed, activity, compensation, workflow
-
+from romancy import Client, Worker, WorkflowCancelled, WorkflowContext, WorkflowFailed, activity, compensation, workflow
 from tests.conformance.peer import PATIENCE_S
 from tests.conformance.service import Service
 from tests.conformance.workers import GO, TYPESCRIPT, RunningWorker, WorkerProgram, started
@@ -65,11 +64,11 @@ async def refund_payment(order_id: str, amount: float) -> None: ...
 
 
 @activity(compensation=refund_payment)
-async def process_payment(order_id: str, amount: float, customer_email: str) -> Payment: ...
+async def process_payment(order_id: str, amount: float, customer_email: str) -> Payment: ...  # type: ignore[empty-body]  # declared
 
 
 @activity
-async def ship_order(order_id: str, address: Address) -> Shipment: ...
+async def ship_order(order_id: str, address: Address) -> Shipment: ...  # type: ignore[empty-body]  # declared
 
 
 @workflow
@@ -106,7 +105,7 @@ class Shop:
     async def prints(self, program: WorkerProgram, line: str, times: int = 1) -> None:
         """Wait until a line was printed so often."""
         async with asyncio.timeout(PATIENCE_S):
-            while self.lines(program).count(line) < times:
+            while self.lines(program).count(line) < times:  # noqa: ASYNC110 - another process prints
                 await asyncio.sleep(0.02)
 
     async def result(self, running: asyncio.Task[str]) -> str:
@@ -156,8 +155,7 @@ async def test_what_go_refuses_to_ship_is_refunded_in_typescript_and_then_given_
         with pytest.raises(WorkflowFailed) as failed:
             await shop.result(shop.order(country=""))
         await shop.prints(TYPESCRIPT, REFUNDED)
-    assert isinstance(failed.value.__cause__, ActivityError)
-    assert failed.value.__cause__.type == "InvalidOrder"
+    assert failed.value.type == "InvalidOrder"
     assert printed_here == [RESERVED, UNRESERVED]
     assert shop.lines(TYPESCRIPT) == [PAID, REFUNDED]
 
@@ -217,6 +215,6 @@ async def test_cancelling_the_order_stops_the_shipment_and_refunds_the_payment(s
         handle = await shop.client.start_workflow(order_processing, ORDER, "Japan", task_queue="orders")
         await shop.prints(GO, SHIPPED)
         await handle.cancel("the customer changed their mind")
+        with pytest.raises(WorkflowCancelled):
+            await shop.result(asyncio.ensure_future(handle.result()))
         await shop.prints(TYPESCRIPT, REFUNDED)
-
-

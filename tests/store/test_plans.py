@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import asyncpg
@@ -29,7 +29,7 @@ insert into tasks select 'run-' || n, 'w', 'default', 1, 'main', 'order', 0, 1, 
 
 
 @pytest.fixture(params=["never analyzed", "analyzed while empty", "filled after that", "full"])
-async def url(request: pytest.FixtureRequest, fresh_postgres: Callable[[], str]) -> AsyncIterator[str]:
+async def url(request: pytest.FixtureRequest, fresh_postgres: Callable[[], str]) -> str:
     """A database at several points of its life."""
     url = fresh_postgres()
     connection = await asyncpg.connect(url)
@@ -41,7 +41,7 @@ async def url(request: pytest.FixtureRequest, fresh_postgres: Callable[[], str])
     if request.param == "full":
         await connection.execute("vacuum analyze")
     await connection.close()
-    yield url
+    return url
 
 
 async def plan(url: str, settings: dict[str, str], sql: str) -> list[Node]:

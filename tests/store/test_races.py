@@ -78,9 +78,8 @@ async def test_the_same_requests_sent_to_two_replicas_are_carried_out_once(repli
 
     written = await asyncio.gather(*(in_halves(s, batch) for s, batch in zip(replicas, batches, strict=True)))
 
-    carried_out = [
-        c.requests[0].request_id for batch in batches for c in batch if c.run.run_id in written[0] | written[1]
-    ]
+    run_ids = written[0] | written[1]
+    carried_out = [c.requests[0].request_id for batch in batches for c in batch if c.run.run_id in run_ids]
     assert sorted(carried_out) == sorted(names)
     found = await replicas[0].find_requests([(NAMESPACE, name) for name in names])
     assert {request.run_id for request in found.values()} == run_ids

@@ -41,6 +41,8 @@ class Recorder:
         self.disowned.extend(received.disowned)
         self._tell()
 
+    def tick(self) -> None: ...
+
     def lease_lost(self) -> None:
         self.lease_lost_times += 1
         self._tell()

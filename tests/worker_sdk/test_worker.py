@@ -83,6 +83,11 @@ async def wait_for_ever() -> str:
     return "never"
 
 
+@activity
+async def block_the_loop() -> None:
+    STOP.wait(PATIENCE_S)
+
+
 STOP = threading.Event()
 
 
@@ -134,7 +139,20 @@ async def three_at_once(ctx: WorkflowContext) -> list[int]:
 ALL: dict[str, Any] = {
     "workflows": [two_steps, three_at_once],
     "activities": [
-        *(double, sync_double, shout, fail, sync_exit, unencodable, wait_for_ever, poll_for_ever, progress, who, pay)
+        *(
+            double,
+            sync_double,
+            shout,
+            fail,
+            sync_exit,
+            unencodable,
+            wait_for_ever,
+            poll_for_ever,
+            progress,
+            who,
+            pay,
+            block_the_loop,
+        )
     ],
 }
 
@@ -345,6 +363,25 @@ async def test_many_heartbeats_become_few_and_a_failure_sends_the_last_one(servi
         assert details[-1] == "999"
 
 
+async def test_an_activity_that_blocks_the_others_is_reported_and_heartbeats_go_on(
+    service: ScriptedService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("romancy._watch.BLOCKED_S", 0.1)
+    worker = Worker(service.target, **ALL)
+    starting = asyncio.create_task(worker.start())
+    stream = await service.connected(interval_s=0.2)
+    await starting
+    await send(stream, activity_tasks=[activity_task("block_the_loop")])
+    async with asyncio.timeout(PATIENCE_S):
+        while "STOP.wait(PATIENCE_S)" not in caplog.text or stream.empty_frames < 3:
+            await send(stream)
+            await asyncio.sleep(0.05)
+    STOP.set()
+    assert (await next_completion(stream)).WhichOneof("outcome") == "result"
+    await stream.accept(b"a")
+    await worker.stop()
+
+
 # Workflows ------------------------------------------------------------------------------------------------------------
 
 
@@ -524,6 +561,25 @@ async def test_a_disowned_activity_is_stopped_and_says_nothing_more(service: Scr
         await again.accept(b"b")
         await asyncio.wait_for(worker.stop(), PATIENCE_S)  # nothing is in hand
         assert not (await again.frame()).activity_completions
+
+
+async def test_what_waits_for_an_acknowledgement_that_will_never_come_is_sent_without_it(
+    service: ScriptedService,
+) -> None:
+    async with working(service) as (_, stream):
+        await send(stream, workflow_tasks=[workflow_task(started("two_steps", '"a"'))])
+        await next_task_completion(stream)
+        await send(stream, activity_tasks=[shout_task(1, "a", b"a1"), activity_task("double", "1", token=b"b")])
+        assert (await next_completion(stream)).token == b"b"
+        stream.fail(grpc.StatusCode.UNAVAILABLE)
+        again = await service.accept()
+        await again.hello()
+        await send(again, welcome=Welcome(session_id="session", readopted_tokens=[b"a1"], disowned_tokens=[b"w"]))
+        completion = await next_completion(again)
+        while completion.token != b"a1":
+            completion = await next_completion(again)
+        assert completion.result.json == '"A"'
+        assert not completion.HasField("then")
 
 
 @pytest.mark.parametrize(("choice", "outcome"), [("cancel", "cancelled"), ("go_on", None)])

@@ -186,7 +186,7 @@ class _Connection:
     def _receive(self, frame: ConnectRequest) -> bool:
         """Take in one frame. Returns whether it says goodbye."""
         session = self._session
-        if frame.HasField("drain"):
+        if frame.HasField("drain") or frame.HasField("goodbye"):
             session.draining = True
         for completion in frame.activity_completions:
             self._complete_activity(completion)

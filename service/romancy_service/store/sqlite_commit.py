@@ -22,6 +22,8 @@ _VERSION: Final = 1 + _RUN.index("version")
 _NAMESPACE: Final = 1 + _RUN.index("namespace")
 _WORKFLOW_ID: Final = 1 + _RUN.index("workflow_id")
 _LAST_EVENT_ID: Final = 1 + _RUN.index("last_event_id")
+_OWNER: Final = 1 + _TASK.index("owner")
+_OWNER_EPOCH: Final = 1 + _TASK.index("owner_epoch")
 _RUN_END: Final = 1 + len(_RUN)
 _TASK_END: Final = 1 + len(_TASK)
 
@@ -109,11 +111,12 @@ def _put(connection: sqlite3.Connection, batch: Batch, bad: set[int]) -> set[tup
     for row in batch.put:
         if row[0] in bad:
             continue
-        task = dict(zip(_TASK, row[1:_TASK_END], strict=True))
-        if task["owner"] and epochs.get(task["owner"]) != task["owner_epoch"]:
-            unleased.add((task["run_id"], task["task_id"]))
-            task |= {"owner": "", "owner_epoch": 0, "leased_ms": 0, "relay_ms": row[-1]}
-        rows.append(tuple(task.values()))
+        task = row[1:_TASK_END]
+        if row[_OWNER] and epochs.get(row[_OWNER]) != row[_OWNER_EPOCH]:
+            unleased.add(task[:2])
+            nobodys = {"owner": "", "owner_epoch": 0, "leased_ms": 0, "relay_ms": row[-1]}
+            task = tuple(nobodys.get(name, value) for name, value in zip(_TASK, task, strict=True))
+        rows.append(task)
     connection.executemany(_PUT, rows)
     return unleased
 

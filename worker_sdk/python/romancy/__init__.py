@@ -45,7 +45,16 @@ if TYPE_CHECKING:
         WorkflowTimedOut,
     )
     from romancy.options import ActivityOptions, RetryPolicy
-    from romancy.worker import Worker
+    from romancy.refusals import (
+        AccessDenied,
+        RequestRefused,
+        ServiceUnavailable,
+        WorkflowAlreadyOpen,
+        WorkflowClosed,
+        WorkflowIdUsed,
+        WorkflowNotFound,
+    )
+    from romancy.worker import Worker, WorkerStopped
     from romancy.workflow import (
         DeterminismWarning,
         WorkflowContext,
@@ -56,6 +65,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AccessDenied",
     "ActivityCancelled",
     "ActivityDefinition",
     "ActivityError",
@@ -74,17 +84,24 @@ __all__ = [
     "OutsideActivity",
     "OutsideWorkflow",
     "RemoteError",
+    "RequestRefused",
     "RetryPolicy",
     "RomancyError",
+    "ServiceUnavailable",
     "TerminalError",
     "Worker",
+    "WorkerStopped",
+    "WorkflowAlreadyOpen",
     "WorkflowCancelled",
+    "WorkflowClosed",
     "WorkflowContext",
     "WorkflowDefinition",
     "WorkflowError",
     "WorkflowFailed",
     "WorkflowHandle",
+    "WorkflowIdUsed",
     "WorkflowInfo",
+    "WorkflowNotFound",
     "WorkflowTaskError",
     "WorkflowTerminated",
     "WorkflowTimedOut",
@@ -97,7 +114,7 @@ __all__ = [
     "workflow",
 ]
 
-_HOMES: Final = ("errors", "options", "activity", "workflow", "client", "worker")
+_HOMES: Final = ("errors", "options", "activity", "workflow", "refusals", "client", "worker")
 """The modules that have the public names, each after those that it needs."""
 
 

@@ -25,6 +25,7 @@ from romancy.v1.worker_service_pb2 import (
 
 from romancy._failure import service_failure
 from romancy._threads import DaemonPool
+from romancy._watch import Watch
 from romancy.activity import ActivityContext, ActivityDefinition, ActivityInfo, current_activity
 
 _log = logging.getLogger("romancy.worker")
@@ -122,6 +123,11 @@ class Activities:
         self._idle: threading.Event | None = None
         """Somebody waits for the end of all attempts."""
         self._thread = threading.Thread(target=self._main, name="romancy-activities", daemon=True)
+        self._watch = Watch(
+            self._thread,
+            self._loop.call_soon_threadsafe,
+            "no other async activity goes on meanwhile: make the activity a plain `def`, or await what it waits for",
+        )
         if any(definition.is_async for definition in definitions.values()):
             self._thread.start()
 
@@ -153,6 +159,11 @@ class Activities:
             attempt.context.cancelled.set()
             if attempt.definition.is_async:
                 self._loop.call_soon_threadsafe(_cancel, attempt)
+
+    def check(self) -> None:
+        """Report it when an activity blocks the others. To be called now and then."""
+        if self._thread.is_alive() and not self._loop.is_closed():
+            self._watch.check()
 
     def cancel_all(self) -> None:
         """Tell every attempt to stop."""

@@ -61,6 +61,10 @@ class Handler(Protocol):
         """One frame from the service."""
         ...
 
+    def tick(self) -> None:
+        """Some time passed: a part of the heartbeat interval."""
+        ...
+
     def lease_lost(self) -> None:
         """Nothing was heard for a lease: the service may have given the tasks in hand to others."""
         ...
@@ -90,7 +94,7 @@ class Stream:
         self._reader: asyncio.Task[None] | None = None
         self._was_welcomed = False
         self._finishing = False
-        self._written_at = self._heard_at = time.monotonic()
+        self._written_at = self._heard_at = self._ticked_at = self._stream_began_at = time.monotonic()
         self._lease_lost = False
         self._failures = 0
 
@@ -224,6 +228,9 @@ class Stream:
         welcome = self._session.welcome
         interval_s = welcome.heartbeat_interval.ToMilliseconds() / 1000 or _FIRST_INTERVAL_S
         now = time.monotonic()
+        if now - self._ticked_at > interval_s:
+            self._stream_began_at = now  # we did not run ourselves: first hear what came meanwhile
+        self._ticked_at = now
         if self._welcomed.is_set() and now - self._written_at >= 0.7 * interval_s:
             self._session.beat()
             self._wake.set()
@@ -233,6 +240,7 @@ class Stream:
         if lease_s and not self._lease_lost and now - self._heard_at > lease_s:
             self._lease_lost = True
             self._handler.lease_lost()
+        self._handler.tick()
         self._ticking = self._loop.call_later(min(interval_s, lease_s or interval_s) / 4, self._tick)
 
     def _silent_for(self, since: float) -> float:

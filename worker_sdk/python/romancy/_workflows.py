@@ -31,6 +31,7 @@ from romancy.v1.worker_service_pb2 import (
 
 from romancy._failure import service_failure, to_failure
 from romancy._instance import Activation, WorkflowInstance
+from romancy._watch import Watch
 from romancy.workflow import WorkflowDefinition
 
 _log = logging.getLogger("romancy.worker")
@@ -94,6 +95,11 @@ class Workflows:
         self._results = Results([], [], [])
         self._jobs: SimpleQueue[tuple[Callable[[Any], None], Any] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._main, name="romancy-workflows", daemon=True)
+        self._watch = Watch(
+            self._thread,
+            lambda answer: self._post(lambda _: answer(), None),
+            "no other workflow goes on meanwhile: what takes long belongs into an activity",
+        )
         self._thread.start()
 
     def run(self, tasks: Sequence[WorkflowTask]) -> None:
@@ -113,6 +119,10 @@ class Workflows:
         ours = [acknowledgement for acknowledgement in acknowledgements if acknowledgement.token in self._outstanding]
         if ours:
             self._post(self._acknowledge, ours)
+
+    def check(self) -> None:
+        """Report it when a workflow's code blocks the others. To be called now and then."""
+        self._watch.check()
 
     def forget_all(self) -> None:
         """The service knows nothing of what is held here."""

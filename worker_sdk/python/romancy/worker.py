@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from romancy.v1.worker_service_pb2 import (
     ACKNOWLEDGEMENT_RESULT_INVALID,
+    ACKNOWLEDGEMENT_RESULT_STALE,
+    Acknowledgement,
     ActivityCompletion,
     ActivityHeartbeat,
     ActivityTask,
@@ -194,9 +196,8 @@ class Worker:
             self._workflows.forget_all()
         if not self._connected.done():
             self._connected.set_result(None)
-        for token in received.disowned:
-            _log.warning("a task is not ours any more: it was given to another worker, or its run is closed")
-            self._activities.cancel(token)
+        if received.disowned:
+            self._disowned(received.disowned)
         if received.acknowledgements:
             self._acknowledged(received)
         for cancellation in received.cancellations:
@@ -207,6 +208,11 @@ class Worker:
             self._activities.start(received.activity_tasks)
         if received.workflow_tasks:
             self._workflows.run(received.workflow_tasks)
+
+    def tick(self) -> None:
+        """Some time passed."""
+        self._activities.check()
+        self._workflows.check()
 
     def lease_lost(self) -> None:
         """Nothing was heard for a lease."""
@@ -228,6 +234,16 @@ class Worker:
                 future.set_exception(refused)
             else:
                 future.set_result(None)
+
+    def _disowned(self, tokens: Sequence[bytes]) -> None:
+        _log.warning("%d tasks are not ours any more: others have them, or their results are known", len(tokens))
+        # Some of them may be completions that will never be acknowledged now.
+        self._workflows.acknowledge(
+            [Acknowledgement(token=token, result=ACKNOWLEDGEMENT_RESULT_STALE) for token in tokens]
+        )
+        for token in tokens:
+            self._activities.cancel(token)
+        self._check_drained()
 
     def _acknowledged(self, received: Received) -> None:
         self._workflows.acknowledge(received.acknowledgements)
