@@ -163,7 +163,7 @@ class Dispatch:
             self._hand_out(session, run, task, now_ms)
 
     def _stop_activities(self, run: Run) -> None:
-        """Tell workers of activities that were asked to stop, and of attempts that were given up without their answer."""
+        """Tell workers of activities that were asked to stop, and of attempts given up without their answer."""
         for task_id, was_stored in run.touched.items():
             task = run.tasks.get(task_id)
             if task is None:

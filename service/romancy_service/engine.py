@@ -172,6 +172,10 @@ class Engine:
         """The run as this replica committed or read it last; another replica may have changed it since."""
         return None if run_id in self._parked else self._cache.get(run_id)
 
+    def held(self, run_id: str) -> Run | None:
+        """The run if it is in memory, perhaps with changes that are being committed."""
+        return self._cache.get(run_id)
+
     # Gathering ----------------------------------------------------------------------------------------------------
 
     def _enqueue(self, submission: Submission) -> asyncio.Future[Reply | Recorded]:

@@ -95,6 +95,8 @@ async def cluster(database: str, *, replicas: int = 1, limits: Limits = QUICK) -
     async with AsyncExitStack() as stack:
         config = Config(database=database, listen=Address("127.0.0.1", 0), limits=limits)
         up = [await stack.enter_async_context(running(config, ShiftedClock)) for _ in range(replicas)]
+        if replicas > 1:
+            await until(_all_know_each_other(up), "the replicas know each other")
         between = await stack.enter_async_context(proxy([("127.0.0.1", r.port) for r in up], alternate=True))
         yield Cluster(database, up, between)
 
@@ -216,6 +218,13 @@ class Tenant:
     async def terminate(self, run_id: str, **fields: object) -> TerminateWorkflowResponse:
         """End a run at once."""
         return await self.workflows.TerminateWorkflow(TerminateWorkflowRequest(workflow=self.ref(run_id), **fields))  # type: ignore[arg-type]
+
+
+def _all_know_each_other(up: list[Running]) -> Callable[[], Awaitable[bool]]:
+    async def known() -> bool:
+        return all(replica.node.dispatch.has_peers for replica in up)
+
+    return known
 
 
 async def until(condition: Callable[[], Awaitable[object]], what: str, patience_s: float = PATIENCE_S) -> None:

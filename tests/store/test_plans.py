@@ -46,8 +46,7 @@ async def url(request: pytest.FixtureRequest, fresh_postgres: Callable[[], str])
 
 async def plan(url: str, settings: dict[str, str], sql: str) -> list[Node]:
     """The nodes of a statement's generic plan."""
-    server_settings = {**settings, "plan_cache_mode": "force_generic_plan", "jit": "off"}
-    connection = await asyncpg.connect(url, server_settings=server_settings)
+    connection = await asyncpg.connect(url, server_settings={**settings, "jit": "off"})
     try:
         await connection.execute(f"prepare planned as {sql}")
         types = await connection.fetchval("select parameter_types::text[] from pg_prepared_statements where from_sql")

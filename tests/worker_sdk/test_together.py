@@ -132,26 +132,20 @@ async def test_a_worker_process_that_is_asked_to_stop_finishes_its_activity(
 ) -> None:
     gate = tmp_path / "gate"
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.worker_sdk.draining_worker",
-        service.address,
+        *(sys.executable, "-m", "tests.worker_sdk.draining_worker", service.address),
         env={"PYTHONPATH": ":".join(sys.path)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
+    assert process.stdout is not None
+    assert process.stderr is not None
     handle = await service.client.start_workflow(wait_for_gate, str(gate))
-    await exists(gate.with_suffix(".begun"))
+    assert await process.stdout.readline() == b"begun\n"
     process.send_signal(signal.SIGTERM)
-    while not (await service.client.list_workers())[0].draining:
-        await asyncio.sleep(0.01)
+    assert b"SIGTERM: finishing what is in hand" in await process.stderr.readline()
     gate.touch()
     async with asyncio.timeout(PATIENCE_S):
         assert await process.wait() == 0
     # What follows needs another worker: the one that stopped took no new tasks.
     async with Worker(service.address, workflows=[wait_for_gate]):
         assert await handle.result() == "attempt 1"
-
-
-async def exists(path: Path) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not path.exists():
-            await asyncio.sleep(0.01)

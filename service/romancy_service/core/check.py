@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.payload_pb2 import Payload
@@ -62,6 +63,13 @@ def check_duration(field: str, value: Duration, *, allow_negative: bool = False)
         raise InvalidField(field, f"is {shown}, at most ten years are allowed", value=shown, limit=LONGEST_DURATION_MS)
 
 
+def check_durations(field: str, message: Message, names: Iterable[str]) -> None:
+    """Those of a message's durations that are set."""
+    for name in names:
+        if message.HasField(name):
+            check_duration(f"{field}.{name}", getattr(message, name))
+
+
 def check_payload(field: str, value: Payload, limits: Limits) -> None:
     """One value of the user's."""
     _check_payload_bytes(field, value.ByteSize(), limits.payload_bytes)
@@ -69,9 +77,13 @@ def check_payload(field: str, value: Payload, limits: Limits) -> None:
 
 def check_payloads(field: str, values: Sequence[Payload], limits: Limits) -> None:
     """Values of the user's that belong together."""
+    total = 0
     for number, value in enumerate(values):
-        check_payload(f"{field}[{number}]", value, limits)
-    _check_payload_bytes(field, sum(value.ByteSize() for value in values), limits.payloads_bytes)
+        size = value.ByteSize()
+        total += size
+        if size > limits.payload_bytes:
+            _check_payload_bytes(f"{field}[{number}]", size, limits.payload_bytes)
+    _check_payload_bytes(field, total, limits.payloads_bytes)
 
 
 def _check_payload_bytes(field: str, size: int, limit: int) -> None:
@@ -117,8 +129,7 @@ def check_retry_policy(field: str, policy: RetryPolicy, limits: Limits) -> None:
     if policy.max_attempts < 0:
         problem = f"is {policy.max_attempts}"
         raise InvalidField(f"{field}.max_attempts", problem, "give zero for no limit", value=policy.max_attempts)
-    for name in ("initial_interval", "max_interval", "max_elapsed"):
-        check_duration(f"{field}.{name}", getattr(policy, name))
+    check_durations(field, policy, ("initial_interval", "max_interval", "max_elapsed"))
     coefficient = policy.backoff_coefficient
     if policy.HasField("backoff_coefficient") and not (math.isfinite(coefficient) and coefficient >= 1):
         raise InvalidField(f"{field}.backoff_coefficient", f"is {coefficient}", "give 1 or more", value=coefficient)

@@ -25,6 +25,7 @@ from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CANCELLED, WORKFLOW_STATUS_F
 
 from romancy_service.core.check import (
     check_duration,
+    check_durations,
     check_failure,
     check_headers,
     check_id,
@@ -37,10 +38,11 @@ from romancy_service.core.emit import Emitter
 from romancy_service.core.failures import cut
 from romancy_service.core.limits import Limits
 from romancy_service.core.run import Run
-from romancy_service.core.task import activity_task_id, timer_task_id
+from romancy_service.core.task import DEADLINE_TASK_ID, WORKFLOW_TASK_ID, activity_task_id, timer_task_id
 from romancy_service.core.times import duration_ms, timestamp
 from romancy_service.errors import InvalidField
 
+_TIMEOUTS = ("schedule_to_close_timeout", "schedule_to_start_timeout", "start_to_close_timeout", "heartbeat_timeout")
 _LAST = ("complete_workflow", "fail_workflow", "cancel_workflow")
 
 
@@ -79,7 +81,8 @@ def check_commands(run: Run, commands: Sequence[Command], limits: Limits) -> Non
             _check(draft, command)
         except InvalidField as error:
             raise error.inside(f"commands[{number}]") from error
-    open_tasks = len(run.tasks) + len(draft.opened) - len(draft.dropped)
+    ours = sum(task_id in run.tasks for task_id in (WORKFLOW_TASK_ID, DEADLINE_TASK_ID))
+    open_tasks = len(run.tasks) - ours + len(draft.opened) - len(draft.dropped)
     if open_tasks > limits.open_activities:
         raise InvalidField(
             "commands", f"the run would have {open_tasks} open activities and timers, at most {limits.open_activities} "
@@ -136,16 +139,13 @@ def _check_schedule(draft: _Draft, command: ScheduleActivity) -> None:
     count = draft.run.counters.activities.get(command.activity_type, 0) + draft.activities[command.activity_type]
     _check_counted("schedule_activity.activity_id", command.activity_id, f"{command.activity_type}:{count}")
     check_payloads("schedule_activity.arguments", command.arguments, draft.limits)
-    for name in (
-        "schedule_to_close_timeout",
-        "schedule_to_start_timeout",
-        "start_to_close_timeout",
-        "heartbeat_timeout",
-    ):
-        check_duration(f"schedule_activity.{name}", getattr(command, name))
-    check_retry_policy("schedule_activity.retry_policy", command.retry_policy, draft.limits)
-    check_priority("schedule_activity.priority", command.priority, draft.limits)
-    check_headers("schedule_activity.headers", command.headers, draft.limits)
+    check_durations("schedule_activity", command, _TIMEOUTS)
+    if command.HasField("retry_policy"):
+        check_retry_policy("schedule_activity.retry_policy", command.retry_policy, draft.limits)
+    if command.priority:
+        check_priority("schedule_activity.priority", command.priority, draft.limits)
+    if command.headers:
+        check_headers("schedule_activity.headers", command.headers, draft.limits)
     if command.HasField("compensation"):
         _check_compensation("schedule_activity.compensation", command.compensation, draft.limits)
     draft.opened.add(activity_task_id(command.activity_id))
@@ -156,20 +156,29 @@ def _check_compensation(field_name: str, compensation: Compensation, limits: Lim
     if compensation.task_queue:
         check_id(f"{field_name}.task_queue", compensation.task_queue, limits)
     check_payloads(f"{field_name}.arguments", [argument.payload for argument in compensation.arguments], limits)
-    check_duration(f"{field_name}.start_to_close_timeout", compensation.start_to_close_timeout)
-    check_duration(f"{field_name}.heartbeat_timeout", compensation.heartbeat_timeout)
-    check_retry_policy(f"{field_name}.retry_policy", compensation.retry_policy, limits)
+    for number, argument in enumerate(compensation.arguments):
+        if argument.WhichOneof("value") is None:
+            raise InvalidField(f"{field_name}.arguments[{number}]", "has no value", "set payload or activity_result")
+    check_durations(field_name, compensation, _TIMEOUTS[2:])
+    if compensation.HasField("retry_policy"):
+        check_retry_policy(f"{field_name}.retry_policy", compensation.retry_policy, limits)
 
 
 def _was_scheduled(draft: _Draft, activity_id: str) -> bool:
     """Whether it is open or closed: the code may cancel what has been closed by an input that it has not seen yet."""
     activity_type, _, number = activity_id.rpartition(":")
-    return number.isdecimal() and 1 <= int(number) <= draft.run.counters.activities.get(activity_type, 0)
+    scheduled = draft.run.counters.activities.get(activity_type, 0) + draft.activities[activity_type]
+    return _is_counted(number, scheduled)
+
+
+def _is_counted(number: str, count: int) -> bool:
+    """Whether `number` is written as one of 1 to `count`; text from outside may be digits of any kind and length."""
+    return len(number) <= len(str(count)) and number.isdecimal() and 1 <= int(number) <= count and number == str(int(number))
 
 
 def _check_cancel_timer(draft: _Draft, timer_id: str) -> None:
     started = draft.run.counters.timers + draft.timers
-    if not (timer_id.isdecimal() and 1 <= int(timer_id) <= started):
+    if not _is_counted(timer_id, started):
         raise InvalidField("cancel_timer.timer_id", f"the run has no timer {timer_id!r}")
     if draft.is_open(timer_task_id(timer_id)):
         draft.dropped.add(timer_task_id(timer_id))

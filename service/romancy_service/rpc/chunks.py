@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from google.protobuf.message import DecodeError
+
 from romancy.v1.worker_service_pb2 import Chunk, ConnectRequest, ConnectResponse
 
 from romancy_service.errors import InvalidField
@@ -53,4 +55,7 @@ class Joiner:
         if not chunk.last:
             return None
         data, self._pieces, self._size = b"".join(self._pieces), [], 0
-        return ConnectRequest.FromString(data)
+        try:
+            return ConnectRequest.FromString(data)
+        except DecodeError as error:
+            raise InvalidField("chunk", "the joined pieces are no frame", "send the pieces in order") from error

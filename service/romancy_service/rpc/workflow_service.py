@@ -48,6 +48,8 @@ from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceServicer
 
 from romancy_service.core.check import check_id
 from romancy_service.core.decide import Reply
+from romancy_service.core.limits import Limits
+from romancy_service.core.task import NEVER_MS
 from romancy_service.core.triggers import RequestCancel, ResolveCompensation, Terminate, Trigger
 from romancy_service.describe import describe, describe_summary
 from romancy_service.engine import Recorded, RequestKey
@@ -149,7 +151,7 @@ class WorkflowService(WorkflowServiceServicer):
         namespace = namespace_of(request.namespace, limits)
         check_filter("filter", request.filter, limits)
         size = page_size("page_size", request.page_size, limits.page_runs, limits.max_page_runs)
-        after = _read_page_token(request.page_token, namespace, request.filter) if request.page_token else None
+        after = _read_page_token(request.page_token, namespace, request.filter, limits) if request.page_token else None
         runs = await self._node.store.list_runs(namespace, request.filter, after, size + 1)
         token = ""
         if len(runs) > size:
@@ -290,6 +292,20 @@ class _Waiting:
             self._wake.set()
 
     async def _add(self, namespace: str, run_ids: Sequence[str]) -> None:
+        unknown = [run_id for run_id in run_ids if not self._runs_here(namespace, run_id)]
+        if unknown:
+            await self._look_up(namespace, unknown)
+
+    def _runs_here(self, namespace: str, run_id: str) -> bool:
+        """Whether this replica is carrying the run, so that nothing has to be read to wait for it."""
+        run = None if self._node.results.has_peers else self._node.engine.held(run_id)
+        if run is None or run.namespace != namespace or run.outcome is not None:
+            return False
+        self._open[run_id] = waiter = self._waiter(run_id)
+        self._node.results.wait(run_id, waiter)
+        return True
+
+    async def _look_up(self, namespace: str, run_ids: Sequence[str]) -> None:
         known = await self._node.store.find_runs([(namespace, "", run_id) for run_id in run_ids])
         # Nothing is waited for before it is known to be the caller's to see.
         for run_id, found in zip(run_ids, known, strict=True):
@@ -374,12 +390,13 @@ def _page_token(namespace: str, wanted: WorkflowFilter, start_ms: int, run_id: s
     return base64.urlsafe_b64encode(json.dumps([_digest(namespace, wanted), start_ms, run_id]).encode()).decode()
 
 
-def _read_page_token(token: str, namespace: str, wanted: WorkflowFilter) -> tuple[int, str]:
+def _read_page_token(token: str, namespace: str, wanted: WorkflowFilter, limits: Limits) -> tuple[int, str]:
     try:
         digest, start_ms, run_id = json.loads(base64.urlsafe_b64decode(token))
-        if digest == _digest(namespace, wanted) and isinstance(start_ms, int) and isinstance(run_id, str):
+        if digest == _digest(namespace, wanted) and type(start_ms) is int and abs(start_ms) < NEVER_MS:
+            check_id("page_token", run_id, limits)
             return start_ms, run_id
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, RecursionError, InvalidField):
         pass
     raise InvalidField(
         "page_token",

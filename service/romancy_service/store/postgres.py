@@ -1,7 +1,8 @@
 """The store on Postgres: any number of replicas share one database.
 
-Connections by what their statements need: the lanes and whatever else finds rows by key; lookups and claims, which walk
-along indexes; one that only renews leases, so that no load can make sessions look lost; one that listens.
+Connections by what their statements need: the lanes and whatever else finds rows by key; claims, which walk along an
+index; lookups, whose plans depend on what is looked for; one that only renews leases, so that no load can make sessions
+look lost; one that listens.
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ ANSWER_S: Final = 30.0
 CONNECT_S: Final = 5.0
 CLASHES: Final = 5
 """So often is a statement repeated that lost a deadlock or ran into a lock."""
-LOOKUPS: Final = 4
-"""Connections for what walks along indexes."""
 BY_KEY_BESIDES_LANES: Final = 3
 """Connections for loads, heartbeats and releases."""
+CLAIMS: Final = 2
+LOOKUPS: Final = 4
 PING_S: Final = 30.0
 MIGRATION_LOCK: Final = 0x726F6D616E6379
 _CHANNEL: Final = "romancy"
@@ -70,7 +71,7 @@ _SETTINGS: Final = {
     "lock_timeout": "5s",
     "statement_timeout": "25s",
 }
-WALKING: Final = {"enable_seqscan": "off"}
+WALKING: Final = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
 DIALECT: Final = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
 _NOW: Final = "select (extract(epoch from clock_timestamp()) * 1000)::bigint as now_ms"
 _NOTIFY: Final = f"select pg_notify('{_CHANNEL}', $1::text)"
@@ -107,9 +108,7 @@ class PostgresStore(Store):
         self._url = url
         self.lanes = lanes
         self._listener: asyncio.Task[None] | None = None
-        self._by_key: asyncpg.Pool[asyncpg.Record]
-        self._walking: asyncpg.Pool[asyncpg.Record]
-        self._apart: asyncpg.Pool[asyncpg.Record]
+        self._pools: list[asyncpg.Pool[asyncpg.Record]] = []
 
     # Connections --------------------------------------------------------------------------------------------------
 
@@ -117,7 +116,8 @@ class PostgresStore(Store):
         await self.migrate()
         with _unavailable():
             self._by_key = await self._pool(self.lanes, self.lanes + BY_KEY_BESIDES_LANES, BY_KEY)
-            self._walking = await self._pool(1, LOOKUPS, WALKING)
+            self._claims = await self._pool(1, CLAIMS, WALKING)
+            self._lookups = await self._pool(1, LOOKUPS, {})
             self._apart = await self._pool(1, 1, BY_KEY)
 
     async def migrate(self) -> None:
@@ -145,7 +145,7 @@ class PostgresStore(Store):
         if self._listener is not None:
             self._listener.cancel()
             await asyncio.gather(self._listener, return_exceptions=True)
-        for pool in (self._by_key, self._walking, self._apart):
+        for pool in self._pools:
             try:
                 async with asyncio.timeout(CONNECT_S):
                     await pool.close()
@@ -157,7 +157,7 @@ class PostgresStore(Store):
         return await asyncpg.connect(self._url, timeout=CONNECT_S, server_settings=settings)
 
     async def _pool(self, fewest: int, most: int, settings: dict[str, str]) -> asyncpg.Pool[asyncpg.Record]:
-        return await asyncpg.create_pool(
+        pool: asyncpg.Pool[asyncpg.Record] = await asyncpg.create_pool(
             self._url,
             min_size=fewest,
             max_size=most,
@@ -168,6 +168,8 @@ class PostgresStore(Store):
             command_timeout=ANSWER_S,
             server_settings={**_SETTINGS, **settings},
         )
+        self._pools.append(pool)
+        return pool
 
     async def _fetch(self, pool: asyncpg.Pool[asyncpg.Record], sql: str, *values: Any) -> list[asyncpg.Record]:
         """Run a statement that is a transaction of its own, again if it lost against another one."""
@@ -183,7 +185,7 @@ class PostgresStore(Store):
 
     async def _read(self, statement: Executable, **values: Any) -> Sequence[Row]:
         sql, arguments = compiled(statement, DIALECT, values)
-        return await self._fetch(self._walking, sql, *arguments)
+        return await self._fetch(self._lookups, sql, *arguments)
 
     async def _write(self, statement: Executable, **values: Any) -> Sequence[Row]:
         return await self._read(statement, **values)
@@ -215,7 +217,7 @@ class PostgresStore(Store):
 
     async def claim(self, wants: Sequence[Want], now_ms: int) -> list[Claimed]:
         rows = [(w.namespace, w.queue, w.kind, w.type, w.slots, w.session_id, w.epoch) for w in wants]
-        claimed = await self._fetch(self._walking, CLAIM, *WANTS.values(want=rows), now_ms)
+        claimed = await self._fetch(self._claims, CLAIM, *WANTS.values(want=rows), now_ms)
         faults.point("claim.after")
         return [claimed_of(row) for row in claimed]
 
@@ -240,11 +242,11 @@ class PostgresStore(Store):
 
     async def _estimate(self, query: Select[tuple[str]]) -> int:
         sql, arguments = compiled(query, DIALECT, {})
-        plan = await self._fetch(self._walking, f"explain (format json) {sql}", *arguments)
+        plan = await self._fetch(self._lookups, f"explain (format json) {sql}", *arguments)
         return int(json.loads(plan[0]["QUERY PLAN"])[0]["Plan"]["Plan Rows"])
 
     async def notify(self, payload: str) -> None:
-        await self._fetch(self._walking, _NOTIFY, payload)
+        await self._fetch(self._lookups, _NOTIFY, payload)
 
     async def listen(self, callback: Callable[[str], None]) -> None:
         self._listener = asyncio.create_task(self._keep_listening(callback), name="listener")
