@@ -280,7 +280,8 @@ class Engine:
             runs.update(await self._store.load(missing))
             for run_id in missing:
                 for submission in batch[run_id]:
-                    submission.fresh = True
+                    # One with a request id is fresh only after a look for its answer, which it may have got before.
+                    submission.fresh |= submission.request is None
         for run_id, submissions in batch.items():
             if any(s.history for s in submissions) and run_id in runs:
                 await self._fold_saga(runs[run_id], submissions)

@@ -103,9 +103,10 @@ async def test_what_is_due_is_read_off_its_index(url: str) -> None:
 
 def test_arrays_carry_rows_by_column() -> None:
     arrays = Arrays(pair=(("name", "text"), ("number", "int")), one=(("flag", "bool"),))
-    assert arrays.rows("pair") == "unnest($1::text[], $2::int[]) as pair(name, number)"
-    assert arrays.column("one", "flag") == "$3::bool[]"
-    assert [list(column) for column in arrays.values(pair=[("a", 1), ("b", 2)], one=[])] == [["a", "b"], [1, 2], []]
+    assert arrays.rows("pair") == "unnest($1::text[], ($2::text)::int[]) as pair(name, number)"
+    assert arrays.column("one", "flag") == "($3::text)::bool[]"
+    assert list(arrays.values(pair=[("a", 1), ("b", 2)], one=[(True,)])) == [("a", "b"), "{1,2}", "{True}"]
+    assert list(arrays.values(pair=[], one=[])) == [(), "{}", "{}"]
     assert arrays.next_parameter == 4
     assert WANTS.next_parameter == 8
 

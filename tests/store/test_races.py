@@ -214,6 +214,13 @@ async def test_a_listener_whose_connection_is_cut_listens_again(replicas: tuple[
     await tell_until_heard(replicas[0], "after", heard)
 
 
+async def test_news_that_are_too_long_are_lost_and_nothing_else(replicas: tuple[Store, Store]) -> None:
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    await replicas[1].listen(heard.put_nowait)
+    await replicas[0].notify("é" * 4_000)
+    await tell_until_heard(replicas[0], "é" * 3_999, heard)
+
+
 async def tell_until_heard(store: Store, news: str, heard: asyncio.Queue[str]) -> None:
     """A notification may be lost, for example because listening begins a moment after it was asked for."""
     async with asyncio.timeout(30):

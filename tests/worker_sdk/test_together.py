@@ -29,7 +29,6 @@ from tests.worker_sdk.draining_worker import wait_for_gate
 
 PATIENCE_S = 20.0
 DONE: list[str] = []
-BEGUN = asyncio.Event()
 
 
 @compensation

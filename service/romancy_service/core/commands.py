@@ -173,7 +173,12 @@ def _was_scheduled(draft: _Draft, activity_id: str) -> bool:
 
 def _is_counted(number: str, count: int) -> bool:
     """Whether `number` is written as one of 1 to `count`; text from outside may be digits of any kind and length."""
-    return len(number) <= len(str(count)) and number.isdecimal() and 1 <= int(number) <= count and number == str(int(number))
+    return (
+        len(number) <= len(str(count))
+        and number.isdecimal()
+        and 1 <= int(number) <= count
+        and number == str(int(number))
+    )
 
 
 def _check_cancel_timer(draft: _Draft, timer_id: str) -> None:

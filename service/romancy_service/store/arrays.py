@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import Any, Final
 
 from sqlalchemy import BigInteger, Boolean, Integer, LargeBinary, Table, Text
 
 _TYPES: Final = {Text: "text", BigInteger: "bigint", Integer: "int", Boolean: "bool", LargeBinary: "bytea"}
+
+_AS_TEXT: Final = frozenset({"bigint", "int", "bool"})
+"""Arrays that travel as the text of their literal: the driver looks at each element of an array, but not into a text."""
 
 Columns = tuple[tuple[str, str], ...]
 """Names and Postgres types."""
@@ -34,17 +36,24 @@ class Arrays:
     def rows(self, name: str) -> str:
         """SQL: the list as a table."""
         first = self._first[name]
-        arrays = (f"${first + n}::{kind}[]" for n, (_, kind) in enumerate(self._lists[name]))
+        arrays = (_array(first + n, kind) for n, (_, kind) in enumerate(self._lists[name]))
         return f"unnest({', '.join(arrays)}) as {name}({', '.join(column for column, _ in self._lists[name])})"
 
     def column(self, name: str, column: str) -> str:
         """SQL: one column of the list as an array."""
         position = [known for known, _ in self._lists[name]].index(column)
-        return f"${self._first[name] + position}::{self._lists[name][position][1]}[]"
+        return _array(self._first[name] + position, self._lists[name][position][1])
 
     def values(self, **lists: Sequence[tuple[Any, ...]]) -> Iterable[Sequence[Any]]:
         """The values of all parameters, from the rows of all lists."""
-        return chain.from_iterable(
-            zip(*lists[name], strict=True) if lists[name] else ((),) * len(columns)
-            for name, columns in self._lists.items()
-        )
+        values: list[Any] = []
+        for name, columns in self._lists.items():
+            rows = lists[name]
+            arrays = zip(*rows, strict=True) if rows else ((),) * len(columns)
+            for (_, kind), array in zip(columns, arrays, strict=True):
+                values.append(f"{{{','.join(map(str, array))}}}" if kind in _AS_TEXT else array)
+        return values
+
+
+def _array(parameter: int, kind: str) -> str:
+    return f"(${parameter}::text)::{kind}[]" if kind in _AS_TEXT else f"${parameter}::{kind}[]"

@@ -57,6 +57,8 @@ BY_KEY_BESIDES_LANES: Final = 3
 """Connections for loads, heartbeats and releases."""
 CLAIMS: Final = 2
 LOOKUPS: Final = 4
+NOTIFY_BYTES: Final = 7_999
+"""Postgres takes no more."""
 PING_S: Final = 30.0
 MIGRATION_LOCK: Final = 0x726F6D616E6379
 _CHANNEL: Final = "romancy"
@@ -246,6 +248,9 @@ class PostgresStore(Store):
         return int(json.loads(plan[0]["QUERY PLAN"])[0]["Plan"]["Plan Rows"])
 
     async def notify(self, payload: str) -> None:
+        if len(payload.encode()) > NOTIFY_BYTES:
+            _log.warning("news too long to tell; other replicas find out when they look", bytes=len(payload.encode()))
+            return
         await self._fetch(self._lookups, _NOTIFY, payload)
 
     async def listen(self, callback: Callable[[str], None]) -> None:

@@ -285,7 +285,7 @@ class Store(Lookups, Presence):
 
     @abstractmethod
     async def notify(self, payload: str) -> None:
-        """Tell the other replicas something, at most 7,999 bytes. It may be lost."""
+        """Tell the other replicas something, at most 7,999 bytes. It may be lost, and is if it is longer."""
 
     @abstractmethod
     async def listen(self, callback: Callable[[str], None]) -> None:

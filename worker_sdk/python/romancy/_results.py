@@ -139,12 +139,15 @@ class Results:
                     self._refuse(result.run_id, refusal(code, error.reason, error.message, error.metadata))
 
     async def _write(self, call: _Call) -> None:
-        while True:
-            self._wake.clear()
-            while self._unsent:
-                run_ids, self._unsent = self._unsent[:_MAX_RUNS], self._unsent[_MAX_RUNS:]
-                await call.write(WaitResultsRequest(namespace=self._namespace, run_ids=run_ids))
-            await self._wake.wait()
+        try:
+            while True:
+                self._wake.clear()
+                while self._unsent:
+                    run_ids, self._unsent = self._unsent[:_MAX_RUNS], self._unsent[_MAX_RUNS:]
+                    await call.write(WaitResultsRequest(namespace=self._namespace, run_ids=run_ids))
+                await self._wake.wait()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await asyncio.get_running_loop().create_future()  # the call has ended; the reader learns how
 
     async def _probe(self) -> None:
         """Return when the stream is to be replaced."""

@@ -149,13 +149,10 @@ class Stream:
             while not self._finishing:
                 try:
                     await self._serve()
-                except (grpc.aio.AioRpcError, _StreamEnded, OSError) as why:
+                except Exception as why:
                     await self._recover(why)
         except StreamRefused as refused:
             error = refused
-        except Exception as bug:
-            _log.exception("the worker's stream broke")
-            error = StreamRefused(f"{type(bug).__name__} in the worker's stream: {bug}")
         self._handler.ended(error)
 
     # One stream -----------------------------------------------------------------------------------------------------
@@ -204,18 +201,23 @@ class Stream:
         self._tick()
 
     async def _write(self, call: _Call) -> None:
-        await self._write_frame(call, self._session.hello())
-        await self._welcomed.wait()
-        if self._finishing:
-            self._session.say_goodbye()
-        while True:
-            self._wake.clear()
-            while (frame := self._session.next_frame()) is not None:
-                await self._write_frame(call, frame)
-                if frame.HasField("goodbye"):
-                    await call.done_writing()
-                    await asyncio.Event().wait()  # the reader sees the end
-            await self._wake.wait()
+        try:
+            await self._write_frame(call, self._session.hello())
+            await self._welcomed.wait()
+            if self._finishing:
+                self._session.say_goodbye()
+            said_goodbye = False
+            while not said_goodbye:
+                self._wake.clear()
+                while (frame := self._session.next_frame()) is not None:
+                    await self._write_frame(call, frame)
+                    said_goodbye = said_goodbye or frame.HasField("goodbye")
+                if not said_goodbye:
+                    await self._wake.wait()
+            await call.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # the call has ended
+        await self._loop.create_future()  # how it ends is for the reader to learn
 
     async def _write_frame(self, call: _Call, frame: ConnectRequest) -> None:
         await call.write(frame)
@@ -270,6 +272,8 @@ class Stream:
                 _log.error("a completion ended the stream by its size; it is reported as failed instead: %s", text)
         else:
             text = str(why)
+            if not isinstance(why, _StreamEnded | OSError):
+                _log.error("the stream broke the worker's own code", exc_info=why)
         if self._failures == 0 or self._failures % 12 == 0:
             _log.warning("disconnected from %s, connecting again: %s", self._endpoint.target, text)
 
