@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -23,7 +23,7 @@ from romancy_service.core.limits import Limits
 from romancy_service.core.rollback import NeedsHistory
 from romancy_service.core.run import Run
 from romancy_service.core.task import Fence, Task, TaskKind
-from romancy_service.core.triggers import StartRun, Trigger
+from romancy_service.core.triggers import StartRun, Terminate, Trigger
 from romancy_service.errors import (
     BatchRejected,
     InternalError,
@@ -34,6 +34,7 @@ from romancy_service.errors import (
     WorkflowNotFound,
 )
 from romancy_service.store.store import Change, CommitResult, Lease, Request, Store
+from romancy_service.submission import Recorded, RequestKey, Submission
 
 _log = structlog.get_logger("romancy.engine")
 
@@ -42,54 +43,6 @@ BATCH_RUNS: Final = 128
 _WHOLE_HISTORY: Final = 2**40
 MAX_TRIES: Final = 50
 """So often is a trigger decided again because its run changed meanwhile. Each time somebody else made progress."""
-
-
-@dataclass(frozen=True, slots=True)
-class RequestKey:
-    """Makes a trigger safe to submit again: the same id gets the same answer."""
-
-    namespace: str
-    request_id: str
-    method: str
-    encode: Callable[[Reply], bytes]
-    """The answer that is stored with what the request caused."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """The request was carried out before; this is what it was answered."""
-
-    method: str
-    run_id: str
-    reply: bytes
-
-
-@dataclass(slots=True, eq=False)
-class Submission:
-    """A trigger on its way through the engine."""
-
-    run_id: str
-    trigger: Trigger
-    future: asyncio.Future[Reply | Recorded]
-    request: RequestKey | None = None
-    new_run: Run | None = None
-    tries: int = 0
-    fresh: bool = False
-    """Its run, and its request id, must be read from the database: an earlier try was not written."""
-    history: bool = False
-    """Its run must be folded from its whole history."""
-
-    @property
-    def fence(self) -> Fence | None:
-        return getattr(self.trigger, "fence", None)
-
-    def resolve(self, reply: Reply | Recorded) -> None:
-        if not self.future.done():
-            self.future.set_result(reply)
-
-    def fail(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
 
 
 class Outlet(Protocol):
@@ -119,6 +72,17 @@ class _Draft:
     run: Run
     change: Change
     decided: list[tuple[Submission, Reply | RomancyError]] = field(default_factory=list)
+    successor: _Draft | None = None
+    """Written together with this one, or not at all."""
+
+    @property
+    def submissions(self) -> list[Submission]:
+        return [submission for submission, _ in self.decided]
+
+    def both(self) -> Iterator[_Draft]:
+        yield self
+        if self.successor is not None:
+            yield self.successor
 
 
 class Engine:
@@ -157,6 +121,13 @@ class Engine:
         """Open `run`, of which only the ids are set. Fails with BatchRejected if its workflow id has an open run."""
         future = asyncio.get_running_loop().create_future()
         return self._enqueue(Submission(run.run_id, trigger, future, request, new_run=run))
+
+    def replace(
+        self, run_id: str, trigger: Terminate, run: Run, start: StartRun, request: RequestKey
+    ) -> asyncio.Future[Reply | Recorded]:
+        """Close one run of a workflow id and open the next, in one transaction."""
+        future = asyncio.get_running_loop().create_future()
+        return self._enqueue(Submission(run_id, trigger, future, request, successor=(run, start)))
 
     async def drained(self) -> None:
         """Wait until nothing is under way."""
@@ -249,18 +220,17 @@ class Engine:
 
     async def _answer_recorded(self, batch: dict[str, list[Submission]]) -> None:
         """Answer what was carried out by an earlier try, ours or the client's, from what it left."""
-        repeated = {
-            (s.request.namespace, s.request.request_id): s
-            for submissions in batch.values()
-            for s in submissions
-            if s.fresh and s.request is not None
-        }
+        repeated: dict[tuple[str, str], list[Submission]] = {}
+        for submission in (s for submissions in batch.values() for s in submissions):
+            if submission.fresh and submission.request is not None:
+                key = (submission.request.namespace, submission.request.request_id)
+                repeated.setdefault(key, []).append(submission)
         if not repeated:
             return
         for key, request in (await self._store.find_requests(list(repeated))).items():
-            submission = repeated[key]
-            submission.resolve(Recorded(request.method, request.run_id, request.reply))
-            batch[submission.run_id].remove(submission)
+            for submission in repeated[key]:
+                submission.resolve(Recorded(request.method, request.run_id, request.reply))
+                batch[submission.run_id].remove(submission)
 
     async def _load(self, batch: dict[str, list[Submission]]) -> dict[str, Run]:
         runs: dict[str, Run] = {}
@@ -271,7 +241,7 @@ class Engine:
             new = next((s.new_run for s in submissions if s.new_run is not None), None)
             cached = self._cache.get(run_id)
             if new is not None:
-                runs[run_id] = Run(new.namespace, new.workflow_id, new.run_id, memo=new.memo)
+                runs[run_id] = new.begin()
             elif cached is not None:
                 runs[run_id] = cached
             elif submissions:
@@ -305,11 +275,17 @@ class Engine:
             for submission in submissions:
                 submission.fail(WorkflowNotFound(run_id))
             return None
+        if len(submissions) > 1 and submissions[0].alone:
+            self._parked[run_id][:0] = submissions[1:]
+            submissions = submissions[:1]
         fresh = all(s.fresh for s in submissions)
         draft = _Draft(run, Change(run))
         now_ms = self._clock.latest_ms()
         for position, submission in enumerate(submissions):
             if submission.future.cancelled():
+                continue
+            if _is_repeated(draft, submission):
+                self._again([submission])
                 continue
             try:
                 if fresh:
@@ -345,10 +321,17 @@ class Engine:
         # A row that an earlier trigger of the batch brought about is not in the database yet.
         if fence is not None and draft.run.touched.get(fence.task_id, True):
             draft.change.fences.append(fence)
+        change = draft.change
+        if submission.successor is not None:
+            new, start = submission.successor
+            draft.successor = successor = _Draft(new.begin(), Change(new, after=draft.run.run_id))
+            successor.change.run = successor.run
+            decide(successor.run, start, self._clock.latest_ms(), self._limits)
+            change = successor.change
         request = submission.request
         if request is not None:
-            draft.change.requests.append(
-                Request(request.namespace, request.request_id, submission.run_id, request.method, request.encode(reply))
+            change.requests.append(
+                Request(request.namespace, request.request_id, change.run.run_id, request.method, request.encode(reply))
             )
 
     # Committing ---------------------------------------------------------------------------------------------------
@@ -358,18 +341,19 @@ class Engine:
         if not drafts:
             return
         now_ms = self._clock.latest_ms()
-        for draft in drafts:
-            draft.change.leases = self._offers(draft.run, now_ms)
+        every = [each for draft in drafts for each in draft.both()]
+        for each in every:
+            each.change.leases = self._offers(each.run, now_ms)
         try:
-            result = await self._store.commit([draft.change for draft in drafts], now_ms)
+            result = await self._store.commit([each.change for each in every], now_ms)
         except StoreUnavailable as error:
-            for draft in drafts:
-                self._drop(draft)
+            for each in every:
+                self._drop(each)
             self._outlet.uncertain()
-            await self._wait_for_store(error, [s for draft in drafts for s, _ in draft.decided])
+            await self._wait_for_store(error, [s for draft in drafts for s in draft.submissions])
         except BatchRejected as error:
-            for draft in drafts:
-                self._withdraw(draft)
+            for each in every:
+                self._withdraw(each)
             if len(drafts) > 1:
                 middle = len(drafts) // 2
                 await self._commit(drafts[:middle])
@@ -377,8 +361,8 @@ class Engine:
             else:
                 self._reject(drafts[0], error)
         except BaseException:
-            for draft in drafts:
-                self._drop(draft)
+            for each in every:
+                self._drop(each)
             raise
         else:
             for draft in drafts:
@@ -386,17 +370,18 @@ class Engine:
 
     def _reject(self, draft: _Draft, error: BatchRejected) -> None:
         self._forget(draft.run)
-        submissions = [submission for submission, _ in draft.decided]
+        submissions = draft.submissions
         if error.conflict:
             # Somebody else opened the same id, or used the same request id, at the same time: look, and decide again.
             self._again_or_conflict(submissions, error)
-        elif len(submissions) == 1:
-            _log.error("trigger refused by the database", run_id=draft.run.run_id, error=str(error))
+            return
+        _log.error("refused by the database", run_id=draft.run.run_id, triggers=len(submissions), error=str(error))
+        if len(submissions) == 1:
             submissions[0].fail(InternalError(f"the database refused it: {error}"))
-        else:
-            _log.error("triggers refused by the database", run_id=draft.run.run_id, error=str(error))
-            for submission in submissions:
-                submission.fail(InternalError(f"the database refused it: {error}"))
+            return
+        for submission in submissions:
+            submission.alone = True
+        self._again(submissions)
 
     def _again_or_conflict(self, submissions: list[Submission], error: BatchRejected) -> None:
         for submission in submissions:
@@ -408,12 +393,22 @@ class Engine:
     def _finish(self, draft: _Draft, result: CommitResult) -> None:
         run = draft.run
         if run.run_id not in result.written:
-            self._drop(draft)
-            self._again_or_conflict(
-                [submission for submission, _ in draft.decided],
-                BatchRejected(f"workflow id {run.workflow_id!r} has an open run", conflict=True),
-            )
+            for each in draft.both():
+                self._drop(each)
+            error = BatchRejected(f"workflow id {run.workflow_id!r} has an open run", conflict=True)
+            self._again_or_conflict(draft.submissions, error)
             return
+        for each in draft.both():
+            self._publish(each, result)
+        for submission, outcome in draft.decided:
+            if isinstance(outcome, Reply):
+                submission.resolve(outcome)
+            else:
+                submission.fail(outcome)
+
+    def _publish(self, draft: _Draft, result: CommitResult) -> None:
+        """What is stored now goes to whoever waits for it."""
+        run = draft.run
         granted = {}
         for task_id, lease in draft.change.leases.items():
             if (run.run_id, task_id) in result.unleased:
@@ -429,11 +424,6 @@ class Engine:
         if changed:
             run.committed()
         self._remember(run)
-        for submission, outcome in draft.decided:
-            if isinstance(outcome, Reply):
-                submission.resolve(outcome)
-            else:
-                submission.fail(outcome)
 
     def _offers(self, run: Run, now_ms: int) -> dict[str, Lease]:
         leases = {}
@@ -487,3 +477,11 @@ def _check_lease(run: Run, fence: Fence | None, *, untouched: bool) -> None:
     task = run.tasks.get(fence.task_id)
     if task is not None and (task.owner, task.owner_epoch) != (fence.owner, fence.epoch):
         raise StaleTask(fence.task_id, "it is another worker's now")
+
+
+def _is_repeated(draft: _Draft, submission: Submission) -> bool:
+    """Whether the same request is in the draft already: it is answered from what that leaves."""
+    request = submission.request
+    return request is not None and any(
+        (done.namespace, done.request_id) == (request.namespace, request.request_id) for done in draft.change.requests
+    )

@@ -18,7 +18,7 @@ from romancy.v1.workflow_service_pb2 import (
 
 from romancy_service.core.run import OPEN_STATUSES, Run
 from romancy_service.core.triggers import Note, StartRun, Terminate
-from romancy_service.engine import Engine, Recorded, RequestKey
+from romancy_service.engine import Engine
 from romancy_service.errors import (
     BatchRejected,
     RequestIdReused,
@@ -28,6 +28,7 @@ from romancy_service.errors import (
     WorkflowIdUsed,
 )
 from romancy_service.store.store import Store
+from romancy_service.submission import Recorded, RequestKey
 
 _METHOD = "StartWorkflow"
 _TRIES = 10
@@ -79,7 +80,7 @@ class Starter:
             return None
         run_id, status = latest
         if status in OPEN_STATUSES:
-            return await self._conflict(run.workflow_id, run_id, key, request, identity)
+            return await self._conflict(run, run_id, key, request, identity)
         policy = request.id_reuse_policy
         allowed = policy in (ID_REUSE_POLICY_UNSPECIFIED, ID_REUSE_POLICY_ALLOW) or (
             policy == ID_REUSE_POLICY_ALLOW_IF_FAILED and status != WORKFLOW_STATUS_COMPLETED
@@ -89,8 +90,10 @@ class Starter:
         return None
 
     async def _conflict(
-        self, workflow_id: str, run_id: str, key: RequestKey, request: StartWorkflowRequest, identity: str
+        self, run: Run, run_id: str, key: RequestKey, request: StartWorkflowRequest, identity: str
     ) -> StartWorkflowResponse | None:
+        """The answer when `run_id` is open; None: it closed meanwhile."""
+        workflow_id = run.workflow_id
         try:
             if request.id_conflict_policy == ID_CONFLICT_POLICY_USE_EXISTING:
                 answer = StartWorkflowResponse(workflow_id=workflow_id, run_id=run_id, started=False)
@@ -99,10 +102,12 @@ class Starter:
                 return _recorded(done, key) if isinstance(done, Recorded) else answer
             if request.id_conflict_policy == ID_CONFLICT_POLICY_TERMINATE_EXISTING:
                 reason = f"another run of {workflow_id} was started with the policy TERMINATE_EXISTING"
-                await self._engine.submit(run_id, Terminate(reason, identity))
-                return None
+                start = StartRun(request.spec, identity)
+                done = await self._engine.replace(run_id, Terminate(reason, identity), run, start, key)
+                started = StartWorkflowResponse(workflow_id=workflow_id, run_id=run.run_id, started=True)
+                return _recorded(done, key) if isinstance(done, Recorded) else started
         except WorkflowClosed:
-            return None  # it closed meanwhile: try again
+            return None
         raise WorkflowAlreadyOpen(workflow_id, run_id)
 
 

@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from romancy import Client, Worker, WorkflowCancelled, WorkflowContext, WorkflowFailed, activity, compensation, workflow
+from romancy import (
+    Client,
+    RetryPolicy,
+    Worker,
+    WorkflowCancelled,
+    WorkflowContext,
+    WorkflowFailed,
+    activity,
+    compensation,
+    workflow,
+)
 from tests.conformance.peer import PATIENCE_S
 from tests.conformance.service import Service
 from tests.conformance.workers import GO, TYPESCRIPT, RunningWorker, WorkerProgram, started
@@ -79,6 +89,12 @@ async def order_processing(ctx: WorkflowContext, order_id: str, country: str) ->
     return f"{payment.transaction_id} {shipment.tracking_number}"
 
 
+@workflow
+async def hurried_shipment(ctx: WorkflowContext, order_id: str) -> None:
+    hurried = ship_order.options(timeout=1, retry=RetryPolicy(max_attempts=2))
+    await hurried(order_id, Address("Shibuya", "Japan"))
+
+
 RESULT = f"TXN-{ORDER} TRACK-{ORDER}"
 
 
@@ -108,6 +124,12 @@ class Shop:
             while self.lines(program).count(line) < times:  # noqa: ASYNC110 - another process prints
                 await asyncio.sleep(0.02)
 
+    async def idle(self, worker_id: str) -> None:
+        """Wait until the service knows of nothing that a worker has in hand."""
+        async with asyncio.timeout(PATIENCE_S):
+            while any(s.tasks_in_hand for s in await self.client.sessions() if s.worker_id == worker_id):
+                await asyncio.sleep(0.02)
+
     async def result(self, running: asyncio.Task[str]) -> str:
         """The order's result, in good time."""
         async with asyncio.timeout(2 * PATIENCE_S):
@@ -134,7 +156,7 @@ async def shop(database_url: str, tmp_path: Path) -> AsyncIterator[Shop]:
         Worker(
             service.address,
             task_queues=["orders"],
-            workflows=[order_processing],
+            workflows=[order_processing, hurried_shipment],
             activities=[reserve_inventory],
         ),
         Client(service.address) as client,
@@ -218,3 +240,23 @@ async def test_cancelling_the_order_stops_the_shipment_and_refunds_the_payment(s
         with pytest.raises(WorkflowCancelled):
             await shop.result(asyncio.ensure_future(handle.result()))
         await shop.prints(TYPESCRIPT, REFUNDED)
+
+
+async def test_an_attempt_that_takes_too_long_is_told_to_stop_and_frees_its_slot(shop: Shop) -> None:
+    async with shop.start(GO, work_s=600):
+        with pytest.raises(WorkflowFailed) as failed:
+            run = shop.client.execute_workflow(hurried_shipment, ORDER, task_queue="orders")
+            await shop.result(asyncio.ensure_future(run))
+        assert failed.value.type == "StartToCloseTimeout"
+        assert shop.lines(GO) == [SHIPPED, SHIPPED]
+        await shop.idle("shipping")
+
+
+async def test_a_result_above_the_limit_fails_the_activity_and_disturbs_nothing_else(shop: Shop) -> None:
+    async with shop.start(GO), shop.start(TYPESCRIPT):
+        too_long = "x" * (2 * 1024 * 1024 - 50)  # fits as an argument; the result has some words more
+        with pytest.raises(WorkflowFailed) as failed:
+            run = shop.client.execute_workflow(order_processing, too_long, "Japan", task_queue="orders")
+            await shop.result(asyncio.ensure_future(run))
+        assert failed.value.type == "PAYLOAD_TOO_LARGE"
+        assert await shop.result(shop.order()) == RESULT

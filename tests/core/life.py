@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -43,7 +44,7 @@ T0 = 1_700_000_000_000
 NO_RETRY = RetryPolicy(max_attempts=1)
 
 
-def schedule(activity_id: str, undo: str = "", **fields: object) -> Command:
+def schedule(activity_id: str, undo: str = "", /, **fields: Any) -> Command:
     """The command to run an activity, with a compensation of type `undo`."""
     activity_type = activity_id.partition(":")[0]
     compensation = Compensation(activity_type=undo) if undo else None
@@ -52,7 +53,7 @@ def schedule(activity_id: str, undo: str = "", **fields: object) -> Command:
             activity_id=activity_id,
             activity_type=activity_type,
             compensation=compensation,
-            **fields,  # type: ignore[arg-type]
+            **fields,
         )
     )
 
@@ -105,10 +106,10 @@ class Life:
     limits: Limits = field(default_factory=Limits)
 
     @classmethod
-    def begin(cls, **spec: object) -> Life:
+    def begin(cls, **spec: Any) -> Life:
         """A run that was just started."""
         life = cls()
-        life.do(StartRun(WorkflowSpec(workflow_type="order", task_queue="default", **spec), "test"))  # type: ignore[arg-type]
+        life.do(StartRun(WorkflowSpec(workflow_type="order", task_queue="default", **spec), "test"))
         return life
 
     def do(self, trigger: Trigger) -> Reply:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from romancy.v1.command_pb2 import Command
@@ -139,7 +141,8 @@ def test_at_most_once_is_not_sent_again_after_a_loss() -> None:
 )
 def test_an_attempt_that_times_out_is_retried_with_an_unknown_outcome(field: str, timeout: str, owner: str) -> None:
     life = Life.begin()
-    life.code(schedule("pay:1", **{field: Duration(seconds=5)}))
+    timeouts: dict[str, Any] = {field: Duration(seconds=5)}
+    life.code(schedule("pay:1", **timeouts))
     leased_ms = life.now_ms
     task = life.task("pay:1")
     assert task.owned_relay_ms(leased_ms) == leased_ms + 5_000
@@ -162,7 +165,8 @@ def test_an_attempt_that_times_out_is_retried_with_an_unknown_outcome(field: str
 )
 def test_an_activity_that_waits_too_long_fails_for_good(field: str, timeout: str) -> None:
     life = Life.begin()
-    life.code(schedule("pay:1", **{field: Duration(seconds=5)}))
+    timeouts: dict[str, Any] = {field: Duration(seconds=5)}
+    life.code(schedule("pay:1", **timeouts))
     assert life.task("pay:1").unowned_relay_ms == life.now_ms + 5_000
     life.now_ms += 5_000
     life.due("a/pay:1")

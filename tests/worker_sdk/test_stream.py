@@ -109,6 +109,33 @@ async def test_any_end_that_was_not_asked_for_means_connect_again(
         await service.connected()
 
 
+async def test_a_stream_that_ends_while_its_hello_is_written_is_tried_again(
+    service: ScriptedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("romancy._stream._FIRST_BACKOFF_S", 0.001)
+    monkeypatch.setattr("romancy._stream.MAX_BACKOFF_S", 0.001)
+    async with running(service.target) as (_, _, recorder):
+        for _ in range(50):
+            (await service.accept()).fail(grpc.StatusCode.UNAVAILABLE)
+        await service.connected()
+        assert recorder.end == []
+
+
+async def test_a_handler_that_breaks_does_not_end_the_worker(service: ScriptedService) -> None:
+    async with running(service.target) as (_, _, recorder):
+        whole, broken = recorder.received, [True]
+
+        def received(received: Received) -> None:
+            if received.activity_tasks and broken.pop():
+                raise ZeroDivisionError
+            whole(received)
+
+        recorder.received = received  # type: ignore[method-assign]
+        await (await service.connected()).send(task(b"a"))
+        await service.connected()
+        assert recorder.end == []
+
+
 async def test_a_silent_service_is_left_after_three_missed_heartbeats(service: ScriptedService) -> None:
     async with running(service.target):
         silent = await service.connected(interval_s=0.1)

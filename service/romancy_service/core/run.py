@@ -83,6 +83,10 @@ class Run:
     rewritten: set[str] = field(default_factory=set)
     """Those of them whose lease is dropped with the change."""
 
+    def begin(self) -> Run:
+        """A new run with the ids of this one, of which nothing was decided yet."""
+        return Run(self.namespace, self.workflow_id, self.run_id, memo=self.memo)
+
     @property
     def is_open(self) -> bool:
         """Whether anything can still happen to the run."""

@@ -52,7 +52,6 @@ from romancy_service.core.limits import Limits
 from romancy_service.core.task import NEVER_MS
 from romancy_service.core.triggers import RequestCancel, ResolveCompensation, Terminate, Trigger
 from romancy_service.describe import describe, describe_summary
-from romancy_service.engine import Recorded, RequestKey
 from romancy_service.errors import InvalidField, RequestIdReused, RomancyError, WorkflowNotFound
 from romancy_service.node import Node
 from romancy_service.rpc.auth import identity_of
@@ -67,6 +66,7 @@ from romancy_service.rpc.validate import (
     wait_ms,
 )
 from romancy_service.starter import Starter, new_id
+from romancy_service.submission import Recorded, RequestKey
 
 # The generated servicer names its methods as the contract does.
 

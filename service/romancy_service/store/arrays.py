@@ -10,7 +10,7 @@ from sqlalchemy import BigInteger, Boolean, Integer, LargeBinary, Table, Text
 _TYPES: Final = {Text: "text", BigInteger: "bigint", Integer: "int", Boolean: "bool", LargeBinary: "bytea"}
 
 _AS_TEXT: Final = frozenset({"bigint", "int", "bool"})
-"""Arrays that travel as the text of their literal: the driver looks at each element of an array, but not into a text."""
+"""Arrays that travel as the text of their literal: the driver looks at each element of an array, not into a text."""
 
 Columns = tuple[tuple[str, str], ...]
 """Names and Postgres types."""

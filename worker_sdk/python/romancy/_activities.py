@@ -23,10 +23,11 @@ from romancy.v1.worker_service_pb2 import (
     ActivityTask,
 )
 
-from romancy._failure import service_failure
+from romancy._failure import to_failure
 from romancy._threads import DaemonPool
 from romancy._watch import Watch
 from romancy.activity import ActivityContext, ActivityDefinition, ActivityInfo, current_activity
+from romancy.errors import RomancyError
 
 _log = logging.getLogger("romancy.worker")
 
@@ -35,6 +36,10 @@ _HEARTBEAT_S: Final = 5.0
 
 _CLEAN_UP_S: Final = 1.0
 """How long async functions may take to clean up when the worker stops in the middle of them."""
+
+
+class UnknownActivityType(RomancyError):
+    """A task came for an activity that was not registered."""
 
 
 class Outlet(Protocol):
@@ -140,17 +145,25 @@ class Activities:
         """Run these attempts."""
         of_loop: list[_Attempt] = []
         for task in tasks:
-            definition = self._definitions.get(task.activity_type)
-            if definition is None:
-                self._outlet.completed(task, _unknown(task, self._definitions))
-                continue
-            attempt = self._attempts[task.token] = _Attempt(task, definition, self._outlet)
-            if definition.is_async:
-                of_loop.append(attempt)
-            else:
-                self._pool.submit(partial(contextvars.Context().run, self._run_sync, attempt))
+            try:
+                attempt = self._attempt(task)
+                if attempt.definition.is_async:
+                    of_loop.append(attempt)
+                else:
+                    self._pool.submit(partial(contextvars.Context().run, self._run_sync, attempt))
+            except Exception as error:
+                self._attempts.pop(task.token, None)
+                self._outlet.completed(task, ActivityCompletion(token=task.token, failure=to_failure(error)))
         if of_loop:
             self._loop.call_soon_threadsafe(self._begin, of_loop)
+
+    def _attempt(self, task: ActivityTask) -> _Attempt:
+        definition = self._definitions.get(task.activity_type)
+        if definition is None:
+            known = ", ".join(sorted(self._definitions)) or "none"
+            raise UnknownActivityType(f"this worker has no activity {task.activity_type!r}; it has {known}")
+        attempt = self._attempts[task.token] = _Attempt(task, definition, self._outlet)
+        return attempt
 
     def cancel(self, token: bytes) -> None:
         """Tell an attempt to stop; it still completes, in its own way."""
@@ -270,8 +283,3 @@ def _info(task: ActivityTask) -> ActivityInfo:
         is_compensation=task.compensation,
         last_heartbeat=task.heartbeat_details if task.HasField("heartbeat_details") else None,
     )
-
-
-def _unknown(task: ActivityTask, known: Mapping[str, object]) -> ActivityCompletion:
-    text = f"this worker has no activity {task.activity_type!r}; it has {', '.join(sorted(known)) or 'none'}"
-    return ActivityCompletion(token=task.token, failure=service_failure("UnknownActivityType", text))

@@ -166,7 +166,7 @@ class Stream:
             reader = self._reader = self._loop.create_task(self._read(call))
             writer = self._loop.create_task(self._write(call))
             try:
-                await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)  # the writer only by a bug
                 if reader.cancelled():
                     raise _StreamEnded(f"heard nothing for {self._silent_for(self._stream_began_at):.1f} s")
                 (reader if reader.done() else writer).result()

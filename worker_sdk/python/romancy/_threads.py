@@ -20,11 +20,19 @@ class DaemonPool:
         self._threads = 0
 
     def submit(self, job: _Job) -> None:
-        """Run `job` soon. To be called from one thread only."""
-        self._jobs.put(job)
+        """Run `job` soon. To be called from one thread only. Raises RuntimeError if not even one thread can be made."""
         if not self._idle.acquire(blocking=False) and self._threads < self._most:
+            self._add_thread()
+        self._jobs.put(job)
+
+    def _add_thread(self) -> None:
+        name = f"{self._name}-{self._threads + 1}"
+        try:
+            threading.Thread(target=self._work, name=name, daemon=True).start()
             self._threads += 1
-            threading.Thread(target=self._work, name=f"{self._name}-{self._threads}", daemon=True).start()
+        except RuntimeError:  # the process may have no more of them: those that are there must do
+            if not self._threads:
+                raise
 
     def stop(self) -> None:
         """Let the threads end when they have nothing more to do."""

@@ -16,7 +16,6 @@ from queue import SimpleQueue
 from typing import Any, Final, Protocol, TypeVar
 
 from romancy.v1.command_pb2 import Command
-from romancy.v1.failure_pb2 import Failure
 from romancy.v1.history_pb2 import ActivityCompleted, HistoryEvent
 from romancy.v1.worker_service_pb2 import (
     ACKNOWLEDGEMENT_RESULT_ACCEPTED,
@@ -29,9 +28,10 @@ from romancy.v1.worker_service_pb2 import (
     WorkflowTaskMiss,
 )
 
-from romancy._failure import service_failure, to_failure
+from romancy._failure import to_failure
 from romancy._instance import Activation, WorkflowInstance
 from romancy._watch import Watch
+from romancy.errors import RomancyError
 from romancy.workflow import WorkflowDefinition
 
 _log = logging.getLogger("romancy.worker")
@@ -41,6 +41,10 @@ _MAX_THEN_BYTES: Final = 1024 * 1024
 """A completion whose `then` makes it larger than this goes without: its commands must not endanger the result."""
 _GATHER_S: Final = 0.005
 """Results of tasks that wait for each other go out together, but none waits longer than this."""
+
+
+class UnknownWorkflowType(RomancyError):
+    """A task came for a workflow that was not registered."""
 
 
 @dataclass(slots=True)
@@ -168,23 +172,25 @@ class Workflows:
             self._results.workflows.append(self._run(task))
 
     def _run(self, task: WorkflowTask) -> WorkflowTaskCompletion:
-        held = self._runs.get(task.run_id)
-        if task.after_event_id:
-            if held is None or held.outstanding or held.last_event_id != task.after_event_id:
-                self._drop(task.run_id)
-                return WorkflowTaskCompletion(token=task.token, miss=WorkflowTaskMiss())
-        else:
-            self._drop(task.run_id)
-            definition = self._definitions.get(task.workflow_type)
-            if definition is None:
-                return self._task_failed(task, _unknown(task, self._definitions))
-            instance = WorkflowInstance(definition, workflow_id=task.workflow_id, run_id=task.run_id)
-            held = self._runs[task.run_id] = _Held(instance)
         try:
-            activation = self._activate(held, task.events)
+            return self._run_code(task)
         except BaseException as error:
             self._drop(task.run_id)
-            return self._task_failed(task, to_failure(error))
+            failure = to_failure(error)
+            _log.error(
+                "workflow %r (%s, run %s) cannot go on: %s: %s",
+                *(task.workflow_id, task.workflow_type, task.run_id, failure.type, failure.message),
+            )
+            return WorkflowTaskCompletion(token=task.token, seen_event_id=task.last_event_id, failure=failure)
+
+    def _run_code(self, task: WorkflowTask) -> WorkflowTaskCompletion:
+        held = self._runs.get(task.run_id)
+        if not task.after_event_id:
+            held = self._open(task)
+        elif held is None or held.outstanding or held.last_event_id != task.after_event_id:
+            self._drop(task.run_id)
+            return WorkflowTaskCompletion(token=task.token, miss=WorkflowTaskMiss())
+        activation = self._activate(held, task.events)
         holds_run = not activation.closed and self._cached_runs > 0
         if holds_run:
             self._hold(task.run_id, held, task.token)
@@ -195,6 +201,17 @@ class Workflows:
             seen_event_id=task.last_event_id,
             commands=WorkflowTaskCommands(commands=activation.commands, holds_run=holds_run),
         )
+
+    def _open(self, task: WorkflowTask) -> _Held:
+        """Begin with a run whose whole history came."""
+        self._drop(task.run_id)
+        definition = self._definitions.get(task.workflow_type)
+        if definition is None:
+            known = ", ".join(sorted(self._definitions)) or "none"
+            raise UnknownWorkflowType(f"this worker has no workflow {task.workflow_type!r}; it has {known}")
+        instance = WorkflowInstance(definition, workflow_id=task.workflow_id, run_id=task.run_id)
+        held = self._runs[task.run_id] = _Held(instance)
+        return held
 
     def _activate(self, held: _Held, events: Sequence[HistoryEvent]) -> Activation:
         activation = held.instance.activate(events)
@@ -213,13 +230,6 @@ class Workflows:
             if command.HasField("schedule_activity"):
                 opened.add(command.schedule_activity.activity_id)
         return activation
-
-    def _task_failed(self, task: WorkflowTask, failure: Failure) -> WorkflowTaskCompletion:
-        _log.error(
-            "workflow %r (%s, run %s) cannot go on: %s: %s",
-            *(task.workflow_id, task.workflow_type, task.run_id, failure.type, failure.message),
-        )
-        return WorkflowTaskCompletion(token=task.token, seen_event_id=task.last_event_id, failure=failure)
 
     # Carried commands -------------------------------------------------------------------------------------------------
 
@@ -313,8 +323,3 @@ def _may_carry(held: _Held, task: ActivityTask, completion: ActivityCompletion) 
     If something was, only the result is accepted and the run in memory is lost.
     """
     return task.attempt == 1 and held.open_activities == {task.activity_id} and completion.HasField("result")
-
-
-def _unknown(task: WorkflowTask, known: Mapping[str, object]) -> Failure:
-    names = ", ".join(sorted(known)) or "none"
-    return service_failure("UnknownWorkflowType", f"this worker has no workflow {task.workflow_type!r}; it has {names}")

@@ -1,0 +1,193 @@
+"""Two replicas on one Postgres: runs, workers and clients move between them, and neither steps on the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from romancy.v1.worker_service_pb2 import ACKNOWLEDGEMENT_RESULT_ACCEPTED, ACKNOWLEDGEMENT_RESULT_STALE
+from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPLETED
+from romancy.v1.workflow_service_pb2 import StartWorkflowsRequest
+from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceStub
+from tests.core.life import complete, schedule
+from tests.service.cluster import Cluster, Tenant, cluster, until
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def pair(fresh_postgres: Callable[[], str]) -> AsyncIterator[Cluster]:
+    """Two replicas."""
+    async with cluster(fresh_postgres(), replicas=2) as up:
+        yield up
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def tenant(pair: Cluster) -> AsyncIterator[Tenant]:
+    """A namespace on both."""
+    async with pair.tenant() as tenant:
+        yield tenant
+
+
+def _stubs(tenant: Tenant) -> list[WorkflowServiceStub]:
+    return [WorkflowServiceStub(tenant.open_channel(replica.port)) for replica in tenant.cluster.replicas]
+
+
+async def test_both_start_the_same_64_ids_in_opposite_order_and_one_run_of_each_is_there(tenant: Tenant) -> None:
+    one, two = _stubs(tenant)
+    for attempt in range(5):
+        requests = [tenant.start_request(f"order-{attempt}-{n:02}") for n in range(64)]
+        async with asyncio.timeout(20):
+            answers = await asyncio.gather(
+                one.StartWorkflows(StartWorkflowsRequest(requests=requests)),
+                two.StartWorkflows(StartWorkflowsRequest(requests=requests[::-1])),
+            )
+        pairs = zip(answers[0].results, reversed(answers[1].results), strict=True)
+        for first, second in pairs:
+            started = [r.response.run_id for r in (first, second) if r.HasField("response")]
+            refused = [r.error.reason for r in (first, second) if r.HasField("error")]
+            assert (len(started), refused) == (1, ["WORKFLOW_ALREADY_OPEN"])
+
+
+async def test_the_same_request_ids_on_both_start_one_run_each(tenant: Tenant) -> None:
+    one, two = _stubs(tenant)
+    requests = [tenant.start_request(f"order-{n:02}", request_id=f"request-{n}") for n in range(64)]
+    answers = await asyncio.gather(
+        one.StartWorkflows(StartWorkflowsRequest(requests=requests)),
+        two.StartWorkflows(StartWorkflowsRequest(requests=requests[::-1])),
+    )
+    first = [result.response.run_id for result in answers[0].results]
+    second = [result.response.run_id for result in reversed(answers[1].results)]
+    assert first == second
+
+
+async def test_a_run_goes_on_wherever_its_worker_and_its_client_are(tenant: Tenant) -> None:
+    one, two = tenant.cluster.replicas
+    worker = tenant.new_worker(port=one.port)
+    await worker.connect()
+    stub = _stubs(tenant)[1]
+    run = await stub.StartWorkflow(tenant.start_request("order"))
+    await worker.command(await worker.workflow_task(), schedule("pay:1"))
+    activity = await worker.activity()
+    worker.channel = tenant.open_channel(two.port)
+    await worker.cut()
+    welcome = await worker.connect(tokens=[activity.token])
+    assert list(welcome.readopted_tokens) == [activity.token]
+    assert (await worker.complete(activity)).result == ACKNOWLEDGEMENT_RESULT_ACCEPTED
+    await worker.command(await worker.workflow_task(), complete())
+    outcome = await tenant.result(run.run_id)
+    assert outcome is not None
+    assert outcome.status == WORKFLOW_STATUS_COMPLETED
+
+
+async def test_a_session_that_moved_is_ended_on_the_replica_that_it_left(tenant: Tenant) -> None:
+    one, two = tenant.cluster.replicas
+    worker = tenant.new_worker(port=one.port)
+    await worker.connect()
+    await tenant.start("order")
+    task = await worker.workflow_task()
+    twin = tenant.new_worker(port=two.port)
+    twin.welcome.session_id = worker.welcome.session_id
+    welcome = await twin.connect(tokens=[task.token])
+    assert list(welcome.readopted_tokens) == [task.token]
+    late = await worker.command(task, complete())
+    assert late.result == ACKNOWLEDGEMENT_RESULT_STALE, "the older stream's words count no more"
+    assert (await twin.command(task, complete())).result == ACKNOWLEDGEMENT_RESULT_ACCEPTED
+    error = await worker.end()
+    assert error is not None
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_task_without_a_free_slot_here_is_taken_by_the_other_replica(tenant: Tenant) -> None:
+    one, two = tenant.cluster.replicas
+    worker = tenant.new_worker(port=two.port)
+    await worker.connect()
+    stub = WorkflowServiceStub(tenant.open_channel(one.port))
+    for n in range(20):
+        await stub.StartWorkflow(tenant.start_request(f"order-{n}"))
+        task = await worker.workflow_task()
+        await worker.command(task, complete())
+
+
+async def test_many_types_that_nobody_serves_are_told_to_the_other_replica(tenant: Tenant) -> None:
+    requests = [tenant.start_request(f"order-{n}", workflow_type=f"type-{n}-{'x' * 200}") for n in range(200)]
+    await tenant.workflows.StartWorkflows(StartWorkflowsRequest(requests=requests))
+    types = [request.spec.workflow_type for request in requests]
+    worker = await tenant.worker(workflows=types, activities=[], workflow_slots=200)
+    for _ in requests:
+        await worker.workflow_task()
+
+
+async def test_work_goes_on_while_connections_are_cut_and_moved_all_the_time(tenant: Tenant) -> None:
+    """Every cut loses frames in both directions; what was told is sent again, and each step is recorded once."""
+    proxy = tenant.cluster.proxy
+    runs = [(await tenant.start(f"order-{n}")).run_id for n in range(30)]
+    worker = tenant.new_worker()
+    await worker.connect()
+    stop = asyncio.Event()
+
+    async def disturb() -> None:
+        while not stop.is_set():
+            await asyncio.sleep(0.3)
+            proxy.move((proxy.turn + 1) % 2)
+
+    disturber = asyncio.create_task(disturb())
+    in_hand: dict[bytes, object] = {}
+    open_runs = set(runs)
+    async with asyncio.timeout(60):
+        while open_runs:
+            try:
+                if worker.ended.done():
+                    worker.activities.clear()
+                    worker.workflow_tasks.clear()
+                    worker.acknowledgements.clear()
+                    in_hand.clear()
+                    await worker.connect()
+                await _one_step(worker, in_hand)
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError, AssertionError):
+                await asyncio.sleep(0.02)
+            for run_id in list(open_runs):
+                run = (await tenant.cluster.store.load([run_id]))[run_id]
+                if not run.is_open:
+                    open_runs.discard(run_id)
+    stop.set()
+    await disturber
+    for run_id in runs:
+        kinds = [e.WhichOneof("attributes") for e in await tenant.cluster.store.read_history(run_id, 0, 100, 1 << 30)]
+        assert kinds.count("activity_scheduled") == 1
+        assert kinds.count("activity_completed") == 1
+        assert kinds[-1] == "workflow_completed"
+    await until(_no_tasks(tenant, runs), "nothing is left")
+
+
+async def _one_step(worker: object, in_hand: dict[bytes, object]) -> None:
+    from tests.service.scripted_worker import ScriptedWorker
+
+    assert isinstance(worker, ScriptedWorker)
+    if worker.workflow_tasks:
+        task = await worker.miss(await worker.workflow_task())
+        done = any(event.HasField("activity_completed") for event in task.events)
+        scheduled = any(event.HasField("activity_scheduled") for event in task.events)
+        commands = [complete()] if done else [] if scheduled else [schedule("pay:1")]
+        await worker.command(task, *commands, holds=False)
+    elif worker.activities:
+        await worker.complete(await worker.activity())
+    else:
+        await asyncio.sleep(0.01)
+
+
+def _no_tasks(tenant: Tenant, run_ids: list[str]) -> Callable[[], asyncio.Future[bool]]:
+    async def none() -> bool:
+        return not any(run.tasks for run in (await tenant.cluster.store.load(run_ids)).values())
+
+    return none  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("going", [0, 1])
+async def test_one_replica_drains_and_the_other_goes_on_with_its_workers_and_tasks(
+    fresh_postgres: Callable[[], str], going: int
+) -> None:
+    async with cluster(fresh_postgres(), replicas=2) as up:
+        assert len(up.replicas) == 2
