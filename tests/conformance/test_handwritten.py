@@ -28,10 +28,20 @@ from romancy.v1.worker_service_pb2 import (
 )
 
 from tests.conformance.peer import MAX_FRAME_BYTES, Peer, PeerStream
-from tests.conformance.workers import GO, TYPESCRIPT, RunningWorker, WorkerProgram, activity_task, payloads, started
+from tests.conformance.workers import (
+    BUILD_S,
+    GO,
+    TYPESCRIPT,
+    RunningWorker,
+    WorkerProgram,
+    activity_task,
+    payloads,
+    started,
+)
 
 FOREVER_S = 600.0
 """Longer than any test: work that only ends because somebody stops it."""
+pytestmark = pytest.mark.timeout(BUILD_S)  # the first test may have to build the programs
 Start = Callable[..., AbstractAsyncContextManager[RunningWorker]]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -23,7 +24,7 @@ from romancy import (
 )
 from tests.conformance.peer import PATIENCE_S
 from tests.conformance.service import Service
-from tests.conformance.workers import GO, TYPESCRIPT, RunningWorker, WorkerProgram, started
+from tests.conformance.workers import BUILD_S, GO, TYPESCRIPT, RunningWorker, WorkerProgram, started
 
 ORDER = "ORD-12345"
 RESERVED = f"📦 Reserving inventory for {ORDER}: $109.97"
@@ -31,6 +32,8 @@ PAID = f"💳 Processing payment for {ORDER}: $109.97"
 SHIPPED = f"🚚 Shipping {ORDER} to Shibuya, Japan"
 REFUNDED = f"❌ Refunding payment for {ORDER}: $109.97"
 UNRESERVED = f"❌ Cancelling inventory reservation for {ORDER}"
+pytestmark = pytest.mark.timeout(BUILD_S)  # the first test may have to build the programs
+Result = TypeVar("Result")
 LONG_S = 2.0
 """Work that is still going on when something is killed."""
 
@@ -127,11 +130,13 @@ class Shop:
     async def idle(self, worker_id: str) -> None:
         """Wait until the service knows of nothing that a worker has in hand."""
         async with asyncio.timeout(PATIENCE_S):
-            while any(s.tasks_in_hand for s in await self.client.sessions() if s.worker_id == worker_id):
+            while any(  # noqa: ASYNC110 - it is asked for
+                session.tasks_in_hand for session in await self.client.list_workers() if session.worker_id == worker_id
+            ):
                 await asyncio.sleep(0.02)
 
-    async def result(self, running: asyncio.Task[str]) -> str:
-        """The order's result, in good time."""
+    async def result(self, running: Awaitable[Result]) -> Result:
+        """The result, in good time."""
         async with asyncio.timeout(2 * PATIENCE_S):
             return await running
 
@@ -238,15 +243,15 @@ async def test_cancelling_the_order_stops_the_shipment_and_refunds_the_payment(s
         await shop.prints(GO, SHIPPED)
         await handle.cancel("the customer changed their mind")
         with pytest.raises(WorkflowCancelled):
-            await shop.result(asyncio.ensure_future(handle.result()))
+            await shop.result(handle.result())
         await shop.prints(TYPESCRIPT, REFUNDED)
 
 
 async def test_an_attempt_that_takes_too_long_is_told_to_stop_and_frees_its_slot(shop: Shop) -> None:
     async with shop.start(GO, work_s=600):
+        run = shop.client.execute_workflow(hurried_shipment, ORDER, task_queue="orders")
         with pytest.raises(WorkflowFailed) as failed:
-            run = shop.client.execute_workflow(hurried_shipment, ORDER, task_queue="orders")
-            await shop.result(asyncio.ensure_future(run))
+            await shop.result(run)
         assert failed.value.type == "StartToCloseTimeout"
         assert shop.lines(GO) == [SHIPPED, SHIPPED]
         await shop.idle("shipping")
@@ -255,8 +260,8 @@ async def test_an_attempt_that_takes_too_long_is_told_to_stop_and_frees_its_slot
 async def test_a_result_above_the_limit_fails_the_activity_and_disturbs_nothing_else(shop: Shop) -> None:
     async with shop.start(GO), shop.start(TYPESCRIPT):
         too_long = "x" * (2 * 1024 * 1024 - 50)  # fits as an argument; the result has some words more
+        run = shop.client.execute_workflow(order_processing, too_long, "Japan", task_queue="orders")
         with pytest.raises(WorkflowFailed) as failed:
-            run = shop.client.execute_workflow(order_processing, too_long, "Japan", task_queue="orders")
-            await shop.result(asyncio.ensure_future(run))
+            await shop.result(run)
         assert failed.value.type == "PAYLOAD_TOO_LARGE"
         assert await shop.result(shop.order()) == RESULT

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
+
 from romancy.v1.command_pb2 import Command
 from romancy.v1.failure_pb2 import FAILURE_SOURCE_LOST, FAILURE_SOURCE_TIMEOUT
 from romancy.v1.history_pb2 import (

@@ -649,7 +649,9 @@ async def test_what_does_not_end_in_a_drain_is_cancelled_and_left_to_others(serv
 async def test_a_worker_that_the_service_refuses_does_not_start(service: ScriptedService) -> None:
     worker = Worker(service.target, **ALL)
     starting = asyncio.create_task(worker.start())
-    (await service.accept()).fail(grpc.StatusCode.UNAUTHENTICATED, message="who are you")
+    stream = await service.accept()
+    await stream.hello()
+    stream.fail(grpc.StatusCode.UNAUTHENTICATED, message="who are you")
     with pytest.raises(WorkerStopped, match="who are you"):
         await starting
 

@@ -1,0 +1,158 @@
+"""What the workers of the fault tests run. `python -m tests.faults.programs ADDRESS WORKER_ID` is such a worker.
+
+ROMANCY_TEST_FOLDER is where the ledger lies and where gates are opened; ROMANCY_TEST_DIE=pay:in kills the worker in its
+first attempt of `pay`: `before` the effect, `in` (after it, before the answer) or `after` the answer was given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from romancy import (
+    ActivityError,
+    RetryPolicy,
+    TerminalError,
+    Worker,
+    WorkflowContext,
+    activity,
+    activity_info,
+    compensation,
+    heartbeat,
+    workflow,
+)
+from tests.faults.ledger import Entry, Kind, write
+
+SLOTS = 400
+_FOLDER = Path(os.environ.get("ROMANCY_TEST_FOLDER", "."))
+_DIE_IN, _, _DIE_WHEN = os.environ.get("ROMANCY_TEST_DIE", "").partition(":")
+_AT_ONCE = RetryPolicy(initial_interval=0.02, jitter=0)
+
+
+def _note(kind: Kind) -> None:
+    info = activity_info()
+    write(_FOLDER / "ledger", Entry(kind, info.run_id, info.activity_id, info.attempt, str(os.getpid())))
+
+
+def _die(when: str) -> None:
+    info = activity_info()
+    if (_DIE_IN, _DIE_WHEN) == (info.activity_type, when) and info.attempt == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _have_effect() -> None:
+    _note("begin")
+    _die("before")
+    _note("effect")
+    _die("in")
+    if (_DIE_IN, _DIE_WHEN) == (activity_info().activity_type, "after") and activity_info().attempt == 1:
+        asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGKILL)
+
+
+@compensation(retry=_AT_ONCE)
+async def cancel(order_id: str) -> None:
+    _have_effect()
+
+
+@compensation(retry=_AT_ONCE)
+async def refund(order_id: str) -> None:
+    _have_effect()
+
+
+@compensation(retry=_AT_ONCE)
+async def undo(number: int) -> None:
+    _have_effect()
+
+
+@activity(compensation=cancel)
+async def reserve(order_id: str) -> str:
+    _have_effect()
+    return f"reserved {order_id}"
+
+
+@activity(compensation=refund)
+async def pay(order_id: str) -> str:
+    _have_effect()
+    return f"paid {order_id}"
+
+
+@activity
+async def ship(order_id: str, broken: bool) -> str:
+    if broken:
+        raise TerminalError(f"cannot ship {order_id}")
+    _have_effect()
+    return f"shipped {order_id}"
+
+
+async def _pass_gate(gate: str) -> None:
+    while not (_FOLDER / gate).exists():
+        heartbeat(gate)
+        await asyncio.sleep(0.1)
+
+
+@activity(compensation=undo)
+async def held(number: int, gate: str) -> int:
+    _note("begin")
+    await _pass_gate(gate)
+    _note("effect")
+    return number
+
+
+@activity(compensation=undo, retry=_AT_ONCE)
+async def step(number: int) -> int:
+    """Every seventh step fails at first."""
+    if number % 7 == 0 and activity_info().attempt == 1:
+        raise RuntimeError(f"step {number} stumbled")
+    _have_effect()
+    return number
+
+
+@workflow
+async def order(ctx: WorkflowContext, order_id: str, broken: bool) -> str:
+    await reserve(order_id)
+    await pay(order_id)
+    return await ship(order_id, broken)
+
+
+@workflow
+async def crowd(ctx: WorkflowContext, count: int) -> int:
+    """So many activities at once, held until their gates open; every second one must beat."""
+    beating = held.options(heartbeat_timeout=5)
+    calls = [(beating if n % 2 else held)(n, f"gate-{n % 4}") for n in range(count)]
+    return sum(await asyncio.gather(*calls))
+
+
+@workflow
+async def journey(ctx: WorkflowContext, number: int) -> int:
+    """Ten activities, some at once; every fifth journey fails at its end and is undone."""
+    total = 0
+    for n in range(4):
+        total += await step(number + n)
+    total += sum(await asyncio.gather(*(step(number + n) for n in range(4, 8))))
+    await ctx.sleep(0.01)
+    try:
+        await ship(str(number), True)
+    except ActivityError:
+        total += await step(number + 8)
+    if number % 5 == 0:
+        raise TerminalError(f"journey {number} came to nothing")
+    return total
+
+
+def main(address: str, worker_id: str) -> None:
+    """Work until SIGTERM."""
+    Worker(
+        address,
+        worker_id=worker_id,
+        workflows=[order, crowd, journey],
+        activities=[reserve, pay, ship, held, step],
+        activity_slots=SLOTS,
+        drain_timeout=5,
+    ).run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
