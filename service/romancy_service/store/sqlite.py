@@ -45,6 +45,7 @@ _BAD_DATA: Final = (
     sqlite3.IntegrityError,
     sqlite3.DataError,
     sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
     ValueError,
     TypeError,
     OverflowError,
