@@ -51,6 +51,8 @@ _NOTIFICATION_BYTES: Final = 7_900
 _NOT_BY_THE_WORKER: Final = (FAILURE_SOURCE_TIMEOUT, FAILURE_SOURCE_LOST)
 SOON_MS: Final = 60_000
 """Tasks that become due within this are woken for to the millisecond; the poll finds the others."""
+DOUBTS_S: Final = (0.0, 1.0, 5.0, 30.0)
+"""How long after an answer was lost leases are compared: a database that was frozen carries out late what it was sent."""
 
 
 class Dispatch:
@@ -74,7 +76,8 @@ class Dispatch:
         """Runs with activities that were asked to stop, on whatever replica their session is."""
         self._stale: list[tuple[str, str, int]] = []
         """Run, task and attempt (0: any) whose result would be refused: other replicas may have their session."""
-        self._uncertain = False
+        self._doubts: list[float] = []
+        """When leases are to be compared with what was sent, soonest first."""
         self.has_peers = False
         self.stopped = False
 
@@ -356,7 +359,7 @@ class Dispatch:
                 await self._until_something_to_do()
                 self._wake.clear()
                 try:
-                    if self._uncertain:
+                    if self._doubts and self._doubts[0] <= loop.time():
                         await self._reconcile()
                     if loop.time() - polled_at >= POLL_S:
                         polled_at = loop.time()
@@ -397,7 +400,7 @@ class Dispatch:
                 claimed = await self._store.claim(wants, self._clock.latest_ms())
             except StoreUnavailable:
                 self._settle(wants, got, noted={})
-                self._uncertain = True
+                self.uncertain()
                 raise
             for row in claimed:
                 key = (row.namespace, row.task.queue, row.task.kind, row.task.type)
@@ -446,17 +449,31 @@ class Dispatch:
 
     def uncertain(self) -> None:
         """The connection broke while leases were being written: some may be stored that nobody was told of."""
-        self._uncertain = True
+        now = asyncio.get_running_loop().time()
+        self._doubts = [now + later_s for later_s in DOUBTS_S]
         self._wake.set()
 
     async def _reconcile(self) -> None:
         """Send what the database says our sessions have, and we never sent."""
-        self._uncertain = False
-        for session in list(self.sessions.values()):
-            for row in await self._store.leased_tasks(session.session_id, session.epoch):
-                token = self.token(row)
-                if not session.closed and token not in session.in_hand and token not in session.reported:
-                    self.resume(session, row, running=False)
+        asked_at = asyncio.get_running_loop().time()
+        try:
+            for session in list(self.sessions.values()):
+                await self._reconcile_session(session)
+        except StoreUnavailable:
+            self.uncertain()
+            raise
+        self._doubts = [moment for moment in self._doubts if moment > asked_at]
+
+    async def _reconcile_session(self, session: Session) -> None:
+        # A task that ended while the database was asked is in the answer, and neither in hand nor reported any more.
+        known = session.known = {*session.in_hand, *session.reported}
+        try:
+            rows = await self._store.leased_tasks(session.session_id, session.epoch)
+        finally:
+            session.known = None
+        for row in rows:
+            if not session.closed and self.token(row) not in known:
+                self.resume(session, row, running=False)
 
     # Cancelling, giving back, telling other replicas ----------------------------------------------------------------
 

@@ -35,7 +35,7 @@ _HELD: Final = 20_000
 EXPIRE_MS: Final = 30_000
 """How often sessions that are over and have no tasks are forgotten."""
 FROZEN_S: Final = 3.0
-"""A gap this long between two ticks means that we did not run: others look lost because we did not hear them."""
+"""A gap this long means that we, or the database, did not run: others look lost because nobody could hear them."""
 
 
 class Relay:
@@ -56,6 +56,8 @@ class Relay:
         self._seen_ending: set[str] = set()
         self._expired_ms = 0
         self._ticked = 0.0
+        self._ran_at = 0.0
+        """When we last ran, and the database last answered."""
         self.part = 0
         self.parts = 1
         """Which share of all runs is this replica's to look at first."""
@@ -70,6 +72,14 @@ class Relay:
         """A stream ended here. If it had begun since we were away, we know of ourselves that the worker left."""
         if session.connected_at > self._distrusts_since:
             self._seen_ending.add(session.session_id)
+
+    def _notice_gap(self) -> None:
+        """To be called before anybody is judged: we may have been frozen, or have waited long for the database."""
+        now = time.monotonic()
+        gap_s, self._ran_at = now - self._ran_at, now
+        if gap_s > FROZEN_S:
+            _log.warning("did not run for a while; declaring nobody lost for one lease", seconds=round(gap_s, 1))
+            self.distrust()
 
     def _trusts_losses(self) -> bool:
         return time.monotonic() >= self._trust_losses_from
@@ -102,15 +112,12 @@ class Relay:
     async def run(self) -> None:
         """Look at what is due, until cancelled."""
         self.distrust()
-        self._ticked = time.monotonic() - TICK_S
+        self._ran_at = time.monotonic()
+        self._ticked = self._ran_at - TICK_S
         while True:
             await self._sleep()
+            self._notice_gap()
             now = time.monotonic()
-            if now - self._ticked > FROZEN_S:
-                _log.warning(
-                    "did not run for a while; declaring nobody lost for one lease", seconds=round(now - self._ticked, 1)
-                )
-                self.distrust()
             try:
                 if not self._clock.certain():
                     await asyncio.sleep(TICK_S / 10)
@@ -124,7 +131,7 @@ class Relay:
             except StoreUnavailable as error:
                 _log.warning("database unavailable", error=str(error))
                 self.distrust()
-                self._ticked = time.monotonic()
+                self._ticked = self._ran_at = time.monotonic()
                 await asyncio.sleep(random.uniform(0.2, TICK_S))
 
     async def _sleep(self) -> None:
@@ -145,6 +152,7 @@ class Relay:
         now_ms = self._clock.earliest_ms()
         while True:
             due = await self._store.due(now_ms, BATCH, self.part, self.parts)
+            self._notice_gap()
             found: list[tuple[str, TaskDue | LoseTask]]
             found = [_due(row) for row in due if self._trusts_losses() or not _is_silent_only(row.task, now_ms)]
             await self._feed(found)
@@ -157,6 +165,7 @@ class Relay:
             if (run_id, task_id) not in held:
                 self._hold(due_ms, run_id, task_id)
         lost = await self._store.lost(self._clock.earliest_ms(), BATCH)
+        self._notice_gap()
         believed = [row for row in lost if self._trusts_losses() or row.task.owner in self._seen_ending]
         await self._feed([(row.run_id, LoseTask(_fence(row))) for row in believed])
         if not lost and now_ms - self._expired_ms >= EXPIRE_MS:

@@ -53,6 +53,8 @@ class Session:
     """The same, by run id and task id."""
     reported: set[bytes] = field(default_factory=set)
     """Tokens of tasks whose end the worker reported, but which is not committed yet: nothing to send again."""
+    known: set[bytes] | None = None
+    """While the database is asked what the session has: tokens of all that it had meanwhile."""
     connected_at: float = field(default_factory=time.monotonic)
     """When it said hello."""
     told_to_stop: set[bytes] = field(default_factory=set)
@@ -94,6 +96,8 @@ class Session:
         """Add a task whose slot is reserved already."""
         self.in_hand[held.token] = held
         self.by_task[held.run_id, held.task_id] = held
+        if self.known is not None:
+            self.known.add(held.token)
 
     def put_down(self, token: bytes) -> InHand | None:
         """A task ended, or is not the session's any more: its slot is free. None if it was not in hand."""

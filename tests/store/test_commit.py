@@ -30,7 +30,7 @@ EVERYTHING = 2**40
 async def test_what_is_committed_is_loaded_as_it_was_decided(store: Store) -> None:
     run = begin()
     await store_all(store, Change(run))
-    await store_all(store, code(run, schedule("pay:1", undo="refund"), timer("1", 60)))
+    await store_all(store, code(run, schedule("pay:1", "refund"), timer("1", 60)))
     await store_all(store, completes(run, "pay:1", now_ms=T0 + 5))
 
     stored = await reloaded(store, run)

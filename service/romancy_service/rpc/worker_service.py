@@ -38,21 +38,26 @@ from romancy_service.core.times import timestamp
 from romancy_service.core.triggers import CompleteActivity, CompleteWorkflowTask, FailWorkflowTask
 from romancy_service.errors import (
     Draining,
+    InternalError,
     InvalidField,
     PeerSilent,
     RomancyError,
     StaleTask,
     StoreUnavailable,
+    TooMuchContention,
     WorkflowNotFound,
 )
 from romancy_service.lobby import Lobby
 from romancy_service.node import Node
 from romancy_service.rpc.chunks import Chunker, Joiner
+from romancy_service.rpc.errors import hidden
 from romancy_service.rpc.validate import check_hello, namespace_of
 from romancy_service.sessions import InHand, Session
 from romancy_service.tokens import InvalidToken, TaskRef
 
 _log = structlog.get_logger("romancy.worker_service")
+
+_Completion = CompleteActivity | CompleteWorkflowTask | FailWorkflowTask
 
 
 class WorkerService(WorkerServiceServicer):
@@ -229,16 +234,10 @@ class _Connection:
             self._node.dispatch.freed(session)
         return ref, held
 
-    def _submit(
-        self,
-        token: bytes,
-        ref: TaskRef,
-        trigger: CompleteActivity | CompleteWorkflowTask | FailWorkflowTask,
-        rejection: InvalidField | None,
-    ) -> None:
+    def _submit(self, token: bytes, ref: TaskRef, trigger: _Completion, rejection: RomancyError | None) -> None:
         self._session.reported.add(token)
         future = self._node.engine.submit(ref.run_id, trigger)
-        future.add_done_callback(lambda done: self._answer(token, ref, done, rejection))
+        future.add_done_callback(lambda done: self._answer(token, ref, trigger, done, rejection))
 
     def _fence(self, ref: TaskRef) -> Fence:
         return Fence(ref.task_id, ref.attempt, self._session.session_id, self._session.epoch)
@@ -291,7 +290,7 @@ class _Connection:
             self._node.background(self._answer_stale(completion.token, ref))
             return
         fence = self._fence(ref)
-        trigger: CompleteWorkflowTask | FailWorkflowTask
+        trigger: _Completion
         rejection: InvalidField | None = None
         if kind == "commands":
             commands = completion.commands
@@ -306,7 +305,14 @@ class _Connection:
 
     # Acknowledging --------------------------------------------------------------------------------------------------
 
-    def _answer(self, token: bytes, ref: TaskRef, done: asyncio.Future[Any], rejection: InvalidField | None) -> None:
+    def _answer(
+        self,
+        token: bytes,
+        ref: TaskRef,
+        trigger: _Completion,
+        done: asyncio.Future[Any],
+        rejection: RomancyError | None,
+    ) -> None:
         self._session.reported.discard(token)
         if done.cancelled():
             return
@@ -315,13 +321,19 @@ class _Connection:
             self._accept(token, done.result(), rejection)
         elif isinstance(error, StaleTask | WorkflowNotFound):
             self._node.background(self._answer_stale(token, ref))
-        elif isinstance(error, RomancyError):
-            self._reject(token, error.reason, str(error), error.metadata)
+        elif isinstance(error, TooMuchContention):
+            self._submit(token, ref, trigger, rejection)
+        elif rejection is None and isinstance(error, RomancyError):
+            # Nothing of it is recorded, and the worker will drop it: what is recorded instead is that it failed.
+            told = hidden(error)
+            failure = Failure(message=str(told), type=told.reason, source=FAILURE_SOURCE_SERVICE)
+            self._submit(token, ref, _failed(trigger, failure), told)
         else:
-            _log.error("completion failed", run_id=ref.run_id, task_id=ref.task_id, error=repr(error))
-            self._reject(token, "INTERNAL", "the service could not take it; its log says why", {})
+            told = rejection or InternalError("the service could not record it")
+            _log.error("completion lost", run_id=ref.run_id, task_id=ref.task_id, error=repr(error))
+            self._reject(token, told.reason, str(told), told.metadata)
 
-    def _accept(self, token: bytes, reply: Reply, rejection: InvalidField | None) -> None:
+    def _accept(self, token: bytes, reply: Reply, rejection: RomancyError | None) -> None:
         rejected = rejection or reply.rejection
         if rejected is not None and not reply.alone:
             self._reject(token, rejected.reason, str(rejected), rejected.metadata)
@@ -359,6 +371,13 @@ class _Connection:
                 rejection=_rejection(reason, message, metadata),
             )
         )
+
+
+def _failed(trigger: _Completion, failure: Failure) -> _Completion:
+    """The same attempt, failed."""
+    if isinstance(trigger, CompleteActivity):
+        return CompleteActivity(trigger.fence, trigger.leased_ms, failure=failure)
+    return FailWorkflowTask(trigger.fence, failure)
 
 
 def _rejection(reason: str, message: str, metadata: dict[str, str]) -> Rejection:

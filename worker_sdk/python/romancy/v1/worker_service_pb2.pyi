@@ -368,7 +368,9 @@ class Welcome(_message.Message):
 
     @_builtins.property
     def lease(self) -> _duration_pb2.Duration:
-        """How long the service keeps the tasks of a session that it cannot hear; after as long a silence a worker should stop."""
+        """How long the service keeps the tasks of a session that it cannot hear. After as long a silence they may be given to
+        others; a worker may stop them, or go on and hear on its return which of them are still its own.
+        """
 
     def __init__(
         self,
@@ -926,7 +928,7 @@ class Rejection(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """The reason, for programs, for example "PAYLOAD_TOO_LARGE", "INVALID_COMMAND"."""
+    """The reason, for programs, for example "PAYLOAD_TOO_LARGE", "INVALID_FIELD", "INVALID_TOKEN"."""
     message: _builtins.str
     """What is wrong, with the value and the remedy."""
     @_builtins.property

@@ -52,9 +52,10 @@ class WorkerServiceServicer:
         """Connect joins a worker to the service until it says goodbye. The first frame up carries `hello`, the first frame
         down `welcome`. Any end of the stream that the worker did not ask for means: reconnect, with the session id and the
         tokens in hand. A frame of either side may be up to 32 MiB; writers aim at 1 MiB.
-        Fails with INVALID_ARGUMENT (INVALID_HELLO), RESOURCE_EXHAUSTED (TOO_MANY_SESSIONS), ABORTED (SESSION_SUPERSEDED: a
-        newer stream of the same session is connected; do not reconnect), UNAVAILABLE (DRAINING, STORE_UNAVAILABLE),
-        DEADLINE_EXCEEDED (PEER_SILENT).
+        Two ends are final: INVALID_ARGUMENT (INVALID_HELLO: mend the worker) and ABORTED (SESSION_SUPERSEDED: a newer stream
+        of the same session is connected). All others mean: reconnect. They are RESOURCE_EXHAUSTED (TOO_MANY_SESSIONS),
+        UNAVAILABLE (DRAINING, SESSION_GONE, STORE_UNAVAILABLE), DEADLINE_EXCEEDED (PEER_SILENT), INVALID_ARGUMENT
+        (MESSAGE_TOO_LARGE, FRAME_TOO_LARGE: do not send that frame again) and whatever a network makes of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
