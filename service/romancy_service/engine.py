@@ -129,6 +129,11 @@ class Engine:
         future = asyncio.get_running_loop().create_future()
         return self._enqueue(Submission(run_id, trigger, future, request, successor=(run, start)))
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+        return self._idle.is_set()
+
     async def drained(self) -> None:
         """Wait until nothing is under way."""
         await self._idle.wait()
@@ -449,10 +454,11 @@ class Engine:
     async def _wait_for_store(self, error: StoreUnavailable, submissions: list[Submission]) -> None:
         """Nobody knows what became of the commit, and reading would not tell: submit again, the fences decide."""
         _log.warning("database unavailable, trying again", error=str(error), triggers=len(submissions))
-        tries = max((submission.tries for submission in submissions), default=0)
         for submission in submissions:
             submission.tries -= 1  # not the run's fault
-        await asyncio.sleep(random.uniform(0.05, min(1.0, 0.1 * 2 ** min(tries, 5))))
+            submission.outages += 1
+        outages = max((submission.outages for submission in submissions), default=0)
+        await asyncio.sleep(random.uniform(0.05, min(1.0, 0.1 * 2 ** min(outages, 5))))
         self._again(submissions)
 
     # The cache ----------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ def configure(stream: TextIO = sys.stderr, *, level: int = logging.INFO) -> None
         logger_factory=lambda name="romancy": _Writer(name, stream),
         cache_logger_on_first_use=False,
     )
+    logging.getLogger("asyncpg").setLevel(logging.ERROR)  # the store says itself when the database is gone, in one line
     logging.basicConfig(handlers=[_Libraries()], level=max(level, logging.WARNING), force=True)
 
 

@@ -45,6 +45,8 @@ class Submission:
     successor: tuple[Run, StartRun] | None = None
     """A run to open in the same transaction, of the workflow id whose run the trigger closes."""
     tries: int = 0
+    outages: int = 0
+    """So often was the database not there for it."""
     fresh: bool = False
     """Its run, and its request id, must be read from the database: an earlier try was not written."""
     history: bool = False

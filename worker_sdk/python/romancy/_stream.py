@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 _Call = grpc.aio.StreamStreamCall[ConnectRequest, ConnectResponse]
 
 MAX_BACKOFF_S: Final = 5.0
-"""Longest wait before the next stream: well below the lease, so that an outage shorter than it costs nothing."""
+"""Longest wait before the next stream; less where leases are short, so that an outage shorter than one costs nothing."""
 _FIRST_BACKOFF_S: Final = 0.1
 _MISSES: Final = 3
 """Heartbeats missed in a row that end a stream."""
@@ -281,7 +281,8 @@ class Stream:
         if self._session.service_draining and self._failures == 0:
             self._failures = 1
             return
-        most_s = min(MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** min(self._failures, 10))
+        lease_s = self._session.welcome.lease.ToMilliseconds() / 1000 or 4 * MAX_BACKOFF_S
+        most_s = min(MAX_BACKOFF_S, lease_s / 4, _FIRST_BACKOFF_S * 2 ** min(self._failures, 10))
         self._failures += 1
         self._wake.clear()
         deadline = time.monotonic() + random.uniform(0, most_s)

@@ -10,6 +10,7 @@ Needs the extra `romancy[service]`. This is the only module of the SDK that know
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,13 +19,16 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from romancy.client import Client
 from romancy_service.config import Address, Config
 from romancy_service.core.limits import Limits
 from romancy_service.server import Running, running
 
-from romancy.client import Client
-
 __all__ = ["LocalService", "service"]
+
+_ROUND_S = 0.002
+_QUIET_ROUNDS = 5
+"""So many looks in a row must find nothing under way: what an acknowledgement sets off is on its way for a moment."""
 
 
 class _SkippableClock:
@@ -61,15 +65,29 @@ class LocalService:
     """The service's parts, for tests of the service itself."""
     _clock: _SkippableClock
 
-    async def skip(self, length: timedelta) -> None:
-        """Let `length` of time pass at once: what becomes due by it happens now. Workers keep their sessions."""
+    async def skip(self, length: timedelta, *, patience: timedelta = timedelta(seconds=1)) -> None:
+        """Let `length` of time pass at once: what becomes due by it happens now. Workers keep their sessions.
+
+        Waits first until all that runs waits for something, so that what is skipped was asked for before; for an
+        activity that goes on and on no longer than `patience`.
+        """
+        await self._quiet(patience)
         self._clock.skip(length)
         await self.running.time_moved()
+
+    async def _quiet(self, patience: timedelta) -> None:
+        node = self.running.node
+        deadline = time.monotonic() + patience.total_seconds()
+        quiet = 0
+        while quiet < _QUIET_ROUNDS and time.monotonic() < deadline:
+            busy = not node.engine.idle or any(session.in_hand for session in node.dispatch.sessions.values())
+            quiet = 0 if busy else quiet + 1
+            await asyncio.sleep(_ROUND_S)
 
 
 @asynccontextmanager
 async def service(database: str | None = None, limits: Limits | None = None) -> AsyncIterator[LocalService]:
-    """A service on `database` (a SQLite file or a Postgres URL; default: a temporary file) that is gone after the block."""
+    """A service on `database` (a SQLite file or a Postgres URL; default: a temporary file), gone after the block."""
     clock = _SkippableClock()
 
     def make_clock(_: Callable[[], Awaitable[int]]) -> _SkippableClock:
