@@ -52,7 +52,7 @@ _NOT_BY_THE_WORKER: Final = (FAILURE_SOURCE_TIMEOUT, FAILURE_SOURCE_LOST)
 SOON_MS: Final = 60_000
 """Tasks that become due within this are woken for to the millisecond; the poll finds the others."""
 DOUBTS_S: Final = (0.0, 1.0, 5.0, 30.0)
-"""So long after an answer was lost leases are compared: a database that was frozen carries out late what it was sent."""
+"""So long after an answer was lost leases are compared: a database that was frozen carries out late what it got."""
 
 
 class Dispatch:

@@ -152,6 +152,10 @@ class Engine:
         """The run if it is in memory, perhaps with changes that are being committed."""
         return self._cache.get(run_id)
 
+    def open_runs(self) -> list[Run]:
+        """The runs in memory."""
+        return list(self._cache.values())
+
     # Gathering ----------------------------------------------------------------------------------------------------
 
     def _enqueue(self, submission: Submission) -> asyncio.Future[Reply | Recorded]:

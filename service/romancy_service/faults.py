@@ -1,8 +1,9 @@
-"""Faults: named points at which tests let the process die, or lose a connection whose statement was already sent.
+"""Faults: named points at which tests let the process die or freeze, or lose a connection whose statement was sent.
 
 Nothing happens unless the environment asks for it:
 
 - ``ROMANCY_CRASH_AT=commit.before:3`` kills the process with SIGKILL the third time it comes there.
+- ``ROMANCY_STOP_AT=commit.before:3`` freezes it there with SIGSTOP, until a test lets it go on.
 - ``ROMANCY_AMBIGUOUS_AT=commit:2`` makes the second commit end with an unknown outcome, although it is carried out.
 - ``ROMANCY_FAULT_LOG=FILE`` appends the name of each point that is reached: which points there are.
 """
@@ -22,15 +23,21 @@ def _parse(variable: str) -> tuple[str, int]:
 
 
 _CRASH_AT = _parse("ROMANCY_CRASH_AT")
+_STOP_AT = _parse("ROMANCY_STOP_AT")
 _AMBIGUOUS_AT = _parse("ROMANCY_AMBIGUOUS_AT")
 _LOG = os.environ.get("ROMANCY_FAULT_LOG", "")
-_ACTIVE = bool(_CRASH_AT[0] or _AMBIGUOUS_AT[0] or _LOG)
+_ACTIVE = bool(_CRASH_AT[0] or _STOP_AT[0] or _AMBIGUOUS_AT[0] or _LOG)
 
 
 def point(name: str) -> None:
-    """Die here if the environment says so."""
-    if _ACTIVE and _reach(name) == _CRASH_AT:
+    """Die or freeze here if the environment says so."""
+    if not _ACTIVE:
+        return
+    reached = _reach(name)
+    if reached == _CRASH_AT:
         os.kill(os.getpid(), signal.SIGKILL)
+    if reached == _STOP_AT:
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def ambiguous(name: str) -> bool:

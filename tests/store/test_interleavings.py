@@ -1,7 +1,7 @@
 """Races on Postgres, step by step: another transaction is held open, so that a statement stops where it could go wrong.
 
-What runs at random finds such windows rarely. Here each statement has begun, and seen the database as it was, before the
-other transaction changes what it rests on.
+What runs at random finds such windows rarely. Here each statement has begun, and seen the database as it was, before
+the other transaction changes what it rests on.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ async def until_waiting(watch: Other, statements: int = 1) -> None:
     """Until so many statements wait for a lock that somebody else has."""
     async with asyncio.timeout(10):
         while await watch.fetchval("select count(distinct pid) from pg_locks where not granted") < statements:
-            await asyncio.sleep(0)
+            pass
 
 
 async def deadlocks(watch: Other) -> int:

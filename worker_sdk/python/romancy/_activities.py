@@ -175,7 +175,7 @@ class Activities:
 
     def check(self) -> None:
         """Report it when an activity blocks the others. To be called now and then."""
-        if self._thread.is_alive() and not self._loop.is_closed():
+        if self._thread.ident is not None and not self._stopping:
             self._watch.check()
 
     def cancel_all(self) -> None:
@@ -189,13 +189,13 @@ class Activities:
         return not self._attempts or self._idle.wait(timeout_s)
 
     def stop(self) -> None:
-        """Let the threads end. Attempts that still run are left to the end of the process."""
+        """Let the threads end; to be called once. Attempts that still run are left to the end of the process."""
         self._pool.stop()
         self._stopping = True
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-        elif not self._loop.is_closed():
+        if self._thread.ident is None:
             self._loop.close()
+        else:
+            self._loop.call_soon_threadsafe(self._loop.stop)
 
     # Async ----------------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from romancy.client import Client
 from romancy_service.config import Address, Config
 from romancy_service.core.limits import Limits
+from romancy_service.core.task import TaskKind
 from romancy_service.server import Running, running
 
 __all__ = ["LocalService", "service"]
@@ -80,7 +81,11 @@ class LocalService:
         deadline = time.monotonic() + patience.total_seconds()
         quiet = 0
         while quiet < _QUIET_ROUNDS and time.monotonic() < deadline:
-            busy = not node.engine.idle or any(session.in_hand for session in node.dispatch.sessions.values())
+            now_ms = self._clock.now_ms()
+            tasks = (task for run in node.engine.open_runs() for task in run.tasks.values())
+            busy = not node.engine.idle or any(
+                task.kind <= TaskKind.ACTIVITY and task.due_ms <= now_ms for task in tasks
+            )
             quiet = 0 if busy else quiet + 1
             await asyncio.sleep(_ROUND_S)
 

@@ -120,6 +120,7 @@ class Worker:
         self._drained: Future[None] = Future()
         self._ended: Future[None] = Future()
         self._started = False
+        self._stopping = False
 
     # Life -----------------------------------------------------------------------------------------------------------
 
@@ -161,6 +162,10 @@ class Worker:
         """Take no new tasks, finish those in hand (for `drain_timeout` at most), say goodbye."""
         if not self._started:
             return
+        if self._stopping:
+            await asyncio.wait((asyncio.wrap_future(self._ended),))
+            return
+        self._stopping = True
         self._stream.post(self._drain, None)
         await asyncio.wait((asyncio.wrap_future(self._drained),), timeout=self._drain_timeout_s)
         if not self._drained.done():

@@ -1,0 +1,106 @@
+"""Workers that are really gone, and replicas that come back after their time: what they had goes to others, once."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from romancy import WorkflowHandle
+from tests.faults import ledger
+from tests.faults import scene as scenes
+from tests.faults.busy import busy
+from tests.faults.scene import Actor, Scene, free_port, scene, until
+
+COUNT = 20
+ONCE = 8
+LEASE_S = 3.0
+GRACE_S = 0.5
+NOTICE_S = 2.0
+"""So long after the grace may it take until others have what was lost."""
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(autouse=True)
+def _short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(scenes.LIMITS, "session_lease_ms", int(LEASE_S * 1000))
+    monkeypatch.setitem(scenes.LIMITS, "heartbeat_interval_ms", int(LEASE_S * 200))
+    monkeypatch.setitem(scenes.LIMITS, "reconnect_grace_ms", int(GRACE_S * 1000))
+
+
+def _worker(stage: Scene, name: str, *kinds: str, port: int = 0) -> Actor:
+    return stage._start(name, ["tests.faults.busy", f"127.0.0.1:{port or stage.port}", name, *kinds], {})
+
+
+async def _is_scheduled(handle: WorkflowHandle[list[str]]) -> bool:
+    return bool((await handle.describe()).open_activities)
+
+
+def _begun(stage: Scene, attempt: int) -> list[ledger.Entry]:
+    return [entry for entry in stage.ledger if entry.kind == "begin" and entry.attempt == attempt]
+
+
+async def test_what_a_killed_worker_had_runs_again_elsewhere_after_the_grace(stage: Scene) -> None:
+    service = await stage.service()
+    async with stage.client() as client:
+        victim = _worker(stage, "victim", "activities")
+        planner = _worker(stage, "planner", "workflows")
+        handle = await client.start_workflow(busy, ["gate-1"] * COUNT, ONCE)
+        await until(lambda: len(_begun(stage, 1)) == COUNT, "all run", victim, planner, service)
+        other = _worker(stage, "other", "activities")
+
+        async def is_there() -> bool:
+            return sum(session.connected for session in await client.list_workers()) == 3
+
+        await until(is_there, "the other worker is there", other)
+        victim.kill()
+        killed_at = time.monotonic()
+        await until(lambda: len(_begun(stage, 2)) == COUNT - ONCE, "they run again", other)
+        assert time.monotonic() - killed_at < GRACE_S + NOTICE_S
+        stage.open_gates(1)
+        outcomes = await handle.result()
+    assert outcomes == [str(other.process.pid)] * (COUNT - ONCE) + ["ActivityLost"] * ONCE
+    assert {entry.worker for entry in _begun(stage, 1)} == {str(victim.process.pid)}
+    keys = ledger.read(stage.folder / "keys")
+    first, second = ({e.activity_id for e in keys if e.attempt == attempt} for attempt in (1, 2))
+    assert len(first) == COUNT
+    assert len(second) == COUNT - ONCE
+    assert second <= first, "the world outside knows it by the same key"
+    assert max(entry.attempt for entry in keys) == 2
+    await stage.finish()
+
+
+@pytest.mark.parametrize("point", ["claim.after", "commit.before"])
+async def test_a_replica_that_was_frozen_writes_nothing_that_it_may_no_longer_write(
+    fresh_postgres: Callable[[], str], tmp_path: Path, point: str
+) -> None:
+    """It is frozen after it claimed an activity for its worker, or before it commits that one's completion."""
+    ports = [free_port(), free_port()]
+    async with scene(tmp_path, fresh_postgres()) as stage:
+        frozen = await stage.service(port=ports[0], ROMANCY_STOP_AT=f"{point}:1")
+        awake = await stage.service(port=ports[1])
+        async with stage.client(ports[1]) as client:
+            planner = _worker(stage, "planner", "workflows", port=ports[1])
+            handle = await client.start_workflow(busy, ["gate-1"], 0)
+            await until(lambda: _is_scheduled(handle), "the activity waits", planner)
+            first = _worker(stage, "first", "activities", port=ports[0])
+            if point == "commit.before":
+                await until(lambda: len(_begun(stage, 1)) == 1, "it runs", first)
+                stage.open_gates(1)
+            await until(lambda: psutil.Process(frozen.process.pid).status() == psutil.STATUS_STOPPED, "it is frozen", first)
+            (stage.folder / "gate-1").unlink(missing_ok=True)
+            second = _worker(stage, "second", "activities", port=ports[1])
+            await until(lambda: len(_begun(stage, 2)) == 1, "the other replica gave it to its worker", second, awake)
+            frozen.signal(signal.SIGCONT)
+            back = frozen.log.read_text().count("worker connected") + 1
+            await until(lambda: frozen.log.read_text().count("worker connected") >= back, "its worker is back", first)
+            stage.open_gates(1)
+            assert await handle.result() == [str(second.process.pid)]
+        assert len(_begun(stage, 1)) == (1 if point == "commit.before" else 0)
+        await stage.finish()
