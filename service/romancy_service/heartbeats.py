@@ -19,6 +19,8 @@ _log = structlog.get_logger("romancy.heartbeats")
 GATHER_S: Final = 0.25
 """Heartbeats wait so long for others; the shortest heartbeat timeout that makes sense is some seconds."""
 
+_Waiting = tuple[Session, InHand, bytes | None]
+
 
 class Heartbeats:
     """Carries heartbeats to the database, the newest of each attempt."""
@@ -26,15 +28,25 @@ class Heartbeats:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._waiting: dict[bytes, tuple[Session, InHand, bytes | None]] = {}
+        self._waiting: dict[bytes, _Waiting] = {}
         self._arrived = asyncio.Event()
 
     def beat(self, session: Session, held: InHand, details: bytes | None) -> None:
         """An attempt goes on; `details` is a serialised Payload, None: as before."""
         if details is None and held.token in self._waiting:
-            return
+            return  # what waits says more
         self._waiting[held.token] = (session, held, details)
         self._arrived.set()
+
+    def has_news(self, token: bytes) -> bool:
+        """Whether details of an attempt wait to be written."""
+        waiting = self._waiting.get(token)
+        return waiting is not None and waiting[2] is not None
+
+    async def write(self, token: bytes) -> None:
+        """Write what waits for one attempt now: it ends, and the next one wants to know how far it got."""
+        if (beat := self._waiting.pop(token, None)) is not None:
+            await self._write([beat])
 
     async def run(self) -> None:
         """Write what gathers, until cancelled."""
@@ -43,15 +55,19 @@ class Heartbeats:
             await asyncio.sleep(GATHER_S)
             self._arrived.clear()
             beats, self._waiting = self._waiting, {}
-            rows = [
-                Beat(held.run_id, held.task_id, held.attempt, session.session_id, session.epoch, details)
-                for session, held, details in beats.values()
-            ]
-            try:
-                alive = await self._store.heartbeat(rows, self._clock.now_ms())
-            except StoreUnavailable as error:
-                _log.warning("heartbeats not written", error=str(error), heartbeats=len(rows))
-                continue
-            for (session, held, _), is_alive in zip(beats.values(), alive, strict=True):
-                if not is_alive and held.token in session.in_hand:
-                    session.cancel(held, CANCELLATION_REASON_STALE)
+            if beats:
+                await self._write(list(beats.values()))
+
+    async def _write(self, beats: list[_Waiting]) -> None:
+        rows = [
+            Beat(held.run_id, held.task_id, held.attempt, session.session_id, session.epoch, details)
+            for session, held, details in beats
+        ]
+        try:
+            alive = await self._store.heartbeat(rows, self._clock.now_ms())
+        except StoreUnavailable as error:
+            _log.warning("heartbeats not written", error=str(error), heartbeats=len(rows))
+            return
+        for (session, held, _), is_alive in zip(beats, alive, strict=True):
+            if not is_alive and held.token in session.in_hand:
+                session.cancel(held, CANCELLATION_REASON_STALE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import signal
 import tempfile
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -25,7 +27,7 @@ class PostgresServer:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._frozen: list[psutil.Process] = []
-        self.url = server.get_uri()
+        self._numbers = itertools.count(1)
 
     def crash(self) -> None:
         """It ends at once and writes out nothing; it has to recover when it is started again."""
@@ -36,7 +38,12 @@ class PostgresServer:
     def start(self) -> None:
         """Again, after a crash; returns when it takes connections."""
         self._server.ensure_postgres_running()
-        assert self._server.get_uri() == self.url
+
+    def fresh(self) -> str:
+        """The URL of a new database."""
+        name = f"fresh_{next(self._numbers)}"
+        self._server.psql(f"create database {name}")
+        return urlsplit(self._server.get_uri())._replace(path=f"/{name}").geturl()
 
     def freeze(self) -> None:
         """None of its processes runs; connections stay open and are not answered."""

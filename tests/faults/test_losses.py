@@ -39,7 +39,7 @@ def _worker(stage: Scene, name: str, *kinds: str, port: int = 0) -> Actor:
 
 
 async def _is_scheduled(handle: WorkflowHandle[list[str]]) -> bool:
-    return bool((await handle.describe()).open_activities)
+    return bool((await handle.describe()).activities)
 
 
 def _begun(stage: Scene, attempt: int) -> list[ledger.Entry]:

@@ -42,9 +42,9 @@ def lease_s(limits: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> float:
     return limits["session_lease_ms"] / 1000
 
 
-@pytest.fixture
-def postgres(limits: dict[str, int]) -> Iterator[PostgresServer]:
-    """A server of the test's own."""
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    """A server of these tests' own."""
     with postgres_server() as server:
         yield server
 
@@ -90,7 +90,7 @@ async def _connected(client: Client, count: int) -> bool:
 
 
 async def test_while_the_database_is_down(postgres: PostgresServer, tmp_path: Path, lease_s: float) -> None:
-    async with scene(tmp_path, postgres.url) as stage:
+    async with scene(tmp_path, postgres.fresh()) as stage:
         service = await stage.service()
         async with _running(stage, lease_s, service) as end_some:
             postgres.crash()
@@ -101,7 +101,7 @@ async def test_while_the_database_is_down(postgres: PostgresServer, tmp_path: Pa
 
 
 async def test_while_the_database_is_frozen(postgres: PostgresServer, tmp_path: Path, lease_s: float) -> None:
-    async with scene(tmp_path, postgres.url) as stage:
+    async with scene(tmp_path, postgres.fresh()) as stage:
         service = await stage.service()
         async with _running(stage, lease_s, service) as end_some:
             postgres.freeze()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 
@@ -54,6 +55,15 @@ async def trip(ctx: WorkflowContext, room: str) -> str:
 
 
 @workflow
+async def monthly(ctx: WorkflowContext) -> list[datetime]:
+    times = []
+    for _ in range(12):
+        await ctx.sleep(timedelta(days=30))
+        times.append(ctx.now())
+    return times
+
+
+@workflow
 async def patient(ctx: WorkflowContext, failures: int) -> int:
     return await flaky(failures)
 
@@ -72,6 +82,15 @@ async def test_a_month_passes_at_once() -> None:
     assert text == "reminded ann"
     assert when - began >= timedelta(days=30)
     assert datetime.now(UTC) - began < timedelta(days=1)
+
+
+async def test_a_year_of_timers_passes_in_one_skip() -> None:
+    async with testing.service() as service, Worker(service.address, workflows=[monthly]):
+        handle = await service.client.start_workflow(monthly)
+        await service.skip(timedelta(days=365))
+        times = await handle.result()
+    gaps = {round((later - earlier) / timedelta(days=1)) for earlier, later in pairwise(times)}
+    assert gaps == {30}
 
 
 async def test_nothing_happens_before_its_time() -> None:

@@ -193,8 +193,7 @@ class _Connection:
         session = self._session
         if frame.HasField("drain") or frame.HasField("goodbye"):
             session.draining = True
-        for completion in frame.activity_completions:
-            self._complete_activity(completion)
+        # Before the completions: what an attempt said last is for the one after it.
         for heartbeat in frame.activity_heartbeats:
             held = session.in_hand.get(heartbeat.token)
             if held is None:
@@ -204,6 +203,8 @@ class _Connection:
             else:
                 details = heartbeat.details.SerializeToString() if heartbeat.HasField("details") else None
                 self._node.heartbeats.beat(session, held, details)
+        for completion in frame.activity_completions:
+            self._complete_activity(completion)
         for workflow_completion in frame.workflow_task_completions:
             self._complete_workflow_task(workflow_completion)
         if frame.returned_tasks:
@@ -263,7 +264,17 @@ class _Connection:
             rejection = error
             failure = Failure(message=str(error), type=error.reason, non_retryable=True, source=FAILURE_SOURCE_SERVICE)
             trigger = CompleteActivity(trigger.fence, trigger.leased_ms, failure=failure)
-        self._submit(completion.token, ref, trigger, rejection)
+        if trigger.result is None and self._node.heartbeats.has_news(completion.token):
+            self._node.background(self._submit_after_heartbeat(completion.token, ref, trigger, rejection))
+        else:
+            self._submit(completion.token, ref, trigger, rejection)
+
+    async def _submit_after_heartbeat(
+        self, token: bytes, ref: TaskRef, trigger: CompleteActivity, rejection: InvalidField | None
+    ) -> None:
+        self._session.reported.add(token)
+        await self._node.heartbeats.write(token)
+        self._submit(token, ref, trigger, rejection)
 
     def _check_outcome(self, completion: ActivityCompletion, kind: str | None) -> None:
         if kind is None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,7 +22,7 @@ from pathlib import Path
 from romancy.client import Client
 from romancy_service.config import Address, Config
 from romancy_service.core.limits import Limits
-from romancy_service.core.task import TaskKind
+from romancy_service.core.task import NEVER_MS, Task
 from romancy_service.server import Running, running
 
 __all__ = ["LocalService", "service"]
@@ -38,8 +38,8 @@ class _SkippableClock:
     def __init__(self) -> None:
         self._ahead_ms = time.time() * 1000 - time.monotonic() * 1000
 
-    def skip(self, length: timedelta) -> None:
-        self._ahead_ms += length.total_seconds() * 1000
+    def move_to(self, time_ms: int) -> None:
+        self._ahead_ms += max(time_ms - self.now_ms(), 0)
 
     def now_ms(self) -> int:
         return int(time.monotonic() * 1000 + self._ahead_ms)
@@ -66,26 +66,39 @@ class LocalService:
     """The service's parts, for tests of the service itself."""
     _clock: _SkippableClock
 
-    async def skip(self, length: timedelta, *, patience: timedelta = timedelta(seconds=1)) -> None:
-        """Let `length` of time pass at once: what becomes due by it happens now. Workers keep their sessions.
+    async def skip(self, length: timedelta | float, *, patience: timedelta = timedelta(seconds=1)) -> None:
+        """Let `length` (a timedelta, or seconds) pass: all that becomes due meanwhile happens, one after the other.
 
-        Waits first until all that runs waits for something, so that what is skipped was asked for before; for an
-        activity that goes on and on no longer than `patience`.
+        Goes from one due time to the next, and waits each time until all that runs waits for something; for an activity
+        that goes on and on no longer than `patience`. Workers keep their sessions.
         """
+        length = length if isinstance(length, timedelta) else timedelta(seconds=length)
         await self._quiet(patience)
-        self._clock.skip(length)
+        end_ms = self._clock.now_ms() + int(length.total_seconds() * 1000)
+        while (next_ms := self._next_due_ms()) <= end_ms:
+            await self._move_to(next_ms, patience)
+        await self._move_to(end_ms, patience)
+
+    async def _move_to(self, time_ms: int, patience: timedelta) -> None:
+        self._clock.move_to(time_ms)
         await self.running.time_moved()
+        await self._quiet(patience)
+
+    def _next_due_ms(self) -> int:
+        now_ms = self._clock.now_ms()
+        times = (time for task in self._open_tasks() for time in (task.due_ms, task.unowned_relay_ms) if time > now_ms)
+        return min(times, default=NEVER_MS)
+
+    def _open_tasks(self) -> Iterator[Task]:
+        return (task for run in self.running.node.engine.open_runs() for task in run.tasks.values())
 
     async def _quiet(self, patience: timedelta) -> None:
-        node = self.running.node
+        """Wait until nothing is under way, and nothing is due that nobody has taken up."""
         deadline = time.monotonic() + patience.total_seconds()
         quiet = 0
         while quiet < _QUIET_ROUNDS and time.monotonic() < deadline:
             now_ms = self._clock.now_ms()
-            tasks = (task for run in node.engine.open_runs() for task in run.tasks.values())
-            busy = not node.engine.idle or any(
-                task.kind <= TaskKind.ACTIVITY and task.due_ms <= now_ms for task in tasks
-            )
+            busy = not self.running.node.engine.idle or any(task.due_ms <= now_ms for task in self._open_tasks())
             quiet = 0 if busy else quiet + 1
             await asyncio.sleep(_ROUND_S)
 
