@@ -8,7 +8,7 @@ import asyncio
 import heapq
 import json
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Final
 
 import structlog
@@ -78,6 +78,7 @@ class Dispatch:
         """Run, task and attempt (0: any) whose result would be refused: other replicas may have their session."""
         self._doubts: list[float] = []
         """When leases are to be compared with what was sent, soonest first."""
+        self._sendings: set[asyncio.Task[None]] = set()
         self.has_peers = False
         self.stopped = False
 
@@ -133,7 +134,7 @@ class Dispatch:
             return None
         if task.kind is TaskKind.WORKFLOW and run.sticky_session:
             sticky = self.sessions.get(run.sticky_session)
-            if sticky is not None and sticky.takes(task.kind):
+            if sticky is not None and sticky in serving and sticky.takes(task.kind):
                 return sticky
         for _ in range(len(serving)):
             session = serving[0]
@@ -147,6 +148,7 @@ class Dispatch:
         session = self.sessions.get(lease.session_id)
         if session is not None and session.epoch == lease.epoch:
             session.free[task.kind] += 1
+            self.freed(session)
 
     def committed(self, run: Run, leases: dict[str, Lease]) -> None:
         """Send what was leased; note what waits; tell workers of what they need not finish."""
@@ -217,7 +219,8 @@ class Dispatch:
     # Handing out --------------------------------------------------------------------------------------------------
 
     def _hand_out(self, session: Session, run: Run, task: Task, leased_ms: int) -> None:
-        if self._token(run.namespace, run.run_id, task) in session.in_hand:
+        token = self._token(run.namespace, run.run_id, task)
+        if token in session.in_hand or token in session.reported:
             session.free[task.kind] += 1
             return  # sent already, since it was found to be leased
         held = self._held(session, run.namespace, run.run_id, task, leased_ms)
@@ -261,9 +264,7 @@ class Dispatch:
 
     def _send_workflow(self, session: Session, held: InHand, run: Run, task: Task) -> None:
         """Only what is new to the session that holds the run; everything to any other."""
-        forgotten = run.run_id in session.forgotten
-        session.forgotten.discard(run.run_id)
-        if run.sticky_session == session.session_id and task.attempt == 1 and not forgotten:
+        if run.sticky_session == session.session_id and task.attempt == 1:
             self._send_events(session, held, run, task, run.sticky_event_id, run.unseen, run.last_event_id)
         elif run.seen_event_id == 0:
             # The code has not run yet, so the inputs in memory are all there is to it.
@@ -279,7 +280,12 @@ class Dispatch:
             session.put_down(held.token)
             self.uncertain()
             return
-        if held.token not in session.in_hand:
+        except Exception:
+            # Nobody can run it as it is: it times out, again and again, in sight, and disturbs nobody else.
+            _log.exception("history cannot be read", run_id=held.run_id)
+            session.put_down(held.token)
+            return
+        if held.token not in session.in_hand or not events:
             return  # it was taken away meanwhile
         self._send_events(session, held, run, task, 0, replay_order(events), events[-1].event_id)
 
@@ -293,6 +299,7 @@ class Dispatch:
         events: Iterable[HistoryEvent],
         last_event_id: int,
     ) -> None:
+        session.brought[held.token] = last_event_id
         for page, more in _pages(events):
             session.workflow_tasks.append(
                 WorkflowTask(
@@ -351,29 +358,29 @@ class Dispatch:
 
     async def run(self) -> None:
         """Claim whenever something may wait for a free slot, and every second in any case. Until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            self._spawner = tasks
-            polled_at = 0.0
-            loop = asyncio.get_running_loop()
-            while True:
-                await self._until_something_to_do()
-                self._wake.clear()
-                try:
-                    if self._doubts and self._doubts[0] <= loop.time():
-                        await self._reconcile()
-                    if loop.time() - polled_at >= POLL_S:
-                        polled_at = loop.time()
-                        await self._claim(self._by_type)
-                        await self._push_cancellations(everywhere=True)
-                    await self._claim(self._backlog)
-                    await self._push_cancellations()
-                    await self._tell_peers()
-                except StoreUnavailable as error:
-                    _log.warning("database unavailable", error=str(error))
-                    await asyncio.sleep(POLL_S / 2)
+        polled_at = 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._until_something_to_do()
+            self._wake.clear()
+            try:
+                if self._doubts and self._doubts[0] <= loop.time():
+                    await self._reconcile()
+                if loop.time() - polled_at >= POLL_S:
+                    polled_at = loop.time()
+                    await self._claim(self._by_type)
+                    await self._push_cancellations(everywhere=True)
+                await self._claim(self._backlog)
+                await self._push_cancellations()
+                await self._tell_peers()
+            except StoreUnavailable as error:
+                _log.warning("database unavailable", error=str(error))
+                await asyncio.sleep(POLL_S / 2)
 
-    def _spawn(self, coroutine) -> None:  # type: ignore[no-untyped-def]
-        self._spawner.create_task(coroutine)
+    def _spawn(self, sending: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(sending)
+        self._sendings.add(task)
+        task.add_done_callback(self._sendings.discard)
 
     async def _until_something_to_do(self) -> None:
         timeout = POLL_S
@@ -446,6 +453,8 @@ class Dispatch:
                 session.free[want.kind] += want.slots - count
             if count < want.slots and noted.get(key) == self._backlog.get(key):
                 self._backlog.pop(key, None)
+            elif count < want.slots:
+                self._wake.set()  # it was noted while the slots were reserved, so nobody looked for it
 
     def uncertain(self) -> None:
         """The connection broke while leases were being written: some may be stored that nobody was told of."""

@@ -94,6 +94,7 @@ class Engine:
         self._limits = limits
         self._outlet = outlet
         self._observers: list[Callable[[Run], None]] = []
+        self._doubters: list[Callable[[], None]] = []
         self._cache: OrderedDict[str, Run] = OrderedDict()
         self._waiting: OrderedDict[str, list[Submission]] = OrderedDict()
         self._parked: dict[str, list[Submission]] = {}
@@ -107,6 +108,10 @@ class Engine:
     def observe(self, observer: Callable[[Run], None]) -> None:
         """Have `observer` called with each run that was written, before its `new_events` are emptied."""
         self._observers.append(observer)
+
+    def doubt(self, doubter: Callable[[], None]) -> None:
+        """Have `doubter` called whenever runs may have been written that no observer was told of."""
+        self._doubters.append(doubter)
 
     def submit(
         self, run_id: str, trigger: Trigger, request: RequestKey | None = None
@@ -298,7 +303,7 @@ class Engine:
                 continue
             try:
                 if fresh:
-                    _check_lease(run, submission.fence, untouched=not run.touched)
+                    _check_lease(run, submission.fence)
                 reply = decide(run, submission.trigger, now_ms, self._limits)
             except RomancyError as error:
                 if submission.request is not None and not submission.fresh:
@@ -359,6 +364,8 @@ class Engine:
             for each in every:
                 self._drop(each)
             self._outlet.uncertain()
+            for doubter in self._doubters:
+                doubter()
             await self._wait_for_store(error, [s for draft in drafts for s in draft.submissions])
         except BatchRejected as error:
             for each in every:
@@ -393,11 +400,10 @@ class Engine:
         self._again(submissions)
 
     def _again_or_conflict(self, submissions: list[Submission], error: BatchRejected) -> None:
-        for submission in submissions:
-            if submission.new_run is not None and submission.tries > 0:
-                submission.fail(error)
-            else:
-                self._again([submission])
+        refused = [s for s in submissions if s.new_run is not None and s.tries > 0]
+        for submission in refused:
+            submission.fail(error)
+        self._again([s for s in submissions if s not in refused])
 
     def _finish(self, draft: _Draft, result: CommitResult) -> None:
         run = draft.run
@@ -480,13 +486,17 @@ class Engine:
         self._cache.pop(run.run_id, None)
 
 
-def _check_lease(run: Run, fence: Fence | None, *, untouched: bool) -> None:
-    """On a run that was just read: whether the trigger's lease is the stored one."""
-    if fence is None or not untouched:
+def _check_lease(run: Run, fence: Fence | None) -> None:
+    """On a run that was just read: whether the row is still as the trigger knows it."""
+    if fence is None or fence.task_id in run.touched:
         return
     task = run.tasks.get(fence.task_id)
-    if task is not None and (task.owner, task.owner_epoch) != (fence.owner, fence.epoch):
+    if task is None:
+        return
+    if (task.owner, task.owner_epoch) != (fence.owner, fence.epoch):
         raise StaleTask(fence.task_id, "it is another worker's now")
+    if fence.relay_ms >= 0 and task.relay_ms != fence.relay_ms:
+        raise StaleTask(fence.task_id, "it was put off meanwhile")
 
 
 def _is_repeated(draft: _Draft, submission: Submission) -> bool:

@@ -11,6 +11,7 @@ import structlog
 
 from romancy_service.clock import Clock
 from romancy_service.core.limits import Limits
+from romancy_service.core.task import activity_task_id, compensation_task_id
 from romancy_service.dispatch import Dispatch
 from romancy_service.engine import Engine
 from romancy_service.heartbeats import Heartbeats
@@ -34,22 +35,35 @@ class Node:
     dispatch: Dispatch
     heartbeats: Heartbeats
     results: Results
+    _closings: dict[str, asyncio.Task[dict[str, int]]] = field(default_factory=dict)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     async def closing_attempt(self, run_id: str, task_id: str) -> int:
-        """The attempt of an activity or compensation that closed it; 0 while it is open, or when nothing is known."""
-        name = task_id.partition("/")[2]
-        for event in reversed(await self.store.read_history(run_id, 0, 1 << 40, max_bytes=1 << 40)):
-            kind = event.WhichOneof("attributes")
-            if kind in ("activity_completed", "activity_failed", "activity_cancelled"):
-                closed = getattr(event, kind)
-                if task_id.startswith("a/") and closed.activity_id == name:
-                    return int(closed.attempt)
-            elif kind in ("compensation_completed", "compensation_failed"):
-                closed = getattr(event, kind)
-                if task_id.startswith("c/") and closed.compensation_id == name:
-                    return int(closed.attempt)
-        return 0
+        """The attempt of an activity or compensation that closed it; 0 while it is open, or when nothing is known.
+
+        The history is read once for all who ask for the same run at the same time: after a reconnect these are many.
+        """
+        reading = self._closings.get(run_id)
+        if reading is None:
+            reading = self._closings[run_id] = asyncio.get_running_loop().create_task(self._read_closings(run_id))
+            reading.add_done_callback(lambda _: self._closings.pop(run_id, None))
+        return (await asyncio.shield(reading)).get(task_id, 0)
+
+    async def _read_closings(self, run_id: str) -> dict[str, int]:
+        closings: dict[str, int] = {}
+        after = 0
+        while events := await self.store.read_history(run_id, after, 1_000, max_bytes=self.limits.page_bytes):
+            for event in events:
+                kind = event.WhichOneof("attributes")
+                if kind in ("activity_completed", "activity_failed", "activity_cancelled"):
+                    activity = getattr(event, kind)
+                    closings[activity_task_id(activity.activity_id)] = activity.attempt
+                elif kind in ("compensation_completed", "compensation_failed"):
+                    compensation = getattr(event, kind)
+                    closings[compensation_task_id(compensation.compensation_id)] = compensation.attempt
+            after = events[-1].event_id
+            await asyncio.sleep(0)  # a long history must not hold up the rest
+        return closings
 
     def background(self, work: Coroutine[Any, Any, Any]) -> None:
         """Have `work` done without waiting for it; what it raises is logged."""

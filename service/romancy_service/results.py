@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Final
@@ -21,6 +22,9 @@ _log = structlog.get_logger("romancy.results")
 POLL_S: Final = 1.0
 """The backstop for runs that end on another replica: a notification may be lost."""
 
+DOUBT_S: Final = 35.0
+"""A statement whose answer was lost is carried out within this, or never: its connection's statement timeout is 25 s."""
+
 
 class Results:
     """Outcomes as they come about, on this replica or another one."""
@@ -30,7 +34,9 @@ class Results:
         self._waiters: dict[str, set[Callable[[WorkflowOutcome], None]]] = defaultdict(set)
         self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._ended: set[str] = set()
+        self._told_of: set[str] = set()
         self._wake = asyncio.Event()
+        self._doubts_until = 0.0
         self.has_peers = False
 
     def observe(self, run: Run) -> None:
@@ -44,6 +50,10 @@ class Results:
         if self.has_peers and (run.outcome is not None or run.new_events):
             self._ended.add(run.run_id)
             self._wake.set()
+
+    def doubt(self) -> None:
+        """The answer to a commit was lost, so runs may have been written, now or in a while, that we are not told of."""
+        self._doubts_until = time.monotonic() + DOUBT_S
 
     def _resolve(self, run_id: str, outcome: WorkflowOutcome) -> None:
         for waiter in self._waiters.pop(run_id, ()):
@@ -97,11 +107,12 @@ class Results:
             for event in self._watchers.get(run_id, ()):
                 event.set()
             if run_id in self._waiters:
-                self._ended.add(run_id)
+                self._told_of.add(run_id)
                 self._wake.set()
 
     async def run(self) -> None:
         """Tell peers, hear from them, and look every second for what was missed. Until cancelled."""
+        asked_at = 0.0
         while True:
             try:
                 async with asyncio.timeout(POLL_S):
@@ -111,17 +122,25 @@ class Results:
             self._wake.clear()
             ended, self._ended = self._ended, set()
             try:
-                if self.has_peers:
-                    for event in [event for events in self._watchers.values() for event in events]:
-                        event.set()
-                    if ended:
-                        await self._tell(sorted(ended))
-                    if self._waiters:
-                        for run_id, (_, outcome) in (await self._store.outcomes(list(self._waiters))).items():
-                            self._resolve(run_id, outcome)
+                if self.has_peers and ended:
+                    await self._tell(sorted(ended))
+                if self.has_peers or time.monotonic() < self._doubts_until:
+                    await self._ask(whole=time.monotonic() - asked_at >= POLL_S)
+                    asked_at = time.monotonic() if time.monotonic() - asked_at >= POLL_S else asked_at
             except StoreUnavailable as error:
                 _log.warning("database unavailable", error=str(error))
                 await asyncio.sleep(POLL_S)
+
+    async def _ask(self, *, whole: bool) -> None:
+        """Ask for the outcomes of the runs that we were told of; once in a while, for all that somebody waits for."""
+        told, self._told_of = self._told_of, set()
+        if whole:
+            for event in [event for events in self._watchers.values() for event in events]:
+                event.set()
+        wanted = list(self._waiters) if whole else [run_id for run_id in told if run_id in self._waiters]
+        if wanted:
+            for run_id, (_, outcome) in (await self._store.outcomes(wanted)).items():
+                self._resolve(run_id, outcome)
 
     async def _tell(self, run_ids: list[str]) -> None:
         # A notification holds 8,000 bytes; a run id takes 40.

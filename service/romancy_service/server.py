@@ -11,6 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -41,6 +42,10 @@ SYNC_S = 5.0
 """How often the clock is compared with the database's: 5 s of drift are a millisecond."""
 
 
+class PartFailed(Exception):
+    """A part of the service failed; the log says why. The process ends with exit code 1, to be started again."""
+
+
 @dataclass(slots=True)
 class Running:
     """A service that is up."""
@@ -50,6 +55,8 @@ class Running:
     relay: Relay
     port: int
     """Where it listens, also when the configuration said 0."""
+    broken: asyncio.Future[None]
+    """Fails when a part of the service does: it cannot go on."""
 
     async def time_moved(self) -> None:
         """A test moved the clock: keep the leases of who is connected, and look at once for what has become due."""
@@ -67,9 +74,13 @@ async def serve(config: Config) -> None:
     async with running(config) as service:
         _collect_garbage_rarely()
         _log.info("serving", address=f"{config.listen.host}:{service.port}", replica_id=service.node.replica_id)
-        await stop.wait()
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait((stopping, service.broken), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
         _log.info("draining")
     _log.info("stopped")
+    if service.broken.done():
+        service.broken.result()
 
 
 def _collect_garbage_rarely() -> None:
@@ -110,6 +121,7 @@ async def _parts(config: Config, store: Store, clock: Clock) -> AsyncIterator[Ru
     relay = Relay(store, clock, engine, limits.session_lease_ms)
     lobby = Lobby(node, relay.saw_end)
     engine.observe(results.observe)
+    engine.doubt(results.doubt)
     engine.observe(relay.observe)
     peers = _Peers(node, relay)
     await peers.beat()
@@ -131,11 +143,12 @@ async def _parts(config: Config, store: Store, clock: Clock) -> AsyncIterator[Ru
             ("peers", peers.run()),
         )
     ]
+    broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     for task in tasks:
-        task.add_done_callback(_die_loudly)
+        task.add_done_callback(partial(_note_failure, broken))
     port = await edge.start()
     try:
-        yield Running(node, lobby, relay, port)
+        yield Running(node, lobby, relay, port, broken)
     finally:
         await _drain(edge, lobby, engine, config)
         for task in tasks:
@@ -144,11 +157,12 @@ async def _parts(config: Config, store: Store, clock: Clock) -> AsyncIterator[Ru
         await peers.leave()
 
 
-def _die_loudly(task: asyncio.Task[None]) -> None:
-    """A part that ends by itself is a bug; the process must not go on without it."""
+def _note_failure(broken: asyncio.Future[None], task: asyncio.Task[None]) -> None:
+    """A part that ends by itself is a bug; the service must not go on without it."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        _log.critical("a part of the service failed; exiting", part=task.get_name(), exc_info=error)
-        os.kill(os.getpid(), signal.SIGTERM)
+        _log.critical("a part of the service failed", part=task.get_name(), exc_info=error)
+        if not broken.done():
+            broken.set_exception(PartFailed(task.get_name()))
 
 
 async def _drain(edge: Edge, lobby: Lobby, engine: Engine, config: Config) -> None:

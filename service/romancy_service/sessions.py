@@ -57,12 +57,12 @@ class Session:
     """While the database is asked what the session has: tokens of all that it had meanwhile."""
     connected_at: float = field(default_factory=time.monotonic)
     """When it said hello."""
+    brought: dict[bytes, int] = field(default_factory=dict)
+    """Workflow tasks that were written to this stream -> the last event that they brought."""
     told_to_stop: set[bytes] = field(default_factory=set)
     draining: bool = False
     closed: bool = False
     closed_why: RomancyError | None = None
-    forgotten: set[str] = field(default_factory=set)
-    """Runs that the worker said it no longer holds."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     # What the writer sends next.
@@ -105,6 +105,7 @@ class Session:
         if held is not None:
             self.free[held.kind] += 1
             self.told_to_stop.discard(token)
+            self.brought.pop(token, None)
             if self.by_task.get((held.run_id, held.task_id)) is held:
                 del self.by_task[held.run_id, held.task_id]
         return held

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults import scene as scenes
+from tests.faults.crowd import SHORT, USUAL
 from tests.faults.scene import Scene, scene
 
 
@@ -15,3 +17,11 @@ async def stage(database_url: str, tmp_path: Path) -> AsyncIterator[Scene]:
     """A scene on a fresh database of each kind."""
     async with scene(tmp_path, database_url) as stage:
         yield stage
+
+
+@pytest.fixture(params=[pytest.param(SHORT, id="short"), pytest.param(USUAL, id="usual", marks=pytest.mark.slow)])
+def lease_s(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
+    """How long leases are in the services that are started from now on; all times in proportion."""
+    for name, value in request.param.items():
+        monkeypatch.setitem(scenes.LIMITS, name, value)
+    return float(request.param["session_lease_ms"]) / 1000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import time
 from collections.abc import Callable
@@ -15,12 +14,11 @@ from romancy import WorkflowHandle
 from tests.faults import ledger
 from tests.faults import scene as scenes
 from tests.faults.busy import busy
+from tests.faults.crowd import SHORT
 from tests.faults.scene import Actor, Scene, free_port, scene, until
 
 COUNT = 20
 ONCE = 8
-LEASE_S = 3.0
-GRACE_S = 0.5
 NOTICE_S = 2.0
 """So long after the grace may it take until others have what was lost."""
 
@@ -29,9 +27,8 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture(autouse=True)
 def _short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(scenes.LIMITS, "session_lease_ms", int(LEASE_S * 1000))
-    monkeypatch.setitem(scenes.LIMITS, "heartbeat_interval_ms", int(LEASE_S * 200))
-    monkeypatch.setitem(scenes.LIMITS, "reconnect_grace_ms", int(GRACE_S * 1000))
+    for name, value in SHORT.items():
+        monkeypatch.setitem(scenes.LIMITS, name, value)
 
 
 def _worker(stage: Scene, name: str, *kinds: str, port: int = 0) -> Actor:
@@ -62,7 +59,7 @@ async def test_what_a_killed_worker_had_runs_again_elsewhere_after_the_grace(sta
         victim.kill()
         killed_at = time.monotonic()
         await until(lambda: len(_begun(stage, 2)) == COUNT - ONCE, "they run again", other)
-        assert time.monotonic() - killed_at < GRACE_S + NOTICE_S
+        assert time.monotonic() - killed_at < SHORT["reconnect_grace_ms"] / 1000 + NOTICE_S
         stage.open_gates(1)
         outcomes = await handle.result()
     assert outcomes == [str(other.process.pid)] * (COUNT - ONCE) + ["ActivityLost"] * ONCE
@@ -93,7 +90,9 @@ async def test_a_replica_that_was_frozen_writes_nothing_that_it_may_no_longer_wr
             if point == "commit.before":
                 await until(lambda: len(_begun(stage, 1)) == 1, "it runs", first)
                 stage.open_gates(1)
-            await until(lambda: psutil.Process(frozen.process.pid).status() == psutil.STATUS_STOPPED, "it is frozen", first)
+            await until(
+                lambda: psutil.Process(frozen.process.pid).status() == psutil.STATUS_STOPPED, "it is frozen", first
+            )
             (stage.folder / "gate-1").unlink(missing_ok=True)
             second = _worker(stage, "second", "activities", port=ports[1])
             await until(lambda: len(_begun(stage, 2)) == 1, "the other replica gave it to its worker", second, awake)

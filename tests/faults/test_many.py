@@ -11,7 +11,6 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
-from romancy import Client, WorkflowFailed
 from romancy.v1.workflow_pb2 import WorkflowSpec
 from romancy.v1.workflow_service_pb2 import (
     ID_CONFLICT_POLICY_FAIL,
@@ -22,6 +21,8 @@ from romancy.v1.workflow_service_pb2 import (
     StartWorkflowsResponse,
 )
 from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceStub
+
+from romancy import Client, WorkflowFailed
 from tests.faults.scene import Scene, free_port, scene
 from tests.faults.tour import FAILS, STEPS, tour
 

@@ -1,5 +1,6 @@
-"""Workflows to run many of: ten activities, retries and a saga among them. `python -m tests.faults.tour ADDRESS WORKER_ID`
-is a worker.
+"""Workflows to run many of: ten activities each, retries and a saga among them.
+
+`python -m tests.faults.tour ADDRESS WORKER_ID` is a worker that runs them.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ _SAME = (
     "closing_status",
     "failure",
 )
-_LEASE = ("owner", "owner_epoch", "leased_ms", "heartbeat_ms")
+_LEASE = ("owner", "owner_epoch", "leased_ms", "heartbeat_ms", "relay_ms")
 
 
 async def assert_stored_is_folded(store: Store, namespace: str) -> int:

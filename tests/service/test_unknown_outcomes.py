@@ -83,7 +83,7 @@ async def test_a_campaign_of_lost_answers_does_everything_once(
         booked = [f"book {number * 10 + part}" for part in range(3)]
         undone = [f"unbook {number * 10 + part}" for part in (2, 1, 0)] if number % 2 else []
         assert mine == booked + undone
-    assert reached > count
+    assert reached >= 8
 
 
 @pytest.fixture

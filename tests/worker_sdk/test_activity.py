@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
@@ -13,9 +14,11 @@ import pytest
 
 from romancy.v1.command_pb2 import COMPENSATE_WHEN_ALWAYS, ScheduleActivity
 from romancy.v1.failure_pb2 import FAILURE_SOURCE_APPLICATION, FAILURE_SOURCE_TIMEOUT, Failure
+from romancy.v1.history_pb2 import RETRY_STATE_MAX_ATTEMPTS, HistoryEvent
 from romancy.v1.payload_pb2 import Payload
 
 from romancy import (
+    ActivityError,
     ConversionError,
     DefinitionError,
     OutsideActivity,
@@ -157,6 +160,8 @@ def test_types_reach_the_caller() -> None:
         assert_type(await charge("o", 1.0), Receipt)
         assert_type(await charge.options(timeout=1)("o", 1.0), Receipt)
         assert_type(await plain("x", loud=True), str)  # sync functions are awaited as well
+        assert_type(await charge.fn("o", 1.0), Receipt)  # the function itself
+        assert_type(plain.fn("x", loud=True), str)
 
     assert asyncio.iscoroutinefunction(never_run)
     assert charge.is_async
@@ -246,6 +251,78 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], text: s
 def test_retry_policies_that_make_no_sense_are_refused(policy: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(policy))} is .*, but must be"):
         RetryPolicy(**policy)
+
+
+def test_who_counts_attempts_is_not_stopped_by_the_default_for_their_time() -> None:
+    counted = RetryPolicy(max_attempts=10).to_proto()
+    assert counted.HasField("max_elapsed")
+    assert counted.max_elapsed.ToMilliseconds() == 0  # no limit
+    assert RetryPolicy(max_attempts=10, max_elapsed=60).to_proto().max_elapsed.seconds == 60
+    assert not RetryPolicy(initial_interval=1).to_proto().HasField("max_elapsed")
+
+
+def test_errors_that_are_not_tried_again_include_those_that_derive_from_them() -> None:
+    @activity(retry=RetryPolicy(non_retryable=(LookupError, "ArithmeticError")))
+    async def risky() -> None:
+        pass
+
+    assert risky.encode_failure(KeyError("x")).non_retryable
+    assert risky.encode_failure(KeyError("x")).type == "KeyError"
+    assert risky.encode_failure(ZeroDivisionError("x")).non_retryable
+    assert not risky.encode_failure(ValueError("x")).non_retryable
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "text"),
+    [
+        (RetryPolicy, {"max_attempts": "5"}, "max_attempts is '5', but must be a whole number"),
+        (RetryPolicy, {"max_attempts": True}, "max_attempts is True, but must be a whole number"),
+        (RetryPolicy, {"max_interval": "1s"}, "max_interval is '1s', but must be a timedelta or a number of seconds"),
+        (RetryPolicy, {"non_retryable": "Declined"}, "non_retryable is 'Declined', but must be a tuple"),
+        (RetryPolicy, {"non_retryable": (5,)}, "non_retryable has 5, but takes exception classes"),
+        (charge.options, {"retry": 3}, "retry is 3, but must be a RetryPolicy"),
+        (charge.options, {"timeout": "30s"}, "timeout is '30s', but must be a timedelta or a number of seconds"),
+        (charge.options, {"task_queue": 1}, "task_queue is 1, but must be the name of a queue"),
+        (activity, {"retries": 3}, "@activity has no option 'retries'; it has name, compensation, compensate"),
+        (compensation, {"priority": 3}, "@compensation has no option 'priority'; it has name, task_queue, timeout"),
+    ],
+)
+def test_options_of_another_type_or_name_are_refused_in_a_sentence(
+    make: Callable[..., object], options: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(TypeError) as refused:
+        make(**options)
+    assert str(refused.value).startswith(text)
+
+
+async def nothing() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"compensate": "allways"}, "compensate of nothing is 'allways', but must be 'unless_failed' or 'always'"),
+        ({"compensation": nothing}, "compensation of nothing is .*, but must be a function decorated with @compens"),
+        ({"raises": ValueError}, "raises of nothing is .*, but must be a list of exception classes"),
+        ({"raises": ["ValueError"]}, "raises of nothing has 'ValueError', which is no exception class"),
+        ({"name": 5}, "name of nothing is 5, but must be a text"),
+    ],
+)
+def test_definitions_that_make_no_sense_are_refused_in_a_sentence(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(DefinitionError, match=text):
+        activity(**options)(nothing)
+
+
+def test_an_activity_that_failed_for_good_says_why_there_is_no_further_attempt() -> None:
+    event = HistoryEvent()
+    event.activity_failed.activity_id, event.activity_failed.attempt = "charge:1", 5
+    event.activity_failed.failure.type = "ConnectionError"
+    event.activity_failed.retry_state = RETRY_STATE_MAX_ATTEMPTS
+    with pytest.raises(ActivityError) as failed:
+        charge.outcome(event)
+    assert failed.value.__notes__ == [
+        "charge:1 has no attempt after number 5: max_attempts of its retry policy is reached"
+    ]
 
 
 def test_a_retry_policy_says_only_what_was_said() -> None:

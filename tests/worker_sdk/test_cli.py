@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from romancy import TerminalError, WorkflowContext, activity, compensation, testing, workflow
+from romancy import Client, TerminalError, WorkflowContext, activity, compensation, testing, workflow
 from romancy.cli import main
 from romancy.cli.output import compact, escape
 from romancy.worker import Worker
@@ -104,6 +104,42 @@ async def test_start_names_what_it_started(romancy: Romancy) -> None:
     assert "it goes on" in again.err
 
 
+async def test_start_and_wait_for_programs_names_what_was_started_before_it_waits(romancy: Romancy) -> None:
+    answer = await romancy("workflow", "start", "trip", "--input", '"Ritz"', "--wait", "--json")
+    started, outcome = answer.json_lines
+    assert set(started) == {"workflow_id", "run_id"}
+    assert started.items() < outcome.items()
+    late = await romancy("workflow", "start", "sleeper", "--wait", "--timeout", "0.1", "--json")
+    assert late.code == 6
+    assert json.loads(late.err)["reason"] == "TIMEOUT"
+    assert json.loads(late.err)["metadata"] == late.json
+
+
+async def test_errors_for_programs_have_a_reason_and_metadata(romancy: Romancy) -> None:
+    await romancy("workflow", "start", "sleeper", "--id", "s")
+    answer = await romancy("workflow", "start", "sleeper", "--id", "s", "--json")
+    error = json.loads(answer.err)
+    assert (answer.code, answer.out, error["reason"]) == (5, "", "WORKFLOW_ALREADY_OPEN")
+    assert error["metadata"]["workflow_id"] == "s"
+    assert "is open as run" in error["error"]
+    gone = await romancy("workflow", "list", "--json", "--address", "127.0.0.1:1", "--patience", "0")
+    assert (gone.code, json.loads(gone.err)["reason"]) == (4, "UNAVAILABLE")
+    wrong = await romancy("workflow", "list", "--json", "--nonsense")
+    assert (wrong.code, json.loads(wrong.err)["reason"]) == (2, "USAGE")
+
+
+def test_what_nobody_expected_is_one_line_and_exit_code_7(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> Client:
+        raise LookupError("no\nsuch thing")
+
+    monkeypatch.setattr("romancy.cli.connection.Client", broken)
+    answer = run_main(["workflow", "list"])
+    assert (answer.code, answer.out) == (7, "")
+    assert answer.err.startswith("romancy: unexpected LookupError at test_cli.py:")
+    assert answer.err.endswith(": no\\nsuch thing\n")
+    assert json.loads(run_main(["workflow", "list", "--json"]).err)["reason"] == "UNEXPECTED"
+
+
 async def test_a_workflow_that_failed_is_exit_code_1_and_says_why(romancy: Romancy) -> None:
     answer = await romancy("workflow", "start", "trip", "--input", '"Ritz"', "--input", '"stolen"', "--wait")
     assert answer.code == 1
@@ -157,7 +193,22 @@ async def test_what_is_not_there_is_exit_code_3(romancy: Romancy) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["start", "trip", "--input", "{x"], ["start"], ["nonsense"], ["resolve", "a", "b", "nonsense"]]
+    "arguments",
+    [
+        ["start", "trip", "--input", "{x"],
+        ["start"],
+        ["nonsense"],
+        ["resolve", "a", "b", "nonsense"],
+        ["start", "trip", "--run-timeout", "0"],
+        ["start", "trip", "--run-timeout", "nan"],
+        ["start", "trip", "--priority", "1000001"],
+        ["start", "trip", "--timeout", "5"],
+        ["result", "a", "--timeout", "-1"],
+        ["list", "--patience", "inf"],
+        ["list", "--limit", "-1"],
+        ["list", "--address", ""],
+        ["list", "--tls-ca", "/"],
+    ],
 )
 async def test_a_wrong_command_line_is_exit_code_2(romancy: Romancy, arguments: list[str]) -> None:
     assert (await romancy("workflow", *arguments)).code == 2
@@ -198,5 +249,5 @@ def test_escaped_json_is_the_same_json() -> None:
 def test_help_lists_the_exit_codes() -> None:
     answer = run_main(["--help"])
     assert answer.code == 0
-    for code in range(7):
+    for code in range(8):
         assert f"    {code}  " in answer.out

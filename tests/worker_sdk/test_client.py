@@ -231,6 +231,29 @@ async def test_an_argument_that_does_not_fit_is_named_before_anything_is_sent(
     assert service.starts == []
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"tsk_queue": "q"}, "start_workflow has no option 'tsk_queue'; it has id, task_queue, "),
+        ({"id_conflict": "replace"}, "id_conflict is 'replace', but must be 'fail' or 'use_existing' or "),
+        ({"id_reuse": True}, "id_reuse is True, but must be 'allow' or "),
+        ({"run_timeout": "1h"}, "run_timeout is '1h', but must be a timedelta or a number of seconds"),
+        ({"priority": "high"}, "priority is 'high', but must be a whole number"),
+        ({"id": 5}, "id is 5, but must be a text"),
+        ({"attributes": {"tier": "gold"}}, "attribute 'tier' is 'gold', but must be an AttributeValue"),
+        ({"attributes": "gold"}, "attributes is 'gold', but must be a mapping"),
+        ({"headers": {"trace": 5}}, "header 'trace' is 5, but must be a text"),
+    ],
+)
+async def test_options_that_are_wrong_are_named_before_anything_is_sent(
+    service: Scripted, client: Client, options: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(TypeError) as refused:
+        await client.start_workflow("move", **options)
+    assert str(refused.value).startswith(text)
+    assert service.starts == []
+
+
 async def test_concurrent_starts_share_a_call(service: Scripted, client: Client) -> None:
     handles = await asyncio.gather(*(client.start_workflow("move", id=f"w{number}") for number in range(100)))
     assert [handle.workflow_id for handle in handles] == [f"w{number}" for number in range(100)]

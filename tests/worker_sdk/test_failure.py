@@ -8,6 +8,13 @@ from typing import Any
 import pytest
 
 from romancy.v1.failure_pb2 import FAILURE_SOURCE_SERVICE, Failure
+from romancy.v1.history_pb2 import (
+    RETRY_STATE_MAX_ATTEMPTS,
+    RETRY_STATE_MAX_ELAPSED,
+    RETRY_STATE_UNSPECIFIED,
+    ActivityFailed,
+    RetryState,
+)
 from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_CANCELLED,
     WORKFLOW_STATUS_FAILED,
@@ -28,7 +35,16 @@ from romancy import (
     WorkflowTerminated,
     WorkflowTimedOut,
 )
-from romancy._failure import DEPTH, MESSAGE_BYTES, STACK_BYTES, activity_error, from_failure, outcome_error, to_failure
+from romancy._failure import (
+    DEPTH,
+    MESSAGE_BYTES,
+    STACK_BYTES,
+    activity_error,
+    from_failure,
+    outcome_error,
+    to_failure,
+    why_over,
+)
 
 
 def raised(error: BaseException) -> BaseException:
@@ -132,6 +148,58 @@ def test_what_does_not_fit_the_declared_class_stays_an_activity_error() -> None:
     error = activity_error(failure, [Declined])
     assert isinstance(error, ActivityError)
     assert "could not be made a Declined" in error.__notes__[0]
+
+
+class DeclinedForNow(Declined):
+    pass
+
+
+def test_what_derives_from_a_declared_class_comes_back_as_that_class() -> None:
+    failure = to_failure(raised(DeclinedForNow("no money", code=51)), [Declined])
+    assert failure.type == "Declined"
+    assert "DeclinedForNow" in failure.stack_trace
+    error = activity_error(failure, [Declined])
+    assert type(error) is Declined
+    assert error.code == 51
+    assert to_failure(DeclinedForNow("x", code=1), [Declined, DeclinedForNow]).type == "DeclinedForNow"
+    assert to_failure(ApplicationError("x", type="Busy"), [ApplicationError]).type == "Busy"
+
+
+class Limited(ApplicationError):
+    quota: int
+
+
+class DailyLimited(Limited):
+    pass
+
+
+def test_what_derives_from_a_declared_application_error_keeps_its_attributes() -> None:
+    limited = DailyLimited("too many", "a detail")
+    limited.quota = 7
+    error = activity_error(to_failure(limited, [Limited]), [Limited])
+    assert type(error) is Limited
+    assert (error.quota, error.message, error.details) == (7, "too many", ["a detail"])
+
+
+def test_a_group_of_one_error_is_recorded_as_that_error() -> None:
+    inner = ValueError("wrong")
+    failure = to_failure(ExceptionGroup("group", [ExceptionGroup("group", [inner])]))
+    assert (failure.type, failure.message) == ("ValueError", "wrong")
+    assert to_failure(ExceptionGroup("group", [inner, KeyError("x")])).type == "ExceptionGroup"
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        (RETRY_STATE_MAX_ATTEMPTS, "pay:1 has no attempt after number 3: max_attempts of its retry policy is reached"),
+        (RETRY_STATE_MAX_ELAPSED, "pay:1 has no attempt after number 3: max_elapsed of its retry policy"),
+        (RETRY_STATE_UNSPECIFIED, ""),
+    ],
+)
+def test_a_history_says_which_bound_ended_the_attempts(state: RetryState.ValueType, text: str) -> None:
+    said = why_over(ActivityFailed(activity_id="pay:1", attempt=3, retry_state=state))
+    assert said.startswith(text)
+    assert bool(said) == bool(text)
 
 
 class Hostile(Exception):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
+import structlog
 
 from romancy import (
     ActivityError,
@@ -127,3 +129,22 @@ async def test_attempts_run_out_as_the_policy_says() -> None:
         with pytest.raises((WorkflowFailed, ActivityError), match="not yet"):
             await handle.result()
     assert calls == ["flaky"] * 3
+
+
+async def test_the_service_does_not_print(capfd: pytest.CaptureFixture[str]) -> None:
+    async with testing.service() as service, Worker(service.address, workflows=[patient], activities=[flaky]):
+        await service.client.start_workflow(patient, 1)
+    assert capfd.readouterr() == ("", "")
+
+
+async def test_what_the_service_logs_can_be_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with testing.service() as service, Worker(service.address, workflows=[remind]):
+        pass
+    assert [record.name for record in caplog.records if record.name.startswith(("romancy.lobby", "alembic."))] == []
+    async with testing.service(log_level=logging.INFO) as service, Worker(service.address, workflows=[remind]):
+        pass
+    messages = {record.name: record.getMessage() for record in caplog.records}
+    assert messages["romancy.lobby"].startswith("worker left  ")
+    assert "alembic.runtime.migration" in messages
+    assert not structlog.is_configured()

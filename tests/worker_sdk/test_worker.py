@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -667,3 +668,40 @@ async def test_two_functions_of_one_name_are_refused() -> None:
         Worker(activities=[double, activity(other())])
     with pytest.raises(DefinitionError, match="is no workflow"):
         Worker(workflows=[double])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"workflows": two_steps}, DefinitionError, r"put it into a list, as in workflows=\[\.\.\.\]"),
+        ({"activities": double}, DefinitionError, r"put it into a list, as in activities=\[\.\.\.\]"),
+        ({"lease_lost": "foo"}, TypeError, "lease_lost is 'foo', but must be 'go_on' or 'cancel'"),
+        ({"task_queues": []}, ValueError, "task_queues is empty"),
+        ({"task_queues": ["a", "b", "a"]}, ValueError, "task_queues has 'a' more than once"),
+        ({"task_queues": [7]}, TypeError, "a name in task_queues is 7"),
+        ({"drain_timeout": "long"}, TypeError, "drain_timeout is 'long'"),
+        ({"target": ""}, ValueError, "address is empty"),
+    ],
+)
+def test_a_worker_that_makes_no_sense_is_refused_in_a_sentence(
+    options: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        Worker(**options)
+
+
+async def test_a_queue_may_be_named_without_a_list(service: ScriptedService) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        worker = Worker(service.target, activities=[double], task_queues="orders")
+        starting = tasks.create_task(worker.start())
+        stream = await service.accept()
+        hello = await stream.welcome()
+        await starting
+        tasks.create_task(worker.stop())
+    assert list(hello.task_queues) == ["orders"]
+
+
+def test_a_worker_that_is_never_started_opens_nothing() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    workers = [Worker(activities=[double], workflows=[]) for _ in range(20)]
+    assert len(os.listdir("/proc/self/fd")) == before, workers

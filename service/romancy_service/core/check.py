@@ -75,6 +75,11 @@ def check_payload(field: str, value: Payload, limits: Limits) -> None:
     _check_payload_bytes(field, value.ByteSize(), limits.payload_bytes)
 
 
+def check_size(field: str, message: Message, limits: Limits) -> None:
+    """A message that carries values of the user's in several places: all of them together."""
+    _check_payload_bytes(field, message.ByteSize(), limits.payloads_bytes)
+
+
 def check_payloads(field: str, values: Sequence[Payload], limits: Limits) -> None:
     """Values of the user's that belong together."""
     total = 0
@@ -96,6 +101,7 @@ def _check_payload_bytes(field: str, size: int, limit: int) -> None:
 def check_failure(field: str, failure: Failure, limits: Limits) -> None:
     """What a failure and its causes carry. Their texts are no reason to refuse them: those are cut."""
     check_duration(f"{field}.retry_after", failure.retry_after)
+    _check_payload_bytes(field, failure.ByteSize(), limits.payloads_bytes)
     for _ in range(limits.failure_depth):
         check_payloads(f"{field}.details", failure.details, limits)
         if not failure.HasField("cause"):

@@ -65,6 +65,8 @@ class Reply:
 
     last_event_id: int = 0
     last_event_ms: int = 0
+    held: bool = False
+    """The worker that answered holds the run up to `last_event_id`."""
     alone: bool = False
     """The activity's outcome was recorded without its `then`."""
     rejection: InvalidField | None = None
@@ -83,6 +85,8 @@ def decide(run: Run, trigger: Trigger, now_ms: int, limits: Limits) -> Reply:
     if run.status == WORKFLOW_STATUS_RUNNING and run.last_event_id >= limits.history_events:
         _end_too_long(emit, limits)
     advance(emit)
+    if reply.held:
+        run.sticky_event_id = run.last_event_id
     reply.last_event_id = run.last_event_id
     reply.last_event_ms = run.last_event_ms
     return reply
@@ -160,8 +164,7 @@ def _complete_activity(emit: Emitter, trigger: CompleteActivity, limits: Limits)
     except InvalidField as rejection:
         return Reply(alone=True, rejection=rejection)
     _record_commands(emit, then.commands, run.last_event_id, limits)
-    run.sticky_event_id = run.last_event_id
-    return Reply()
+    return Reply(held=True)
 
 
 def _then_that_fits(emit: Emitter, trigger: CompleteActivity) -> Then | None:
@@ -197,8 +200,7 @@ def _complete_workflow_task(emit: Emitter, trigger: CompleteWorkflowTask, limits
         return Reply(rejection=rejection)
     run.sticky_session = trigger.fence.owner if trigger.holds_run else ""
     _record_commands(emit, trigger.commands, trigger.seen_event_id, limits)
-    run.sticky_event_id = run.last_event_id
-    return Reply()
+    return Reply(held=True)
 
 
 def _record_commands(emit: Emitter, commands: Sequence[Command], seen_event_id: int, limits: Limits) -> None:

@@ -72,6 +72,9 @@ def _backoff(policy: RetryPolicy, failures: int, seed: str) -> int:
     max_ms = duration_ms(policy.max_interval) if policy.HasField("max_interval") else 60_000
     coefficient = policy.backoff_coefficient if policy.HasField("backoff_coefficient") else 2.0
     jitter = policy.jitter if policy.HasField("jitter") else 0.1
-    wait_ms = min(initial_ms * coefficient ** min(failures - 1, _LONGEST_EXPONENT), max_ms)
+    try:
+        wait_ms = min(initial_ms * coefficient ** min(failures - 1, _LONGEST_EXPONENT), max_ms)
+    except OverflowError:
+        wait_ms = max_ms
     drawn = crc32(seed.encode()) / 2**32
     return int(wait_ms * (1 - jitter * drawn))

@@ -82,6 +82,7 @@ class Task:
     owner_epoch: int = 0
     leased_ms: int = 0
     heartbeat_ms: int = 0
+    relay_ms: int = 0
 
     @property
     def is_compensation(self) -> bool:

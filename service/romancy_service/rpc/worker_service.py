@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Final
 
 import grpc
 import structlog
@@ -20,6 +21,7 @@ from romancy.v1.worker_service_pb2 import (
     Acknowledgement,
     AcknowledgementResult,
     ActivityCompletion,
+    ActivityHeartbeat,
     Cancellation,
     ConnectRequest,
     ConnectResponse,
@@ -49,14 +51,20 @@ from romancy_service.errors import (
 )
 from romancy_service.lobby import Lobby
 from romancy_service.node import Node
+from romancy_service.rpc.auth import CALLER
 from romancy_service.rpc.chunks import Chunker, Joiner
 from romancy_service.rpc.errors import hidden
 from romancy_service.rpc.validate import check_hello, namespace_of
 from romancy_service.sessions import InHand, Session
+from romancy_service.store.store import LeasedRow
 from romancy_service.tokens import InvalidToken, TaskRef
 
 _log = structlog.get_logger("romancy.worker_service")
 
+_UNKNOWN: Final = 2**62
+"""What a task brought that came over an earlier stream; then any event of the run may have been seen."""
+_CONTENTION_S: Final = (0.1, 1.0)
+"""A run that changes faster than a completion can be recorded is left alone for so long."""
 _Completion = CompleteActivity | CompleteWorkflowTask | FailWorkflowTask
 
 
@@ -78,6 +86,9 @@ class WorkerService(WorkerServiceServicer):
         hello = await _first_frame(request_iterator, joiner, self._limits.hello_ms / 1000)
         check_hello(hello, self._limits)
         hello.namespace = namespace_of(hello.namespace, self._limits)
+        # The guard sees frames as they come; this hello may have come in chunks.
+        if (caller := CALLER.get()) is not None:
+            caller.check_namespace(hello.namespace)
         session, welcome = await self._lobby.admit(hello)
         connection = _Connection(self._node, session, context, self._limits, joiner)
         goodbye = False
@@ -149,9 +160,9 @@ class _Connection:
     async def _write(self) -> None:
         session = self._session
         while True:
-            if session.closed:
-                raise session.closed_why or Draining()
             frame = session.take_frame(self._limits.frame_bytes)
+            if frame is None and session.closed:
+                raise session.closed_why or Draining()
             if frame is None:
                 session.wake.clear()
                 try:
@@ -201,8 +212,7 @@ class _Connection:
                 session.cancellations.append(stale)
                 session.wake.set()
             else:
-                details = heartbeat.details.SerializeToString() if heartbeat.HasField("details") else None
-                self._node.heartbeats.beat(session, held, details)
+                self._node.heartbeats.beat(session, held, self._details(heartbeat))
         for completion in frame.activity_completions:
             self._complete_activity(completion)
         for workflow_completion in frame.workflow_task_completions:
@@ -211,9 +221,22 @@ class _Connection:
             returned = asyncio.create_task(self._node.dispatch.return_tasks(session, list(frame.returned_tasks)))
             self._returns.add(returned)
             returned.add_done_callback(self._returns.discard)
-        if frame.forgotten_runs:
-            session.forgotten.update(frame.forgotten_runs)
+        for run_id in frame.forgotten_runs:
+            run = self._node.engine.held(run_id)
+            if run is not None and run.sticky_session == session.session_id:
+                run.sticky_session = ""  # a hint: should the run be read again, the worker answers `miss`
         return frame.HasField("goodbye")
+
+    def _details(self, heartbeat: ActivityHeartbeat) -> bytes | None:
+        """What the attempt says of its progress; too much of it is left out, the sign of life counts."""
+        if not heartbeat.HasField("details"):
+            return None
+        try:
+            check_payload("details", heartbeat.details, self._limits)
+        except InvalidField as error:
+            _log.warning("heartbeat without its details", worker_id=self._session.hello.worker_id, error=str(error))
+            return None
+        return heartbeat.details.SerializeToString()
 
     def _ref(self, token: bytes, *, workflow: bool) -> tuple[TaskRef, InHand | None] | None:
         """What a completion is about; its slot is free from now on. None: it was answered INVALID."""
@@ -239,6 +262,13 @@ class _Connection:
         self._session.reported.add(token)
         future = self._node.engine.submit(ref.run_id, trigger)
         future.add_done_callback(lambda done: self._answer(token, ref, trigger, done, rejection))
+
+    async def _submit_later(
+        self, token: bytes, ref: TaskRef, trigger: _Completion, rejection: RomancyError | None
+    ) -> None:
+        self._session.reported.add(token)
+        await asyncio.sleep(random.uniform(*_CONTENTION_S))
+        self._submit(token, ref, trigger, rejection)
 
     def _fence(self, ref: TaskRef) -> Fence:
         return Fence(ref.task_id, ref.attempt, self._session.session_id, self._session.epoch)
@@ -292,18 +322,26 @@ class _Connection:
         if kind == "miss" and (missed := session.in_hand.get(completion.token)) is not None:
             self._node.background(self._node.dispatch.resend_whole(session, missed))
             return
+        brought = session.brought.get(completion.token, _UNKNOWN)
         found = self._ref(completion.token, workflow=True)
         if found is None:
             return
         ref, held = found
         if held is None:
             # All workflow tasks of a run have one name; only the token tells an answered one from the one that is out.
-            self._node.background(self._answer_stale(completion.token, ref))
+            self._session.acknowledge(Acknowledgement(token=completion.token, result=ACKNOWLEDGEMENT_RESULT_STALE))
             return
         fence = self._fence(ref)
         trigger: _Completion
         rejection: InvalidField | None = None
-        if kind == "commands":
+        if kind == "commands" and completion.seen_event_id > brought:
+            rejection = InvalidField(
+                "seen_event_id", "is no event that the task brought", "give the task's last_event_id",
+                value=completion.seen_event_id, limit=brought,
+            )  # fmt: skip
+            failure = Failure(message=str(rejection), type=rejection.reason, source=FAILURE_SOURCE_SERVICE)
+            trigger = FailWorkflowTask(fence, failure)
+        elif kind == "commands":
             commands = completion.commands
             trigger = CompleteWorkflowTask(fence, completion.seen_event_id, commands.commands, commands.holds_run)
         elif kind == "failure":
@@ -333,7 +371,7 @@ class _Connection:
         elif isinstance(error, StaleTask | WorkflowNotFound):
             self._node.background(self._answer_stale(token, ref))
         elif isinstance(error, TooMuchContention):
-            self._submit(token, ref, trigger, rejection)
+            self._node.background(self._submit_later(token, ref, trigger, rejection))
         elif rejection is None and isinstance(error, RomancyError):
             # Nothing of it is recorded, and the worker will drop it: what is recorded instead is that it failed.
             told = hidden(error)
@@ -343,6 +381,9 @@ class _Connection:
             told = rejection or InternalError("the service could not record it")
             _log.error("completion lost", run_id=ref.run_id, task_id=ref.task_id, error=repr(error))
             self._reject(token, told.reason, str(told), told.metadata)
+            # The worker drops it, so the attempt must not stay the worker's: it times out, or somebody else gets it.
+            row = LeasedRow(ref.run_id, ref.task_id, ref.attempt, self._session.session_id, self._session.epoch)
+            self._node.background(self._node.dispatch.give_back([row]))
 
     def _accept(self, token: bytes, reply: Reply, rejection: RomancyError | None) -> None:
         rejected = rejection or reply.rejection

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import grpc
 
 from romancy.v1.history_pb2 import HistoryEvent
-from romancy.v1.workflow_pb2 import WorkflowOutcome
+from romancy.v1.workflow_pb2 import WorkflowInfo, WorkflowOutcome
 from romancy.v1.workflow_service_pb2 import (
     CancelWorkflowRequest,
     CancelWorkflowResponse,
@@ -154,10 +154,11 @@ class WorkflowService(WorkflowServiceServicer):
         after = _read_page_token(request.page_token, namespace, request.filter, limits) if request.page_token else None
         runs = await self._node.store.list_runs(namespace, request.filter, after, size + 1)
         token = ""
-        if len(runs) > size:
-            last = runs[size - 1]
+        page = _fit([describe_summary(run) for run in runs[:size]], limits.page_bytes)
+        if len(runs) > len(page):
+            last = runs[len(page) - 1]
             token = _page_token(namespace, request.filter, last.start_ms, last.run_id)
-        return ListWorkflowsResponse(workflows=[describe_summary(run) for run in runs[:size]], next_page_token=token)
+        return ListWorkflowsResponse(workflows=page, next_page_token=token)
 
     async def CountWorkflows(self, request: CountWorkflowsRequest, context: Context) -> CountWorkflowsResponse:
         """How many runs."""
@@ -336,9 +337,10 @@ class _Waiting:
             self._wake.clear()
             if self._broken is not None:
                 raise self._broken  # now, and not only when the runs that are waited for have ended
-            if self._ready:
-                ready, self._ready = self._ready, []
-                yield ready
+            while self._ready:
+                page = _fit(self._ready, self._node.limits.page_bytes)
+                del self._ready[: len(page)]
+                yield page
 
     def stop(self) -> None:
         """The stream ended."""
@@ -360,15 +362,18 @@ def _error(error: RomancyError) -> Error:
     return Error(code=status_of(error).value[0], reason=error.reason, message=str(error), metadata=error.metadata)
 
 
-def _fit(events: Sequence[HistoryEvent], most_bytes: int) -> list[HistoryEvent]:
-    """As many of the first events as fit, but at least one."""
-    page: list[HistoryEvent] = []
+Item = TypeVar("Item", HistoryEvent, RunResult, WorkflowInfo)
+
+
+def _fit(items: Sequence[Item], most_bytes: int) -> list[Item]:
+    """As many of the first as fit, but at least one: what a client's message can hold."""
+    page: list[Item] = []
     room = most_bytes
-    for event in events:
-        room -= event.ByteSize()
+    for item in items:
+        room -= item.ByteSize()
         if room < 0 and page:
             break
-        page.append(event)
+        page.append(item)
     return page
 
 

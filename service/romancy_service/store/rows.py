@@ -190,6 +190,7 @@ def task_of(row: Row) -> Task:
         owner_epoch=row["owner_epoch"],
         leased_ms=row["leased_ms"],
         heartbeat_ms=row["heartbeat_ms"],
+        relay_ms=row["relay_ms"],
     )
 
 

@@ -33,6 +33,8 @@ class Endpoint:
     tls_key: Path | None = None
 
     def __post_init__(self) -> None:
+        if not self.target:
+            raise ValueError("the service's address is empty: give HOST:PORT")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key belong together: give both or none")
 

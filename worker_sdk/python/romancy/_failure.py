@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final, TypeVar, get_type_hints
 
@@ -13,6 +13,15 @@ from romancy.v1.failure_pb2 import (
     FAILURE_SOURCE_SERVICE,
     FAILURE_SOURCE_TIMEOUT,
     Failure,
+)
+from romancy.v1.history_pb2 import (
+    RETRY_STATE_CANCEL_REQUESTED,
+    RETRY_STATE_LOST,
+    RETRY_STATE_MAX_ATTEMPTS,
+    RETRY_STATE_MAX_ELAPSED,
+    RETRY_STATE_NON_RETRYABLE,
+    RETRY_STATE_TIMEOUT,
+    ActivityFailed,
 )
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.workflow_pb2 import (
@@ -48,16 +57,28 @@ DETAILS_BYTES: Final = 256 * 1024
 """All details of one error together: an error is repeated in the history, in tasks and in answers."""
 
 _ANY: Final = codec(Any)
+_WHY_OVER: Final[Mapping[int, str]] = {
+    RETRY_STATE_NON_RETRYABLE: "the error is marked as one after which trying again cannot help",
+    RETRY_STATE_MAX_ATTEMPTS: "max_attempts of its retry policy is reached",
+    RETRY_STATE_MAX_ELAPSED: "max_elapsed of its retry policy would be passed",
+    RETRY_STATE_TIMEOUT: "its schedule_to_close_timeout or schedule_to_start_timeout passed",
+    RETRY_STATE_LOST: "its worker was lost, and it is at_most_once or was lost too often",
+    RETRY_STATE_CANCEL_REQUESTED: "it had been asked to stop",
+}
 _Remote = TypeVar("_Remote", bound=RemoteError)
 
 
 def to_failure(error: BaseException, raises: Sequence[type[BaseException]] = (), depth: int = DEPTH) -> Failure:
-    """The error with its causes. Those of the classes in `raises` can be made themselves again by `from_failure`."""
+    """The error with its causes. Those of the classes in `raises` can be made themselves again by `activity_error`.
+
+    What derives from such a class is recorded as that class, the one by which whoever awaits the activity knows it.
+    """
+    error = only_error(error)
     if isinstance(error, RemoteError) and error.failure is not None:
         return error.failure  # as it was recorded, so that it is the same in every history that it passes through
     failure = Failure(
         message=_cut(_text(error), MESSAGE_BYTES),
-        type=_cut(_type_name(error), TYPE_BYTES),
+        type=_cut(_type_name(error, raises), TYPE_BYTES),
         non_retryable=isinstance(error, ConversionError | DefinitionError),
         details=_details(error, raises),
         stack_trace=_stack(error),
@@ -84,6 +105,13 @@ def from_failure(kind: type[_Remote], failure: Failure) -> _Remote:
     )
 
 
+def only_error(error: BaseException) -> BaseException:
+    """The one error that a group holds, as of a TaskGroup in which one task failed; else the error as it is."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 def activity_error(failure: Failure, raises: Sequence[type[BaseException]]) -> BaseException:
     """What an activity that failed for good raises where it is awaited."""
     if failure.source == FAILURE_SOURCE_TIMEOUT:
@@ -95,6 +123,12 @@ def activity_error(failure: Failure, raises: Sequence[type[BaseException]]) -> B
         if declared.__name__ == failure.type:
             return _itself(declared, error)
     return error
+
+
+def why_over(failed: ActivityFailed) -> str:
+    """Why there was no further attempt, in a sentence; empty if the history does not say."""
+    reason = _WHY_OVER.get(failed.retry_state)
+    return f"{failed.activity_id} has no attempt after number {failed.attempt}: {reason}" if reason else ""
 
 
 def outcome_error(outcome: WorkflowOutcome) -> WorkflowError:
@@ -136,11 +170,12 @@ def _itself(declared: type[BaseException], remote: RemoteError) -> BaseException
 
 
 def _details(error: BaseException, raises: Sequence[type[BaseException]]) -> list[Payload]:
-    if isinstance(error, ApplicationError) and type(error) not in raises:
+    declared = _declared(error, raises)
+    if isinstance(error, ApplicationError) and declared is None:
         values: list[Any] = list(error.details)
     elif isinstance(error, RemoteError):
         values = list(error.details)
-    elif isinstance(error, tuple(raises)):
+    elif declared is not None:
         values = [_attributes(error)]
         if error.args != (_text(error),):
             values.append(list(error.args))
@@ -170,8 +205,18 @@ def _cause(error: BaseException) -> BaseException | None:
     return None if error.__suppress_context__ else error.__context__
 
 
-def _type_name(error: BaseException) -> str:
+def _type_name(error: BaseException, raises: Sequence[type[BaseException]]) -> str:
+    declared = _declared(error, raises)
+    if declared is not None:
+        return declared.__name__
     return error.type if isinstance(error, ApplicationError | RemoteError) else type(error).__name__
+
+
+def _declared(error: BaseException, raises: Sequence[type[BaseException]]) -> type[BaseException] | None:
+    """The nearest of the classes in `raises`, unless whoever raised the error gave it another type."""
+    if isinstance(error, ApplicationError | RemoteError) and error.type != type(error).__name__:
+        return None
+    return next((known for known in type(error).__mro__ if known in raises), None)
 
 
 def _text(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.workflow_pb2 import WorkflowSpec
 
 from romancy import _guard
-from romancy._failure import to_failure
+from romancy._failure import only_error, to_failure
 from romancy._loop import WorkflowLoop
 from romancy._machine import ends_run, is_command, is_input
 from romancy.errors import ActivityCancelled, WorkflowTaskError
@@ -130,7 +130,7 @@ async def _live(
     except (GeneratorExit, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        if loop.cancel_requested and isinstance(error, asyncio.CancelledError | ActivityCancelled):
+        if loop.cancel_requested and isinstance(only_error(error), asyncio.CancelledError | ActivityCancelled):
             kind, command = "CancelWorkflow", Command(cancel_workflow=CancelWorkflow())
         else:
             kind, command = "FailWorkflow", Command(fail_workflow=FailWorkflow(failure=to_failure(error)))

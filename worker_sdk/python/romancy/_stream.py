@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 _Call = grpc.aio.StreamStreamCall[ConnectRequest, ConnectResponse]
 
 MAX_BACKOFF_S: Final = 5.0
-"""Longest wait before the next stream; less where leases are short, so that an outage shorter than one costs nothing."""
+"""Longest wait before the next stream; less where leases are short, so that a shorter outage costs nothing."""
 _FIRST_BACKOFF_S: Final = 0.1
 _MISSES: Final = 3
 """Heartbeats missed in a row that end a stream."""
@@ -85,7 +85,8 @@ class Stream:
         self._endpoint = endpoint
         self._session = session
         self._handler = handler
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop
+        """Made by start: one that is never started would have to be closed."""
         self._thread = threading.Thread(target=self._main, name="romancy-stream", daemon=True)
         self._posted: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._is_posted = False
@@ -100,6 +101,7 @@ class Stream:
 
     def start(self) -> None:
         """Begin to connect."""
+        self._loop = asyncio.new_event_loop()
         self._thread.start()
 
     def join(self, timeout_s: float | None = None) -> None:

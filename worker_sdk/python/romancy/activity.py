@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import fields
 from types import NoneType
-from typing import Any, Final, Generic, Literal, ParamSpec, Protocol, TypeVar, get_args, overload
+from typing import Any, Final, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, get_args, overload
 
 from romancy.v1.command_pb2 import (
     COMPENSATE_WHEN_ALWAYS,
@@ -32,7 +33,8 @@ from romancy._attempt import (
     heartbeat,
     is_cancelled,
 )
-from romancy._failure import activity_error, from_failure, to_failure
+from romancy._checks import check_choice, check_type, refuse_unknown
+from romancy._failure import activity_error, from_failure, only_error, to_failure, why_over
 from romancy._loop import running_loop
 from romancy._signature import Signature, is_declaration, local_names
 from romancy.converter import codec
@@ -43,6 +45,8 @@ __all__ = [
     "ActivityContext",
     "ActivityDefinition",
     "ActivityInfo",
+    "AsyncActivity",
+    "SyncActivity",
     "activity",
     "activity_info",
     "compensation",
@@ -56,6 +60,9 @@ R = TypeVar("R", covariant=True)
 
 _RESULT: Final = "result"
 """The parameter of a compensation that takes the result of what it undoes."""
+_ACTIVITY_OPTIONS: Final = tuple(field.name for field in fields(ActivityOptions))
+_COMPENSATION_OPTIONS: Final = ("task_queue", "timeout", "heartbeat_timeout", "retry")
+"""Those that the contract has for a compensation."""
 
 
 class ActivityDefinition(Generic[P, R]):
@@ -64,6 +71,8 @@ class ActivityDefinition(Generic[P, R]):
     Called inside of a workflow it returns a coroutine: awaiting that schedules the activity and waits for its result,
     or raises ActivityError. `fn` is the function itself.
     """
+
+    fn: Callable[..., Any]
 
     def __init__(
         self,
@@ -78,6 +87,7 @@ class ActivityDefinition(Generic[P, R]):
     ) -> None:
         if not inspect.isroutine(fn):
             raise DefinitionError(f"{fn!r} cannot be made an activity: it must be a function or a bound method")
+        _check_definition(fn, name, compensation, compensate, raises)
         self.fn = fn
         self.name = name or fn.__name__
         self.is_async = inspect.iscoroutinefunction(fn)
@@ -115,7 +125,7 @@ class ActivityDefinition(Generic[P, R]):
         retry: RetryPolicy | None = None,
         at_most_once: bool | None = None,
         priority: int | None = None,
-    ) -> ActivityDefinition[P, R]:
+    ) -> Self:
         """The same activity with other options: `await charge.options(timeout=5)(order_id, amount)`."""
         others = ActivityOptions(
             task_queue=task_queue,
@@ -128,7 +138,7 @@ class ActivityDefinition(Generic[P, R]):
             priority=priority,
         )
         # A copy: everything that does not depend on the options is shared, codecs above all.
-        twin: ActivityDefinition[P, R] = object.__new__(type(self))
+        twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin.activity_options = self.activity_options.merge(others)
         twin._schedule = twin.activity_options.schedule(self.name)
@@ -155,6 +165,9 @@ class ActivityDefinition(Generic[P, R]):
         """What `fn` raised, as a failure. Never fails."""
         failure = Failure()
         failure.CopyFrom(to_failure(error, self.raises))
+        retry = self.activity_options.retry
+        if retry is not None and retry.lists(only_error(error)):
+            failure.non_retryable = True  # the service knows types by their names alone, not what derives from them
         if failure.source != FAILURE_SOURCE_SERVICE:
             # An error of another run that `fn` let through, a timeout say, is no timeout of this activity.
             failure.source = FAILURE_SOURCE_APPLICATION
@@ -191,7 +204,10 @@ class ActivityDefinition(Generic[P, R]):
                 result: R = self._signature.decode_result(event.activity_completed.result)
                 return result
             case "activity_failed":
-                raise activity_error(event.activity_failed.failure, self.raises)
+                error = activity_error(event.activity_failed.failure, self.raises)
+                if why := why_over(event.activity_failed):
+                    error.add_note(why)
+                raise error
             case _:
                 raise from_failure(
                     ActivityCancelled,
@@ -237,6 +253,40 @@ class ActivityDefinition(Generic[P, R]):
         return template, places
 
 
+class AsyncActivity(ActivityDefinition[P, R]):
+    """An activity that is an async function."""
+
+    fn: Callable[P, Coroutine[Any, Any, R]]
+
+
+class SyncActivity(ActivityDefinition[P, R]):
+    """An activity that is an ordinary function; workers run it in a thread."""
+
+    fn: Callable[P, R]
+
+
+def _define(fn: Callable[..., Any], **definition: Any) -> ActivityDefinition[..., Any]:
+    kind = AsyncActivity if inspect.iscoroutinefunction(fn) else SyncActivity
+    return kind(fn, **definition)
+
+
+def _check_definition(
+    fn: Callable[..., Any], name: object, compensation: object, compensate: str, raises: object
+) -> None:
+    of = f" of {fn.__name__}"
+    if name is not None:
+        check_type(f"name{of}", name, str, "a text", DefinitionError)
+    check_choice(f"compensate{of}", compensate, ("unless_failed", "always"), DefinitionError)
+    if compensation is not None:
+        expected = "a function decorated with @compensation"
+        check_type(f"compensation{of}", compensation, ActivityDefinition, expected, DefinitionError)
+    check_type(f"raises{of}", raises, (list, tuple), "a list of exception classes", DefinitionError)
+    assert isinstance(raises, list | tuple)
+    for declared in raises:
+        if not (isinstance(declared, type) and issubclass(declared, BaseException)):
+            raise DefinitionError(f"raises{of} has {declared!r}, which is no exception class")
+
+
 def _check_takes_none(undo: ActivityDefinition[..., Any]) -> None:
     annotation = undo._signature.hints.get(_RESULT, Any)
     if annotation not in (Any, object, NoneType) and NoneType not in get_args(annotation):
@@ -247,18 +297,18 @@ def _check_takes_none(undo: ActivityDefinition[..., Any]) -> None:
 
 
 class ActivityDecorator(Protocol):
-    """What `@activity(...)` returns."""
+    """What `@activity(...)` returns. An async function is a function too: the first overload that fits is meant."""
 
     @overload
-    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> ActivityDefinition[P, R]: ...
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncActivity[P, R]: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, fn: Callable[P, R], /) -> ActivityDefinition[P, R]: ...
+    def __call__(self, fn: Callable[P, R], /) -> SyncActivity[P, R]: ...
 
 
 @overload
-def activity(fn: Callable[P, Coroutine[Any, Any, R]], /) -> ActivityDefinition[P, R]: ...
+def activity(fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncActivity[P, R]: ...  # type: ignore[overload-overlap]  # the first that fits is meant
 @overload
-def activity(fn: Callable[P, R], /) -> ActivityDefinition[P, R]: ...
+def activity(fn: Callable[P, R], /) -> SyncActivity[P, R]: ...
 @overload
 def activity(
     *,
@@ -291,9 +341,10 @@ def activity(
     Errors of the classes in `raises` come back as themselves. A body of only `...` declares an activity that another
     worker implements. Raises DefinitionError when something does not fit.
     """
+    refuse_unknown("@activity", options, ("name", "compensation", "compensate", "raises", *_ACTIVITY_OPTIONS))
 
     def decorate(fn: Callable[..., Any]) -> ActivityDefinition[..., Any]:
-        return ActivityDefinition(
+        return _define(
             fn,
             name=name,
             options=ActivityOptions(**options),
@@ -307,9 +358,9 @@ def activity(
 
 
 @overload
-def compensation(fn: Callable[P, Coroutine[Any, Any, R]], /) -> ActivityDefinition[P, R]: ...
+def compensation(fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncActivity[P, R]: ...  # type: ignore[overload-overlap]  # the first that fits is meant
 @overload
-def compensation(fn: Callable[P, R], /) -> ActivityDefinition[P, R]: ...
+def compensation(fn: Callable[P, R], /) -> SyncActivity[P, R]: ...
 @overload
 def compensation(
     *,
@@ -325,8 +376,9 @@ def compensation(fn: Callable[..., Any] | None = None, /, *, name: str | None = 
     It takes those of the other's arguments that its parameters name, and `result`, which is None when there is none. It
     is tried again for ever, at most 60 s apart, unless `retry` says otherwise or it raises TerminalError.
     """
+    refuse_unknown("@compensation", options, ("name", *_COMPENSATION_OPTIONS))
 
     def decorate(fn: Callable[..., Any]) -> ActivityDefinition[..., Any]:
-        return ActivityDefinition(fn, name=name, options=ActivityOptions(**options), names=local_names(fn))
+        return _define(fn, name=name, options=ActivityOptions(**options), names=local_names(fn))
 
     return decorate if fn is None else decorate(fn)

@@ -55,11 +55,12 @@ from romancy.v1.workflow_service_pb2 import (
 
 from romancy._calls import Calls, backoff_s, is_passing
 from romancy._channel import DEFAULT_TARGET, Endpoint
+from romancy._checks import check_choice, check_type, refuse_unknown
 from romancy._failure import outcome_error
 from romancy._results import Results
 from romancy._starts import Starts
 from romancy.converter import codec
-from romancy.options import Seconds, to_duration
+from romancy.options import Seconds, check_seconds, to_duration
 from romancy.refusals import refusal_of
 from romancy.workflow import WorkflowContext, WorkflowDefinition
 
@@ -236,6 +237,7 @@ class Client:
         `patience` is how long a call is tried again while the service cannot be reached; then it raises
         ServiceUnavailable.
         """
+        check_seconds("patience", patience)
         endpoint = Endpoint(target, token, tls, _path(tls_ca), _path(tls_cert), _path(tls_key))
         patience_s = patience.total_seconds() if isinstance(patience, timedelta) else patience
         self.namespace = namespace
@@ -282,6 +284,7 @@ class Client:
 
         Raises WorkflowAlreadyOpen, WorkflowIdUsed, ConversionError, and RequestRefused for what else is wrong.
         """
+        _check(options)
         name, arguments = _encode(workflow, args)
         run_timeout = options.get("run_timeout")
         spec = WorkflowSpec(
@@ -371,6 +374,23 @@ class Client:
         """What waits in a queue, and who serves it."""
         request = DescribeTaskQueueRequest(namespace=self.namespace, task_queue=task_queue)
         return await self.calls.call(lambda calls: calls.admin.DescribeTaskQueue, request)
+
+
+def _check(options: StartOptions) -> None:
+    """Raise TypeError or ValueError for what is no option, or not of its type, before anything is sent."""
+    refuse_unknown("start_workflow", options, StartOptions.__annotations__)
+    check_choice("id_reuse", options.get("id_reuse", "allow"), _REUSE)
+    check_choice("id_conflict", options.get("id_conflict", "fail"), _CONFLICT)
+    check_seconds("run_timeout", options.get("run_timeout"))
+    check_type("priority", options.get("priority", 0), int, "a whole number")
+    check_type("id", options.get("id") or "", str, "a text")
+    check_type("task_queue", options.get("task_queue", ""), str, "the name of a queue")
+    for name in ("headers", "memo", "attributes"):
+        check_type(name, options.get(name, {}), Mapping, "a mapping of names to values")
+    for name, value in options.get("headers", {}).items():
+        check_type(f"header {name!r}", value, str, "a text")
+    for name, attribute in options.get("attributes", {}).items():
+        check_type(f"attribute {name!r}", attribute, AttributeValue, "an AttributeValue, as AttributeValue(text=...)")
 
 
 def _encode(workflow: Any, args: tuple[Any, ...]) -> tuple[str, list[Any]]:

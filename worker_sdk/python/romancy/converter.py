@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Any, Final, Union, get_args, get_origin
@@ -21,6 +22,8 @@ MAX_PAYLOAD_BYTES: Final = 2 * 1024 * 1024
 _CONFIG: Final = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
 _PLAIN: Final = (str, int, bool, NoneType)
 _NULL: Final = b"null"
+_INPUT_VALUE: Final = re.compile(r"(?<=input_value=)(.*(?=, input_type=)|.*)")
+"""The value in pydantic's warnings; from the first one to the last, since values may hold anything."""
 
 
 class Codec:
@@ -58,7 +61,7 @@ class Codec:
             raise ConversionError(
                 f"{what} cannot be encoded: a value of type {_name(type(value))} does not fit "
                 f"{_name(self.annotation)}: {_reason(error)}"
-            ) from error
+            ) from None  # pydantic's own error shows the value, which may be secret
 
     def decode(self, payload: Payload, what: str) -> Any:
         """The value of `payload`. Raises ConversionError, naming `what`, when it does not fit the annotation."""
@@ -73,7 +76,7 @@ class Codec:
         except ValidationError as error:
             raise ConversionError(
                 f"{what} cannot be decoded: it does not fit {_name(self.annotation)}: {_reason(error)}"
-            ) from error
+            ) from None
 
 
 class BytesCodec(Codec):
@@ -184,7 +187,7 @@ def _metadata(payload: Payload) -> str:
 def _reason(error: Exception) -> str:
     """What pydantic says, in one line, without the value: errors are logged, values may be secret."""
     if not isinstance(error, ValidationError):
-        return " ".join(str(error).split())
+        return _INPUT_VALUE.sub("...", " ".join(str(error).split()), count=1)
     problems = [
         f"{'.'.join(map(str, problem['loc'])) or 'value'}: {problem['msg']}"
         for problem in error.errors(include_url=False, include_input=False)[:3]

@@ -10,6 +10,8 @@ from google.protobuf import duration_pb2
 from romancy.v1 import retry_pb2
 from romancy.v1.command_pb2 import Compensation, ScheduleActivity
 
+from romancy._checks import check_type
+
 Seconds = timedelta | float
 """A span of time: a timedelta, or a number of seconds."""
 
@@ -33,28 +35,49 @@ class RetryPolicy:
     max_interval: Seconds | None = None
     """The longest wait. Default 60 s."""
     max_elapsed: Seconds | None = None
-    """So long may attempts and waits take together; 0: no limit. Default 300 s (compensations: no limit)."""
+    """So long may attempts and waits take together; 0: no limit.
+
+    Default: no limit where `max_attempts` is set, else 300 s (compensations: no limit).
+    """
     jitter: float | None = None
     """Each wait is drawn from [wait * (1 - jitter), wait]. Default 0.1."""
     non_retryable: tuple[type[BaseException] | str, ...] = ()
-    """Errors, by class or by type name, after which no further attempt is made."""
+    """Errors, by class or by type name, after which no further attempt is made.
+
+    Those of the activity's definition hold for subclasses too; those that are given with a call, for just these names.
+    """
 
     def __post_init__(self) -> None:
+        _check_number("max_attempts", self.max_attempts, (int,))
+        _check_number("backoff_coefficient", self.backoff_coefficient, (int, float))
+        _check_number("jitter", self.jitter, (int, float))
+        check_type("non_retryable", self.non_retryable, (tuple, list), "a tuple of exception classes and type names")
+        for error in self.non_retryable:
+            _check_error(error)
         _refuse_if(self.max_attempts is not None and self.max_attempts < 0, "max_attempts", self.max_attempts, ">= 0")
         coefficient = self.backoff_coefficient
         _refuse_if(coefficient is not None and coefficient < 1, "backoff_coefficient", coefficient, ">= 1")
         _refuse_if(self.jitter is not None and not 0 <= self.jitter <= 1, "jitter", self.jitter, "from 0 to 1")
         for name in ("initial_interval", "max_interval", "max_elapsed"):
-            _refuse_negative(name, getattr(self, name))
+            check_seconds(name, getattr(self, name))
+
+    def lists(self, error: BaseException) -> bool:
+        """Whether `non_retryable` has the error's class, one that it derives from, or the name of such a class."""
+        classes = type(error).__mro__
+        names = {known.__name__ for known in classes}
+        return any(listed in (names if isinstance(listed, str) else classes) for listed in self.non_retryable)
 
     def to_proto(self) -> retry_pb2.RetryPolicy:
         """The policy in the contract's form."""
+        max_elapsed = self.max_elapsed
+        if max_elapsed is None and self.max_attempts is not None:
+            max_elapsed = 0  # who counts attempts wants all of them, however long the waits between them
         return retry_pb2.RetryPolicy(
             max_attempts=self.max_attempts,
             initial_interval=_optional(self.initial_interval),
             backoff_coefficient=self.backoff_coefficient,
             max_interval=_optional(self.max_interval),
-            max_elapsed=_optional(self.max_elapsed),
+            max_elapsed=_optional(max_elapsed),
             jitter=self.jitter,
             non_retryable_types=[error if isinstance(error, str) else error.__name__ for error in self.non_retryable],
         )
@@ -82,8 +105,12 @@ class ActivityOptions:
     def __post_init__(self) -> None:
         for name in ("timeout", "schedule_to_close_timeout", "schedule_to_start_timeout", "heartbeat_timeout"):
             value = getattr(self, name)
-            _refuse_negative(name, value)
+            check_seconds(name, value)
             _refuse_if(value is not None and not value, name, value, "more than nothing; leave it out for no limit")
+        _check_optional("task_queue", self.task_queue, str, "the name of a queue")
+        _check_optional("retry", self.retry, RetryPolicy, "a RetryPolicy")
+        _check_optional("at_most_once", self.at_most_once, bool, "True or False")
+        _check_number("priority", self.priority, (int,))
 
     def merge(self, other: ActivityOptions) -> ActivityOptions:
         """These options, with those that `other` sets instead."""
@@ -114,14 +141,33 @@ class ActivityOptions:
         )
 
 
+def check_seconds(name: str, value: object) -> None:
+    """Raise TypeError or ValueError unless `value` is None or a span of time that is not negative."""
+    if value is None:
+        return
+    check_type(name, value, (timedelta, int, float), "a timedelta or a number of seconds")
+    assert isinstance(value, timedelta | int | float)
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    # Written so that NaN is refused as well.
+    _refuse_if(not 0 <= seconds < timedelta.max.total_seconds(), name, value, "zero or more seconds")
+
+
+def _check_error(error: object) -> None:
+    if not isinstance(error, str) and not (isinstance(error, type) and issubclass(error, BaseException)):
+        raise TypeError(f"non_retryable has {error!r}, but takes exception classes and type names")
+
+
 def _optional(seconds: Seconds | None) -> duration_pb2.Duration | None:
     return None if seconds is None else to_duration(seconds)
 
 
-def _refuse_negative(name: str, value: Seconds | None) -> None:
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    # `not >=` refuses NaN as well.
-    _refuse_if(seconds is not None and not seconds >= 0, name, value, "zero or more seconds")
+def _check_number(name: str, value: object, kinds: tuple[type, ...]) -> None:
+    _check_optional(name, value, kinds, "a whole number" if kinds == (int,) else "a number")
+
+
+def _check_optional(name: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
+    if value is not None:
+        check_type(name, value, kinds, expected)
 
 
 def _refuse_if(wrong: bool, name: str, value: object, expected: str) -> None:

@@ -11,13 +11,17 @@ Needs the extra `romancy[service]`. This is the only module of the SDK that know
 from __future__ import annotations
 
 import asyncio
+import logging
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
+
+import structlog
 
 from romancy.client import Client
 from romancy_service.config import Address, Config
@@ -104,14 +108,20 @@ class LocalService:
 
 
 @asynccontextmanager
-async def service(database: str | None = None, limits: Limits | None = None) -> AsyncIterator[LocalService]:
-    """A service on `database` (a SQLite file or a Postgres URL; default: a temporary file), gone after the block."""
+async def service(
+    database: str | None = None, limits: Limits | None = None, *, log_level: int = logging.ERROR
+) -> AsyncIterator[LocalService]:
+    """A service on `database` (a SQLite file or a Postgres URL; default: a temporary file), gone after the block.
+
+    What it logs from `log_level` on goes to the loggers `romancy.*` of `logging`; a process that has configured
+    structlog itself gets all of it there.
+    """
     clock = _SkippableClock()
 
     def make_clock(_: Callable[[], Awaitable[int]]) -> _SkippableClock:
         return clock
 
-    with tempfile.TemporaryDirectory(prefix="romancy-") as folder:
+    with _logging(log_level), tempfile.TemporaryDirectory(prefix="romancy-") as folder:
         config = Config(
             database=database or str(Path(folder) / "romancy.db"),
             listen=Address("127.0.0.1", 0),
@@ -121,3 +131,31 @@ async def service(database: str | None = None, limits: Limits | None = None) -> 
             address = f"127.0.0.1:{up.port}"
             async with Client(address) as client:
                 yield LocalService(address, client, up, clock)
+
+
+@contextmanager
+def _logging(level: int) -> Iterator[None]:
+    """The service's logs, and those of its migrations, as those of a library: structlog alone prints them."""
+    alembic = logging.getLogger("alembic")
+    level_before = alembic.level
+    alembic.setLevel(level)
+    is_ours = not structlog.is_configured()
+    if is_ours:
+        structlog.configure(
+            processors=[structlog.processors.format_exc_info, _render],
+            wrapper_class=structlog.make_filtering_bound_logger(level),
+            logger_factory=lambda name="romancy": logging.getLogger(name),
+            cache_logger_on_first_use=False,
+        )
+    try:
+        yield
+    finally:
+        if is_ours:
+            structlog.reset_defaults()
+        alembic.setLevel(level_before)
+
+
+def _render(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+    text, trace = event.pop("event", ""), event.pop("exception", "")
+    fields = " ".join(f"{name}={value!r}" for name, value in event.items())
+    return "\n".join(part for part in (f"{text}  {fields}".rstrip(), trace) if part)

@@ -16,7 +16,7 @@ from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from romancy.v1.worker_service_pb2 import (
     ACKNOWLEDGEMENT_RESULT_INVALID,
@@ -30,16 +30,19 @@ from romancy.v1.worker_service_pb2 import (
 
 from romancy._activities import Activities
 from romancy._channel import DEFAULT_TARGET, Endpoint
+from romancy._checks import check_choice, check_type
 from romancy._session import Received, Session
 from romancy._stream import Stream, StreamRefused
 from romancy._workflows import Results, Workflows
 from romancy.activity import ActivityDefinition
 from romancy.errors import DefinitionError, RomancyError
-from romancy.options import Seconds
+from romancy.options import Seconds, check_seconds
 from romancy.workflow import WorkflowDefinition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_D = TypeVar("_D")
 
 _log = logging.getLogger("romancy.worker")
 
@@ -67,7 +70,7 @@ class Worker:
         *,
         workflows: Iterable[WorkflowDefinition[..., Any]] = (),
         activities: Iterable[ActivityDefinition[..., Any]] = (),
-        task_queues: Sequence[str] = ("default",),
+        task_queues: str | Sequence[str] = ("default",),
         worker_id: str | None = None,
         namespace: str = "default",
         activity_slots: int = 100,
@@ -89,17 +92,19 @@ class Worker:
         (or ROMANCY_REPLAY_ALWAYS=1) keeps none, which finds what does not replay. `drain_timeout`: how long activities
         may take to end after a stop was asked for. `lease_lost`: what becomes of running activities when nothing was
         heard of the service for a lease, after which it may have given them to others, or may be down itself.
-        Raises DefinitionError when a definition cannot be used.
+        `task_queues`: one, or several. Raises DefinitionError when a definition cannot be used.
         """
-        self._workflow_definitions = _by_name("workflow", workflows)
-        self._activity_definitions = _by_name("activity", _implemented(activities))
+        check_choice("lease_lost", lease_lost, ("go_on", "cancel"))
+        check_seconds("drain_timeout", drain_timeout)
+        self._workflow_definitions = _by_name("workflow", _listed("workflows", workflows))
+        self._activity_definitions = _by_name("activity", _implemented(_listed("activities", activities)))
         for definition in (*self._workflow_definitions.values(), *self._activity_definitions.values()):
             definition.check()
         endpoint = Endpoint(target, token, tls, _path(tls_ca), _path(tls_cert), _path(tls_key))
         hello = Hello(
             namespace=namespace,
             worker_id=worker_id or f"{socket.gethostname()}-{os.getpid()}",
-            task_queues=task_queues,
+            task_queues=_queues(task_queues),
             workflow_types=sorted(self._workflow_definitions),
             activity_types=sorted(self._activity_definitions),
             workflow_slots=workflow_slots if self._workflow_definitions else 0,
@@ -313,6 +318,23 @@ class Worker:
     def service_ms(self) -> int:
         """The service's clock, by estimate."""
         return self._session.service_ms(time.monotonic())
+
+
+def _queues(given: str | Sequence[str]) -> list[str]:
+    names = [given] if isinstance(given, str) else list(given)
+    if not names:
+        raise ValueError("task_queues is empty: name the queues that the worker serves")
+    for name in names:
+        check_type("a name in task_queues", name, str, "a text")
+        if names.count(name) > 1:
+            raise ValueError(f"task_queues has {name!r} more than once: name each queue once")
+    return names
+
+
+def _listed(name: str, given: Iterable[_D]) -> Iterable[_D]:
+    if not isinstance(given, Iterable):
+        raise DefinitionError(f"{name} is {given!r}: put it into a list, as in {name}=[...]")
+    return given
 
 
 def _by_name(kind: str, definitions: Iterable[Any]) -> Mapping[str, Any]:

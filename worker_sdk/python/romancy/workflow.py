@@ -15,6 +15,7 @@ from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVa
 
 from romancy.v1.payload_pb2 import Payload
 
+from romancy._checks import check_type
 from romancy._failure import from_failure
 from romancy._lint import lint
 from romancy._loop import WorkflowLoop, running_loop
@@ -112,9 +113,15 @@ class WorkflowContext:
 class WorkflowDefinition(Generic[P, R]):
     """A function that can be run durably. Made by `@workflow`; inside of another workflow it can be called inline."""
 
+    fn: Callable[Concatenate[WorkflowContext, P], Coroutine[Any, Any, R]]
+
     def __init__(
         self, fn: Callable[..., Any], *, name: str | None = None, names: Mapping[str, Any] | None = None
     ) -> None:
+        if not inspect.isroutine(fn):
+            raise DefinitionError(f"{fn!r} cannot be made a workflow: it must be an async function")
+        if name is not None:
+            check_type(f"name of {fn.__name__}", name, str, "a text", DefinitionError)
         self.fn = fn
         self.name = name or fn.__name__
         if not inspect.iscoroutinefunction(fn):
@@ -129,8 +136,7 @@ class WorkflowDefinition(Generic[P, R]):
 
     def __call__(self, ctx: WorkflowContext, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         running_loop(f"the workflow {self.name}", "start it by a client, or call it inline from another workflow")
-        call: Coroutine[Any, Any, R] = self.fn(ctx, *args, **kwargs)
-        return call
+        return self.fn(ctx, *args, **kwargs)
 
     def __repr__(self) -> str:
         return f"<workflow {self.name}>"

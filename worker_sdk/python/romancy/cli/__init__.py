@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Final, NoReturn
 
 import click
 
 from romancy.cli import look  # noqa: F401 - adds its commands to `workflow`
-from romancy.cli.connection import EXIT_INTERRUPTED, EXIT_USAGE, Failed
+from romancy.cli.connection import EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_USAGE, Failed
+from romancy.cli.output import Output
 from romancy.cli.queue import queue
 from romancy.cli.worker import worker
 from romancy.cli.workflow import workflow
@@ -23,6 +25,8 @@ Exit codes:
   4  the service cannot be reached, or does not answer
   5  the service refused the request
   6  --timeout passed
+  7  something unexpected went wrong in this command itself
+With --json, errors are on standard error as {"error", "reason", "metadata"}.
 """
 
 
@@ -43,6 +47,8 @@ romancy.add_command(queue)
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with one of the codes that `romancy --help` lists."""
+    # Whatever goes wrong is said as it was asked for, also where the command line itself is wrong.
+    output = Output(as_json="--json" in (sys.argv[1:] if arguments is None else arguments))
     try:
         code = romancy.main(arguments, prog_name="romancy", standalone_mode=False)
         sys.stdout.flush()
@@ -51,10 +57,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         error.show()
         sys.exit(EXIT_USAGE)
     except Failed as error:
-        error.show()
+        output.complain(error.message, error.reason, error.metadata)
         sys.exit(error.code)
     except click.ClickException as error:
-        error.show()
+        if output.as_json:
+            output.complain(error.format_message(), "USAGE")
+        else:
+            error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
@@ -62,3 +71,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         # Whoever read our output has seen enough. What is still buffered must not be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{os.path.basename(place.filename)}:{place.lineno}"
+        output.complain(f"unexpected {type(error).__name__} at {where}: {error}", "UNEXPECTED")
+        sys.exit(EXIT_UNEXPECTED)

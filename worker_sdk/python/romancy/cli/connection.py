@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec
 
@@ -13,6 +13,7 @@ import grpc
 
 from romancy._channel import DEFAULT_TARGET
 from romancy.cli.output import Output
+from romancy.cli.span import seconds
 from romancy.client import Client
 from romancy.errors import ConversionError
 from romancy.refusals import RequestRefused, ServiceUnavailable
@@ -23,6 +24,7 @@ EXIT_NOT_FOUND: Final = 3
 EXIT_UNAVAILABLE: Final = 4
 EXIT_REFUSED: Final = 5
 EXIT_TIMEOUT: Final = 6
+EXIT_UNEXPECTED: Final = 7
 EXIT_INTERRUPTED: Final = 130
 
 P = ParamSpec("P")
@@ -37,22 +39,25 @@ _OPTIONS: Final = (
     click.option("--tls-cert", envvar="ROMANCY_TLS_CERT", type=click.Path(exists=True), help="Your certificate."),
     click.option("--tls-key", envvar="ROMANCY_TLS_KEY", type=click.Path(exists=True), help="Its key."),
     click.option(
-        "--patience", default=10.0, show_default=True, metavar="SECONDS", help="How long to try to reach the service."
+        "--patience",
+        callback=seconds,
+        default=10.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long to try to reach the service.",
     ),
     click.option("--json", "as_json", is_flag=True, help="Output for programs."),
 )
 
 
 class Failed(click.ClickException):
-    """Ends the command with a message and an exit code."""
+    """Ends the command with a message and an exit code; `reason` and `metadata` are for programs."""
 
-    def __init__(self, message: str, code: int) -> None:
+    def __init__(self, message: str, code: int, reason: str, metadata: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.code = code
-
-    def show(self, file: Any = None) -> None:
-        """Print the message: where it comes from the service it may hold anything, so it is escaped."""
-        Output.complain(self.message)
+        self.reason = reason
+        self.metadata: Mapping[str, str] = metadata or {}
 
 
 def connected(command: _Command[P]) -> Callable[..., int | None]:
@@ -89,9 +94,10 @@ def connected(command: _Command[P]) -> Callable[..., int | None]:
         try:
             return asyncio.run(call())
         except RequestRefused as error:
-            raise Failed(_text(error, address), _exit_code(error)) from error
-        except (ConversionError, ValueError) as error:
-            raise Failed(str(error), EXIT_USAGE) from error
+            reason = error.reason or error.code.name
+            raise Failed(_text(error, address), _exit_code(error), reason, error.metadata) from error
+        except (ConversionError, ValueError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            raise Failed(str(error), EXIT_USAGE, "USAGE") from error
 
     for option in reversed(_OPTIONS):
         run = option(run)

@@ -22,13 +22,14 @@ from romancy.client import Client
 
 _STATUSES: Final = {name.removeprefix("WORKFLOW_STATUS_").lower(): name for name in WorkflowStatus.keys()[1:]}
 _TIMES: Final = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"])
+_TIME_HELP: Final = "In UTC: 2026-01-31 or 2026-01-31T10:00:00."
 _FILTERS: Final = (
     click.option("--status", "statuses", multiple=True, type=click.Choice(list(_STATUSES)), help="Any of these."),
     click.option("--type", "workflow_type", default="", help="Exactly this type."),
     click.option("--id", "workflow_id", default="", help="Exactly this workflow id."),
     click.option("--id-prefix", default="", help="Workflow ids that begin so."),
-    click.option("--started-from", type=_TIMES, help="In UTC."),
-    click.option("--started-before", type=_TIMES, help="In UTC."),
+    click.option("--started-from", type=_TIMES, metavar="TIME", help=_TIME_HELP),
+    click.option("--started-before", type=_TIMES, metavar="TIME", help=_TIME_HELP),
 )
 
 
@@ -116,7 +117,7 @@ async def get(client: Client, output: Output, workflow_id: str, run_id: str | No
 
 @workflow.command("list")
 @_filtered
-@click.option("--limit", default=50, show_default=True, help="At most so many; 0: all.")
+@click.option("--limit", type=click.IntRange(0), default=50, show_default=True, help="At most so many; 0: all.")
 @connected
 async def list_(client: Client, output: Output, where: WorkflowFilter, limit: int) -> None:
     """List workflows, newest first."""

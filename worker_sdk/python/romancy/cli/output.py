@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from rich.console import Console
@@ -41,10 +41,13 @@ class Output:
             highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else _WIDTH, emoji=False
         )
 
-    @staticmethod
-    def complain(message: str) -> None:
-        """Say on standard error what went wrong."""
-        print(f"romancy: {escape(message)}", file=sys.stderr)  # noqa: T201 - this is the place that prints
+    def complain(self, message: str, reason: str = "", metadata: Mapping[str, str] | None = None) -> None:
+        """Say on standard error what went wrong; to programs with the reason, as the contract lists it."""
+        if self.as_json:
+            text = compact({"error": message, "reason": reason, "metadata": dict(metadata or {})})
+        else:
+            text = f"romancy: {escape(message)}"
+        print(text, file=sys.stderr)  # noqa: T201 - this is the place that prints
 
     def json(self, value: Any) -> None:
         """One line of JSON."""

@@ -14,6 +14,7 @@ from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPLETED, WorkflowOutcome
 from romancy.cli.connection import EXIT_NO_RESULT, EXIT_TIMEOUT, Failed, connected
 from romancy.cli.output import Output
 from romancy.cli.plain import plain, status_name
+from romancy.cli.span import some_seconds
 from romancy.client import Client, WorkflowHandle
 
 _RESOLUTIONS: Final = {
@@ -23,7 +24,9 @@ _RESOLUTIONS: Final = {
 workflow_id_argument: Final = click.argument("workflow_id", metavar="ID")
 run_id_option: Final = click.option("--run-id", help="This run; the newest one unless said.")
 _reason: Final = click.option("--reason", default="", help="Why; recorded.")
-_timeout: Final = click.option("--timeout", type=float, metavar="SECONDS", help="How long to wait at most.")
+_timeout: Final = click.option(
+    "--timeout", type=float, callback=some_seconds, metavar="SECONDS", help="How long to wait at most."
+)
 
 
 @click.group()
@@ -41,8 +44,8 @@ def workflow() -> None:
 @click.option("--queue", default="default", show_default=True, help="The task queue of its workers.")
 @click.option("--id-reuse", type=click.Choice(["allow", "allow_if_failed", "reject"]), default="allow")
 @click.option("--id-conflict", type=click.Choice(["fail", "use_existing", "terminate_existing"]), default="fail")
-@click.option("--run-timeout", type=float, metavar="SECONDS", help="After this it is undone.")
-@click.option("--priority", default=0, help="Smaller is sooner.")
+@click.option("--run-timeout", type=float, callback=some_seconds, metavar="SECONDS", help="After this it is undone.")
+@click.option("--priority", type=click.IntRange(-1_000_000, 1_000_000), default=0, help="Smaller is sooner.")
 @click.option("--request-id", metavar="ID", help="The same one never starts twice.")
 @click.option("--wait", is_flag=True, help="Wait for the result.")
 @_timeout
@@ -62,7 +65,12 @@ async def start(
     wait: bool,
     timeout: float | None,
 ) -> int | None:
-    """Start a workflow of TYPE."""
+    """Start a workflow of TYPE.
+
+    With --wait, standard output has the result alone; with --json as well, first a line that names what was started.
+    """
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout says how long to wait: add --wait")
     handle = await client.start_workflow(
         workflow_type,
         *(_argument(number, text) for number, text in enumerate(inputs, 1)),
@@ -74,13 +82,11 @@ async def start(
         priority=priority,
         request_id=request_id or "",
     )
-    if wait:
-        return await _print_outcome(output, handle, timeout)
     if output.as_json:
         output.json({"workflow_id": handle.workflow_id, "run_id": handle.run_id})
-    else:
+    elif not wait:
         output.fields([("Workflow", handle.workflow_id), ("Run", handle.run_id)])
-    return None
+    return await _print_outcome(output, handle, timeout) if wait else None
 
 
 @workflow.command()
@@ -103,13 +109,14 @@ def _argument(number: int, text: str) -> Any:
 
 
 async def _print_outcome(output: Output, handle: WorkflowHandle[Any], timeout: float | None) -> int | None:
+    run_id = handle.run_id or ""
     try:
         async with asyncio.timeout(timeout):
-            run_id = handle.run_id or (await handle.describe()).info.run_id
+            run_id = run_id or (await handle.describe()).info.run_id
             outcome = await handle.outcome()
     except TimeoutError as error:
         text = f"workflow {handle.workflow_id} had no outcome within {timeout} s; it goes on"
-        raise Failed(text, EXIT_TIMEOUT) from error
+        raise Failed(text, EXIT_TIMEOUT, "TIMEOUT", {"workflow_id": handle.workflow_id, "run_id": run_id}) from error
     if output.as_json:
         output.json({"workflow_id": handle.workflow_id, "run_id": run_id, **plain(outcome)})
     elif outcome.status == WORKFLOW_STATUS_COMPLETED:

@@ -1,0 +1,108 @@
+"""Leases that may have been written unnoticed: what a session has and was never sent is sent, once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from romancy.v1.command_pb2 import ScheduleActivity
+from romancy.v1.worker_service_pb2 import Hello
+
+from romancy_service.clock import DatabaseClock
+from romancy_service.core.task import Task, TaskKind
+from romancy_service.dispatch import Dispatch
+from romancy_service.errors import StoreUnavailable
+from romancy_service.sessions import Session, open_session
+from romancy_service.store.store import Claimed
+from romancy_service.tokens import Tokens
+
+_COMMAND = ScheduleActivity(activity_id="pay:1", activity_type="pay")
+_TASK = Task("a/pay:1", TaskKind.ACTIVITY, type="pay", command=_COMMAND, owner="session", owner_epoch=1)
+_ROW = Claimed("run", "session", _TASK, "default", "workflow", "order", 1, None)
+
+
+class _Store:
+    """A database in which the session has one task."""
+
+    def __init__(self, leased: Callable[[], list[Claimed]]) -> None:
+        self._leased = leased
+        self.asked = asyncio.Event()
+
+    async def leased_tasks(self, session_id: str, epoch: int) -> list[Claimed]:
+        try:
+            return self._leased()
+        finally:
+            self.asked.set()
+
+    async def claim(self, wants: object, now_ms: int) -> list[Claimed]:
+        return []
+
+    async def to_cancel(self, session_ids: object) -> list[Claimed]:
+        return []
+
+
+async def _now_ms() -> int:
+    return 1
+
+
+@asynccontextmanager
+async def _dispatching(store: Any) -> Any:
+    clock = DatabaseClock(_now_ms)
+    await clock.sync()
+    dispatch = Dispatch(store, clock, Tokens({"k": b"key"}, "k"), lambda run_id: None)
+    task = asyncio.create_task(dispatch.run())
+    try:
+        yield dispatch
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _session() -> Session:
+    return open_session("session", 1, Hello(namespace="default", activity_types=["pay"], activity_slots=2))
+
+
+async def _soon(answer: Coroutine[Any, Any, Any]) -> None:
+    await asyncio.wait_for(answer, 10)
+
+
+async def test_a_task_that_was_leased_unnoticed_is_sent_although_the_database_is_away_at_first() -> None:
+    answers = [StoreUnavailable("away"), StoreUnavailable("away")]
+
+    def leased() -> list[Claimed]:
+        if answers:
+            raise answers.pop()
+        return [_ROW]
+
+    async with _dispatching(_Store(leased)) as dispatch:
+        session = _session()
+        dispatch.connect(session)
+        dispatch.uncertain()
+        await _soon(session.wake.wait())
+        assert [task.activity_id for task in session.activity_tasks] == ["pay:1"]
+
+
+@pytest.mark.parametrize("committed", [False, True])
+async def test_a_task_that_ends_while_the_database_is_asked_is_not_sent_again(committed: bool) -> None:
+    session = _session()
+
+    def leased() -> list[Claimed]:
+        token = dispatch.token(_ROW)
+        session.put_down(token)  # the worker reports its end just now
+        if not committed:
+            session.reported.add(token)
+        return [_ROW]
+
+    store = _Store(leased)
+    async with _dispatching(store) as dispatch:
+        dispatch.connect(session)
+        dispatch.resume(session, _ROW, running=True)
+        dispatch.uncertain()
+        await _soon(store.asked.wait())
+        await asyncio.sleep(0)
+        assert not session.activity_tasks
+        assert session.free[TaskKind.ACTIVITY] == 2

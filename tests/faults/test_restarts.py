@@ -1,0 +1,39 @@
+"""The service is frozen or started again while a hundred activities run. The workers are alive all the time: none runs
+twice, all finish, nothing that was reported is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import pytest
+
+from tests.faults.crowd import running
+from tests.faults.scene import Scene
+
+pytestmark = pytest.mark.timeout(240)
+
+
+async def test_while_the_service_is_frozen(stage: Scene, lease_s: float) -> None:
+    service = await stage.service()
+    async with running(stage, lease_s, service) as end_some:
+        service.signal(signal.SIGSTOP)
+        await end_some()
+        await asyncio.sleep(1.5 * lease_s)
+        service.signal(signal.SIGCONT)
+    await stage.finish(losses=False)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+async def test_while_the_service_is_started_again(stage: Scene, lease_s: float, how: signal.Signals) -> None:
+    service = await stage.service()
+    async with running(stage, lease_s, service) as end_some:
+        service.signal(how)
+        assert await asyncio.to_thread(service.process.wait, 20) == (0 if how == signal.SIGTERM else -how)
+        await end_some()
+        await asyncio.sleep(
+            1.5 * lease_s
+        )  # longer than anybody's lease, so only what the new one knows of itself counts
+        await stage.service()
+    await stage.finish(losses=False)
