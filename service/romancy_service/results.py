@@ -23,7 +23,7 @@ POLL_S: Final = 1.0
 """The backstop for runs that end on another replica: a notification may be lost."""
 
 DOUBT_S: Final = 35.0
-"""A statement whose answer was lost is carried out within this, or never: its connection's statement timeout is 25 s."""
+"""A statement whose answer was lost is carried out within this, or never: the statement timeout is 25 s."""
 
 
 class Results:
@@ -52,7 +52,7 @@ class Results:
             self._wake.set()
 
     def doubt(self) -> None:
-        """The answer to a commit was lost, so runs may have been written, now or in a while, that we are not told of."""
+        """The answer to a commit was lost: runs may be written, now or in a while, that we are not told of."""
         self._doubts_until = time.monotonic() + DOUBT_S
 
     def _resolve(self, run_id: str, outcome: WorkflowOutcome) -> None:

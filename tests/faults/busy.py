@@ -27,7 +27,7 @@ def _note(kind: Kind) -> None:
 async def hold(gate: str) -> str:
     """Returns whose effect it was."""
     _note("begin")
-    while not (_FOLDER / gate).exists():  # noqa: ASYNC110 - another process opens it
+    while not (_FOLDER / gate).exists():
         await asyncio.sleep(0.05)
     _note("effect")
     return str(os.getpid())

@@ -12,6 +12,7 @@ from typing import Final
 
 from romancy.v1.failure_pb2 import FAILURE_SOURCE_LOST
 from romancy.v1.history_pb2 import HistoryEvent
+
 from tests.faults.ledger import Entry
 
 _CLOSES: Final = ("activity_completed", "activity_failed", "activity_cancelled")
@@ -50,7 +51,9 @@ class Story:
     @property
     def done(self) -> dict[str, int]:
         """By id: the attempt that completed an activity or compensation."""
-        activities = {e.activity_completed.activity_id: e.activity_completed.attempt for e in self.of_kind("activity_completed")}
+        activities = {
+            e.activity_completed.activity_id: e.activity_completed.attempt for e in self.of_kind("activity_completed")
+        }
         return activities | {
             e.compensation_completed.compensation_id: e.compensation_completed.attempt
             for e in self.of_kind("compensation_completed")
@@ -58,7 +61,11 @@ class Story:
 
 
 def check(
-    histories: Mapping[str, Sequence[HistoryEvent]], ledger: Sequence[Entry], *, losses: bool = True, open_runs: bool = False
+    histories: Mapping[str, Sequence[HistoryEvent]],
+    ledger: Sequence[Entry],
+    *,
+    losses: bool = True,
+    open_runs: bool = False,
 ) -> list[str]:
     """All that is wrong. `losses`: workers were killed, so attempts may be lost; `open_runs`: some may not have ended."""
     by_run: dict[str, list[Entry]] = defaultdict(list)
@@ -157,7 +164,10 @@ def runs_no_attempt_twice(story: Story) -> Iterator[str]:
 
 def explains_every_further_attempt(story: Story) -> Iterator[str]:
     """Attempt n + 1 ran only because the history says that attempt n failed, timed out or was lost."""
-    ended = {(e.activity_attempt_failed.activity_id, e.activity_attempt_failed.attempt) for e in story.of_kind("activity_attempt_failed")}
+    ended = {
+        (e.activity_attempt_failed.activity_id, e.activity_attempt_failed.attempt)
+        for e in story.of_kind("activity_attempt_failed")
+    }
     ended |= {
         (e.compensation_attempt_failed.compensation_id, e.compensation_attempt_failed.attempt)
         for e in story.of_kind("compensation_attempt_failed")

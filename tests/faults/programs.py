@@ -39,7 +39,7 @@ def _note(kind: Kind) -> None:
 
 def _die(when: str) -> None:
     info = activity_info()
-    if (_DIE_IN, _DIE_WHEN) == (info.activity_type, when) and info.attempt == 1:
+    if (info.activity_type, when) == (_DIE_IN, _DIE_WHEN) and info.attempt == 1:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -48,7 +48,7 @@ def _have_effect() -> None:
     _die("before")
     _note("effect")
     _die("in")
-    if (_DIE_IN, _DIE_WHEN) == (activity_info().activity_type, "after") and activity_info().attempt == 1:
+    if (activity_info().activity_type, "after") == (_DIE_IN, _DIE_WHEN) and activity_info().attempt == 1:
         asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGKILL)
 
 

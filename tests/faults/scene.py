@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from sqlalchemy import select
 
-from romancy import Client
 from romancy.v1.history_pb2 import HistoryEvent
 
+from romancy import Client
 from romancy_service.store.store import open_store
 from romancy_service.store.tables import runs
 from tests.faults import checker, ledger

@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from romancy.v1.command_pb2 import ScheduleActivity
 from romancy.v1.failure_pb2 import FAILURE_SOURCE_LOST, Failure
 from romancy.v1.history_pb2 import ActivityScheduled, HistoryEvent
+
 from tests.core.life import Life, complete, fail, schedule, timer
 from tests.faults.checker import check
 from tests.faults.ledger import Entry

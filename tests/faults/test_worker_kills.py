@@ -10,7 +10,9 @@ from tests.faults.scene import Scene, until
 
 
 @pytest.mark.parametrize("when", ["before", "in", "after"])
-async def test_a_worker_that_dies_loses_nothing_and_what_it_had_in_hand_is_done_by_another(stage: Scene, when: str) -> None:
+async def test_a_worker_that_dies_loses_nothing_and_what_it_had_in_hand_is_done_by_another(
+    stage: Scene, when: str
+) -> None:
     service = await stage.service()
     async with stage.client() as client:
         victim = stage.worker("worker-1", ROMANCY_TEST_DIE=f"pay:{when}")

@@ -43,7 +43,12 @@ from tests.service.scripted_worker import PATIENCE_S, ScriptedWorker
 from tests.service.stored import assert_stored_is_folded
 
 QUICK = replace(
-    Limits(), session_lease_ms=5_000, heartbeat_interval_ms=1_000, reconnect_grace_ms=500, drain_ms=1_000, hello_ms=2_000
+    Limits(),
+    session_lease_ms=5_000,
+    heartbeat_interval_ms=1_000,
+    reconnect_grace_ms=500,
+    drain_ms=1_000,
+    hello_ms=2_000,
 )
 """The usual limits, but for what would make tests wait."""
 _numbers = itertools.count(1)
@@ -174,7 +179,9 @@ class Tenant:
 
     def start_request(self, workflow_id: str = "", **fields: object) -> StartWorkflowRequest:
         """A start of an `order` on `queue`; fields of the spec and of the request may be given."""
-        spec_fields = {name: fields.pop(name) for name in list(fields) if name in WorkflowSpec.DESCRIPTOR.fields_by_name}
+        spec_fields = {
+            name: fields.pop(name) for name in list(fields) if name in WorkflowSpec.DESCRIPTOR.fields_by_name
+        }
         spec = WorkflowSpec(**{"workflow_type": "order", "task_queue": "queue", **spec_fields})  # type: ignore[arg-type]
         return StartWorkflowRequest(namespace=self.namespace, workflow_id=workflow_id, spec=spec, **fields)  # type: ignore[arg-type]
 

@@ -80,6 +80,8 @@ def _assert_code_will_see_all(run: Run, events: list[HistoryEvent], about: str) 
     inputs = [event for event in events if is_input(event) and event.event_id > run.seen_event_id]
     if run.status == WORKFLOW_STATUS_RUNNING:
         assert run.unseen == inputs, f"{about}: unseen inputs"
-        assert (run.workflow_task is not None) == bool(inputs), f"{about}: a workflow task without inputs, or none for them"
+        assert (run.workflow_task is not None) == bool(inputs), (
+            f"{about}: a workflow task without inputs, or none for them"
+        )
     else:
         assert run.workflow_task is None, f"{about}: a workflow task while it is undone"

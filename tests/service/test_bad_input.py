@@ -47,6 +47,7 @@ from romancy.v1.workflow_service_pb2 import (
     WorkflowFilter,
     WorkflowRef,
 )
+
 from tests.core.life import CANCEL, cancel_timer, compensate, complete, fail, register, schedule, timer
 from tests.service.cluster import Tenant, json, refusal_of, refused, seconds
 from tests.service.scripted_worker import ScriptedWorker
@@ -108,12 +109,18 @@ BAD_STARTS: list[tuple[str, dict[str, object], str]] = [
     ("attribute without a value", {"attributes": {"a": AttributeValue()}}, "spec.attributes['a']"),
     ("attribute that is no number", {"attributes": {"a": AttributeValue(number=float("nan"))}}, "spec.attributes['a']"),
     ("long attribute", {"attributes": {"a": AttributeValue(text="x" * 2_049)}}, "spec.attributes['a']"),
-    ("attribute in year 0", {"attributes": {"a": AttributeValue(time=Timestamp(seconds=-(10**12)))}}, "spec.attributes['a']"),
+    (
+        "attribute in year 0",
+        {"attributes": {"a": AttributeValue(time=Timestamp(seconds=-(10**12)))}},
+        "spec.attributes['a']",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("fields", "field"), [case[1:] for case in BAD_STARTS], ids=[case[0] for case in BAD_STARTS])
-async def test_a_bad_start_is_refused_and_names_the_field(tenant: Tenant, fields: dict[str, object], field: str) -> None:
+async def test_a_bad_start_is_refused_and_names_the_field(
+    tenant: Tenant, fields: dict[str, object], field: str
+) -> None:
     fields = dict(fields)
     request = tenant.start_request(
         str(fields.pop("workflow_id", "")), **{k: v for k, v in fields.items() if k != "namespace"}
@@ -130,7 +137,9 @@ async def test_a_bad_start_is_refused_and_names_the_field(tenant: Tenant, fields
 async def test_the_largest_values_that_are_allowed_are_taken(tenant: Tenant) -> None:
     worker = await tenant.worker()
     name = "\u00e4" * 127 + "x"
-    request = tenant.start_request(name, arguments=[payload_of(2 * MIB)], headers={"a": "x" * 8_000}, memo=memo_of(30, 1024))
+    request = tenant.start_request(
+        name, arguments=[payload_of(2 * MIB)], headers={"a": "x" * 8_000}, memo=memo_of(30, 1024)
+    )
     request.request_id = "r" * 255
     run = await tenant.workflows.StartWorkflow(request)
     task = await worker.workflow_task()
@@ -144,7 +153,9 @@ async def test_the_largest_values_that_are_allowed_are_taken(tenant: Tenant) -> 
     assert (await tenant.get(run.run_id)).info.memo["0000"].json == "x" * 1024
 
 
-@pytest.mark.parametrize("name", ["a'b", '"; drop table runs; --', "%", "_", "\\", "\u202e", "a\u0301", "\U0001f600", "   x", "$1", "{}"])
+@pytest.mark.parametrize(
+    "name", ["a'b", '"; drop table runs; --', "%", "_", "\\", "\u202e", "a\u0301", "\U0001f600", "   x", "$1", "{}"]
+)
 async def test_odd_but_allowed_ids_work_everywhere(tenant: Tenant, name: str) -> None:
     worker = await tenant.worker(workflows=[name], activities=[name], queue=name, worker_id=name)
     run = await tenant.start(name, workflow_type=name, task_queue=name, request_id=name, identity=name)
@@ -154,13 +165,19 @@ async def test_odd_but_allowed_ids_work_everywhere(tenant: Tenant, name: str) ->
     shown = await tenant.workflows.GetWorkflow(GetWorkflowRequest(workflow=tenant.ref("", name)))
     assert shown.info.run_id == run.run_id
     listed = await tenant.workflows.ListWorkflows(
-        ListWorkflowsRequest(namespace=tenant.namespace, filter=WorkflowFilter(workflow_id_prefix=name, workflow_type=name))
+        ListWorkflowsRequest(
+            namespace=tenant.namespace, filter=WorkflowFilter(workflow_id_prefix=name, workflow_type=name)
+        )
     )
     assert [info.run_id for info in listed.workflows] == [run.run_id]
 
 
 async def test_a_message_that_is_not_utf8_or_no_message_at_all_is_refused(tenant: Tenant) -> None:
-    for data in (b"\x12\x02\xff\xfe", b"\xff\xff\xff", b"\x12\x05\xed\xa0\x80xx"):  # not UTF-8, garbage, a lone surrogate
+    for data in (
+        b"\x12\x02\xff\xfe",
+        b"\xff\xff\xff",
+        b"\x12\x05\xed\xa0\x80xx",
+    ):  # not UTF-8, garbage, a lone surrogate
         call = tenant.channel.unary_unary("/romancy.v1.WorkflowService/StartWorkflow")
         refusal = await refused(call(data))
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
@@ -218,9 +235,7 @@ async def test_a_page_token_of_another_list_or_with_absurd_values_is_refused(ten
     requests = [ListWorkflowsRequest(namespace=tenant.namespace, page_token=token) for token in tokens]
     requests.append(ListWorkflowsRequest(namespace="elsewhere", page_token=page.next_page_token))
     other = WorkflowFilter(workflow_type="order")
-    requests.append(
-        ListWorkflowsRequest(namespace=tenant.namespace, filter=other, page_token=page.next_page_token)
-    )
+    requests.append(ListWorkflowsRequest(namespace=tenant.namespace, filter=other, page_token=page.next_page_token))
     for request in requests:
         refusal = await refused(tenant.workflows.ListWorkflows(request))
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN")
@@ -236,13 +251,22 @@ async def test_bad_questions_are_refused_and_name_the_field(tenant: Tenant) -> N
         (lambda: stub.GetHistory(GetHistoryRequest(workflow=ref, page_size=-1)), "page_size"),
         (lambda: stub.ListWorkflows(ListWorkflowsRequest(page_size=-5)), "page_size"),
         (lambda: stub.ListWorkflows(ListWorkflowsRequest(filter=WorkflowFilter(statuses=[77]))), "filter.statuses"),
-        (lambda: stub.ListWorkflows(ListWorkflowsRequest(filter=WorkflowFilter(started_from=years))), "filter.started_from"),
-        (lambda: stub.CountWorkflows(CountWorkflowsRequest(filter=WorkflowFilter(workflow_id="\x00"))), "filter.workflow_id"),
+        (
+            lambda: stub.ListWorkflows(ListWorkflowsRequest(filter=WorkflowFilter(started_from=years))),
+            "filter.started_from",
+        ),
+        (
+            lambda: stub.CountWorkflows(CountWorkflowsRequest(filter=WorkflowFilter(workflow_id="\x00"))),
+            "filter.workflow_id",
+        ),
         (lambda: tenant.cancel(run.run_id, reason="x" * 4_097), "reason"),
         (lambda: tenant.cancel(run.run_id, request_id="\x07"), "request_id"),
         (lambda: tenant.terminate(run.run_id, identity="x" * 256), "identity"),
         (lambda: stub.ResolveCompensation(ResolveCompensationRequest(workflow=ref)), "compensation_id"),
-        (lambda: stub.ResolveCompensation(ResolveCompensationRequest(workflow=ref, compensation_id="undo/pay:1")), "resolution"),
+        (
+            lambda: stub.ResolveCompensation(ResolveCompensationRequest(workflow=ref, compensation_id="undo/pay:1")),
+            "resolution",
+        ),
         (lambda: tenant.admin.DescribeTaskQueue(DescribeTaskQueueRequest()), "task_queue"),
         (lambda: tenant.admin.ListSessions(ListSessionsRequest(namespace="\n")), "namespace"),
     ]
@@ -340,7 +364,9 @@ BAD_COMMANDS: list[tuple[str, list[Command], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("commands", "field"), [case[1:] for case in BAD_COMMANDS], ids=[case[0] for case in BAD_COMMANDS])
+@pytest.mark.parametrize(
+    ("commands", "field"), [case[1:] for case in BAD_COMMANDS], ids=[case[0] for case in BAD_COMMANDS]
+)
 async def test_bad_commands_fail_their_task_and_leave_the_run_as_it_was(
     tenant: Tenant, commands: list[Command], field: str
 ) -> None:
@@ -370,7 +396,9 @@ async def test_ten_thousand_commands_are_taken_and_one_more_is_refused(tenant: T
 async def test_more_than_ten_thousand_open_tasks_are_refused(tenant: Tenant) -> None:
     worker = await tenant.worker(activities=["pay"], activity_slots=1)
     await tenant.start("order")
-    await worker.command(await worker.workflow_task(), schedule("pay:1"), *(timer(str(n), 3600) for n in range(1, 9_000)))
+    await worker.command(
+        await worker.workflow_task(), schedule("pay:1"), *(timer(str(n), 3600) for n in range(1, 9_000))
+    )
     await worker.complete(await worker.activity())
     answer = await worker.command(await worker.workflow_task(), *(timer(str(n), 3600) for n in range(9_000, 11_000)))
     assert (answer.result, answer.rejection.metadata["limit"]) == (ACKNOWLEDGEMENT_RESULT_INVALID, "10000")
@@ -416,7 +444,9 @@ async def test_a_result_that_is_too_large_fails_its_activity_and_the_stream_goes
 async def test_a_result_of_40_mebibytes_ends_the_stream_and_the_session_goes_on(tenant: Tenant) -> None:
     worker, other = await tenant.worker(), await tenant.worker(queue="other")
     run_id, token = await _activity(tenant, worker)
-    frame = ConnectRequest(activity_completions=[ActivityCompletion(token=token, result=Payload(binary=bytes(40 * MIB)))])
+    frame = ConnectRequest(
+        activity_completions=[ActivityCompletion(token=token, result=Payload(binary=bytes(40 * MIB)))]
+    )
     with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError, asyncio.InvalidStateError)):
         await worker.send(frame)
         await worker.send(ConnectRequest())
@@ -434,7 +464,9 @@ async def test_a_result_of_40_mebibytes_ends_the_stream_and_the_session_goes_on(
     assert not other.ended.done()
 
 
-@pytest.mark.parametrize("token", [b"", b"x", bytes(200), b"\xff" * 40, b"\x00" * 17 + b"k\x00d\x00r\x001\x001\x00a/pay:1", bytes(MIB)])
+@pytest.mark.parametrize(
+    "token", [b"", b"x", bytes(200), b"\xff" * 40, b"\x00" * 17 + b"k\x00d\x00r\x001\x001\x00a/pay:1", bytes(MIB)]
+)
 async def test_an_unknown_token_is_invalid_and_the_stream_goes_on(tenant: Tenant, token: bytes) -> None:
     worker = await tenant.worker()
     await worker.send(ConnectRequest(activity_completions=[ActivityCompletion(token=token, result=json("1"))]))
@@ -444,7 +476,9 @@ async def test_an_unknown_token_is_invalid_and_the_stream_goes_on(tenant: Tenant
     assert (answer.result, answer.rejection.reason) == (ACKNOWLEDGEMENT_RESULT_INVALID, "INVALID_TOKEN")
     await worker.send(ConnectRequest(returned_tasks=[token], forgotten_runs=["unknown", "\x00"]))
     run_id, good = await _activity(tenant, worker)
-    assert (await worker.report(ActivityCompletion(token=good, result=json("1")))).result == ACKNOWLEDGEMENT_RESULT_ACCEPTED
+    assert (
+        await worker.report(ActivityCompletion(token=good, result=json("1")))
+    ).result == ACKNOWLEDGEMENT_RESULT_ACCEPTED
     assert run_id
 
 
@@ -455,7 +489,9 @@ async def test_a_token_with_a_flipped_bit_is_invalid(tenant: Tenant) -> None:
         flipped = bytes(byte ^ (1 if at == position else 0) for at, byte in enumerate(token))
         answer = await worker.report(ActivityCompletion(token=flipped, result=json("1")))
         assert (answer.result, answer.rejection.reason) == (ACKNOWLEDGEMENT_RESULT_INVALID, "INVALID_TOKEN")
-    assert (await worker.report(ActivityCompletion(token=token, result=json("1")))).result == ACKNOWLEDGEMENT_RESULT_ACCEPTED
+    assert (
+        await worker.report(ActivityCompletion(token=token, result=json("1")))
+    ).result == ACKNOWLEDGEMENT_RESULT_ACCEPTED
 
 
 async def test_a_token_used_for_the_other_kind_of_task_is_invalid_and_stays_in_hand(tenant: Tenant) -> None:
@@ -489,7 +525,9 @@ async def test_a_completion_that_saw_what_is_not_there_is_invalid(tenant: Tenant
     await tenant.start("order")
     task = await worker.workflow_task()
     answer = await worker.answer(
-        WorkflowTaskCompletion(token=task.token, seen_event_id=seen, commands=WorkflowTaskCommands(commands=[complete()]))
+        WorkflowTaskCompletion(
+            token=task.token, seen_event_id=seen, commands=WorkflowTaskCommands(commands=[complete()])
+        )
     )
     assert (answer.result, answer.rejection.metadata["field"]) == (ACKNOWLEDGEMENT_RESULT_INVALID, "seen_event_id")
 

@@ -7,7 +7,12 @@ import asyncio
 import grpc
 import pytest
 
-from romancy.v1.admin_service_pb2 import TASK_KIND_ACTIVITY, TASK_KIND_WORKFLOW, DescribeTaskQueueRequest, ListSessionsRequest
+from romancy.v1.admin_service_pb2 import (
+    TASK_KIND_ACTIVITY,
+    TASK_KIND_WORKFLOW,
+    DescribeTaskQueueRequest,
+    ListSessionsRequest,
+)
 from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_COMPLETED,
     WORKFLOW_STATUS_RUNNING,
@@ -25,6 +30,7 @@ from romancy.v1.workflow_service_pb2 import (
     WorkflowFilter,
     WorkflowRef,
 )
+
 from tests.core.life import complete, schedule, timer
 from tests.service.cluster import Tenant, json, refused, seconds, until
 from tests.service.scripted_worker import PATIENCE_S
@@ -144,7 +150,9 @@ async def test_a_history_page_ends_at_two_mebibytes(tenant: Tenant) -> None:
     pages = []
     after, more = 0, True
     while more:
-        page = await tenant.workflows.GetHistory(GetHistoryRequest(workflow=tenant.ref(run.run_id), after_event_id=after))
+        page = await tenant.workflows.GetHistory(
+            GetHistoryRequest(workflow=tenant.ref(run.run_id), after_event_id=after)
+        )
         pages.append([event.event_id for event in page.events])
         after, more = page.events[-1].event_id, page.more
     assert pages == [[1, 2], [3], [4], [5]]
@@ -262,7 +270,9 @@ async def test_operators_see_workers_and_backlogs(tenant: Tenant) -> None:
         await worker.command(await worker.workflow_task(), schedule("pay:1"), schedule("ship:1"))
     await tenant.start("unknown", workflow_type="invoice")
     await worker.activity()
-    queue = await tenant.admin.DescribeTaskQueue(DescribeTaskQueueRequest(namespace=tenant.namespace, task_queue="queue"))
+    queue = await tenant.admin.DescribeTaskQueue(
+        DescribeTaskQueueRequest(namespace=tenant.namespace, task_queue="queue")
+    )
     backlogs = {(backlog.kind, backlog.type): (backlog.tasks, backlog.served) for backlog in queue.backlogs}
     assert backlogs == {
         (TASK_KIND_ACTIVITY, "pay"): (2, True),

@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Callable
 import grpc
 import pytest_asyncio
 
-from romancy import Client, Worker, WorkflowContext, activity, activity_info, workflow
 from romancy.v1.worker_service_pb2 import ACKNOWLEDGEMENT_RESULT_ACCEPTED, ACKNOWLEDGEMENT_RESULT_STALE
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPLETED
 from romancy.v1.workflow_service_pb2 import StartWorkflowsRequest
 from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceStub
+
+from romancy import Client, Worker, WorkflowContext, activity, activity_info, workflow
 from tests.core.life import complete, schedule
 from tests.service.cluster import Cluster, Tenant, cluster
 

@@ -27,6 +27,7 @@ from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_TERMINATED,
 )
 from romancy.v1.workflow_service_pb2 import ResolveCompensationRequest
+
 from tests.core.life import CANCEL, compensate, complete, fail, register, schedule
 from tests.service.cluster import Tenant, json, seconds
 from tests.service.scripted_worker import ScriptedWorker
@@ -88,7 +89,9 @@ async def test_a_run_that_completes_undoes_nothing(tenant: Tenant) -> None:
     assert "compensation_scheduled" not in await tenant.kinds(run_id)
 
 
-async def test_the_rollback_goes_on_when_its_workers_are_gone_and_with_whoever_has_the_compensation(tenant: Tenant) -> None:
+async def test_the_rollback_goes_on_when_its_workers_are_gone_and_with_whoever_has_the_compensation(
+    tenant: Tenant,
+) -> None:
     worker, run_id = await _reserved_and_paid(tenant)
     await worker.command(await worker.workflow_task(), fail())
     first = await worker.activity()
@@ -216,7 +219,9 @@ async def test_an_activity_that_failed_in_its_own_words_is_undone_only_if_asked_
     worker = await tenant.worker()
     run = await tenant.start("order")
     await worker.command(
-        await worker.workflow_task(), undoable("pay:1", "refund"), undoable("ship:1", "unship", when=COMPENSATE_WHEN_ALWAYS)
+        await worker.workflow_task(),
+        undoable("pay:1", "refund"),
+        undoable("ship:1", "unship", when=COMPENSATE_WHEN_ALWAYS),
     )
     for _ in range(2):
         await worker.fail(await worker.activity(), final=True)

@@ -24,6 +24,7 @@ from romancy.v1.worker_service_pb2 import (
     Hello,
 )
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_RUNNING
+
 from tests.core.life import cancel_activity, complete, schedule
 from tests.service.cluster import QUICK, Tenant, json, refusal_of, seconds, until
 from tests.service.scripted_worker import ScriptedWorker
@@ -183,7 +184,11 @@ async def test_an_at_most_once_activity_is_not_sent_again_when_its_worker_is_los
     await worker.goodbye()
     seen = await other.workflow_task()
     failed = seen.events[-1].activity_failed
-    assert (failed.failure.type, failed.failure.source, failed.outcome_unknown) == ("ActivityLost", FAILURE_SOURCE_LOST, True)
+    assert (failed.failure.type, failed.failure.source, failed.outcome_unknown) == (
+        "ActivityLost",
+        FAILURE_SOURCE_LOST,
+        True,
+    )
     assert not other.activities
     assert task.attempt == 1
 
@@ -325,7 +330,9 @@ async def test_large_frames_come_in_chunks_to_workers_that_join_them(tenant: Ten
 async def test_frames_sent_in_chunks_are_joined_and_others_may_come_between(tenant: Tenant) -> None:
     worker = await tenant.worker()
     one, two = await _running(tenant, worker, "pay:1", "pay:2")
-    frame = ConnectRequest(activity_completions=[ActivityCompletion(token=one.token, result=json(f'"{"y" * 500_000}"'))])
+    frame = ConnectRequest(
+        activity_completions=[ActivityCompletion(token=one.token, result=json(f'"{"y" * 500_000}"'))]
+    )
     chunked = asyncio.create_task(worker.send_in_chunks(frame, 50_000))
     await worker.send(ConnectRequest(activity_completions=[ActivityCompletion(token=two.token, result=json("2"))]))
     await chunked
@@ -375,7 +382,9 @@ async def test_a_stream_that_does_not_say_hello_is_ended(tenant: Tenant) -> None
         ({"namespace": "x" * 256}, "hello.namespace"),
     ],
 )
-async def test_a_bad_hello_is_refused_and_names_the_field(tenant: Tenant, change: dict[str, object], field: str) -> None:
+async def test_a_bad_hello_is_refused_and_names_the_field(
+    tenant: Tenant, change: dict[str, object], field: str
+) -> None:
     hello = tenant.hello()
     for name in change:
         hello.ClearField(name)

@@ -19,6 +19,7 @@ from romancy.v1.workflow_service_pb2 import (
     ID_REUSE_POLICY_REJECT,
     StartWorkflowsRequest,
 )
+
 from tests.core.life import complete, fail
 from tests.service.cluster import Tenant, json, refused, seconds
 
@@ -173,4 +174,8 @@ async def test_a_failed_run_has_its_failure_as_outcome(tenant: Tenant) -> None:
     await worker.command(await worker.workflow_task(), fail("no stock"))
     outcome = await tenant.result(run.run_id)
     assert outcome is not None
-    assert (outcome.status, outcome.failure.message, outcome.failure.type) == (WORKFLOW_STATUS_FAILED, "no stock", "Error")
+    assert (outcome.status, outcome.failure.message, outcome.failure.type) == (
+        WORKFLOW_STATUS_FAILED,
+        "no stock",
+        "Error",
+    )

@@ -23,6 +23,7 @@ from romancy.v1.worker_service_pb2 import (
     ConnectRequest,
 )
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_TIMED_OUT
+
 from tests.core.life import NO_RETRY, cancel_timer, complete, schedule
 from tests.service.cluster import ShiftedClock, Tenant, seconds
 from tests.service.scripted_worker import ScriptedWorker
@@ -77,7 +78,9 @@ async def test_a_timer_of_a_year_fires_when_the_year_is_over_and_not_before(tena
 async def test_a_forgotten_timer_does_not_fire(tenant: Tenant) -> None:
     worker = await tenant.worker()
     run = await tenant.start("order")
-    await worker.command(await worker.workflow_task(), _timer(1, seconds(0.2)), cancel_timer("1"), _timer(2, seconds(0.4)))
+    await worker.command(
+        await worker.workflow_task(), _timer(1, seconds(0.2)), cancel_timer("1"), _timer(2, seconds(0.4))
+    )
     task = await worker.workflow_task()
     assert task.events[-1].timer_fired.timer_id == "2"
     assert not (await tenant.get(run.run_id)).timers
@@ -132,7 +135,9 @@ async def test_the_worker_may_say_when_to_try_again(tenant: Tenant) -> None:
 
 
 async def test_no_attempt_follows_beyond_the_time_that_attempts_may_take_together(tenant: Tenant) -> None:
-    worker, _ = await _scheduled(tenant, retry_policy=RetryPolicy(max_elapsed=seconds(0.01), initial_interval=seconds(1)))
+    worker, _ = await _scheduled(
+        tenant, retry_policy=RetryPolicy(max_elapsed=seconds(0.01), initial_interval=seconds(1))
+    )
     await worker.fail(await worker.activity())
     failed = (await worker.workflow_task()).events[-1].activity_failed
     assert failed.retry_state == RETRY_STATE_MAX_ELAPSED
@@ -184,7 +189,11 @@ async def test_an_activity_that_finds_no_worker_in_time_fails_and_was_never_begu
     await tenant.start("order")
     await worker.command(await worker.workflow_task(), schedule("pay:1", schedule_to_start_timeout=seconds(0.2)))
     failed = (await worker.workflow_task()).events[-1].activity_failed
-    assert (failed.failure.type, failed.attempt, failed.retry_state) == ("ScheduleToStartTimeout", 0, RETRY_STATE_TIMEOUT)
+    assert (failed.failure.type, failed.attempt, failed.retry_state) == (
+        "ScheduleToStartTimeout",
+        0,
+        RETRY_STATE_TIMEOUT,
+    )
     assert not failed.outcome_unknown
 
 

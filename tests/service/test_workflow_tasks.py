@@ -14,7 +14,6 @@ from romancy.v1.worker_service_pb2 import (
     ACKNOWLEDGEMENT_RESULT_ACCEPTED,
     ACKNOWLEDGEMENT_RESULT_ACCEPTED_ALONE,
     ACKNOWLEDGEMENT_RESULT_DUPLICATE,
-    ACKNOWLEDGEMENT_RESULT_INVALID,
     ACKNOWLEDGEMENT_RESULT_STALE,
     Acknowledgement,
     ConnectRequest,
@@ -24,6 +23,7 @@ from romancy.v1.worker_service_pb2 import (
     WorkflowTaskCompletion,
 )
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPLETED, WORKFLOW_STATUS_RUNNING
+
 from tests.core.life import complete, register, schedule, timer
 from tests.service.cluster import Tenant, json, until
 from tests.service.scripted_worker import ScriptedWorker
@@ -178,7 +178,9 @@ async def test_carried_commands_are_recorded_with_the_completion_that_carries_th
     assert (answer.result, answer.last_event_id) == (ACKNOWLEDGEMENT_RESULT_ACCEPTED, 6)
     history = await tenant.history(run_id)
     assert [(e.event_id, e.seen_event_id) for e in history] == [(1, 0), (2, 1), (3, 0), (4, 3), (5, 0), (6, 5)]
-    assert history[2].time.ToMilliseconds() == known.last_event_time.ToMilliseconds() + 1, "what the code saw is recorded"
+    assert history[2].time.ToMilliseconds() == known.last_event_time.ToMilliseconds() + 1, (
+        "what the code saw is recorded"
+    )
     outcome = await tenant.result(run_id)
     assert outcome is not None
     assert (outcome.status, outcome.result.json) == (WORKFLOW_STATUS_COMPLETED, "3")
@@ -291,7 +293,9 @@ async def test_a_workflow_type_nobody_serves_waits_and_disturbs_nobody(tenant: T
     lonely = [await tenant.start(f"lonely-{n}", workflow_type="unknown") for n in range(20)]
     runs = [await tenant.start(f"order-{n}") for n in range(10)]
     for _ in runs:
-        assert (await worker.command(await worker.workflow_task(), complete())).result == ACKNOWLEDGEMENT_RESULT_ACCEPTED
+        assert (
+            await worker.command(await worker.workflow_task(), complete())
+        ).result == ACKNOWLEDGEMENT_RESULT_ACCEPTED
     shown = await tenant.get(lonely[0].run_id)
     assert shown.info.status == WORKFLOW_STATUS_RUNNING
     assert "no connected worker of that queue has it" in shown.waits[0]

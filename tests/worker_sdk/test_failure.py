@@ -178,7 +178,7 @@ def test_what_derives_from_a_declared_application_error_keeps_its_attributes() -
     limited.quota = 7
     error = activity_error(to_failure(limited, [Limited]), [Limited])
     assert type(error) is Limited
-    assert (error.quota, error.message, error.details) == (7, "too many", ["a detail"])
+    assert (error.quota, error.message, list(error.details)) == (7, "too many", ["a detail"])
 
 
 def test_a_group_of_one_error_is_recorded_as_that_error() -> None:

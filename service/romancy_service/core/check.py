@@ -75,11 +75,6 @@ def check_payload(field: str, value: Payload, limits: Limits) -> None:
     _check_payload_bytes(field, value.ByteSize(), limits.payload_bytes)
 
 
-def check_size(field: str, message: Message, limits: Limits) -> None:
-    """A message that carries values of the user's in several places: all of them together."""
-    _check_payload_bytes(field, message.ByteSize(), limits.payloads_bytes)
-
-
 def check_payloads(field: str, values: Sequence[Payload], limits: Limits) -> None:
     """Values of the user's that belong together."""
     total = 0
@@ -101,12 +96,19 @@ def _check_payload_bytes(field: str, size: int, limit: int) -> None:
 def check_failure(field: str, failure: Failure, limits: Limits) -> None:
     """What a failure and its causes carry. Their texts are no reason to refuse them: those are cut."""
     check_duration(f"{field}.retry_after", failure.retry_after)
-    _check_payload_bytes(field, failure.ByteSize(), limits.payloads_bytes)
+    link, name = failure, field
     for _ in range(limits.failure_depth):
-        check_payloads(f"{field}.details", failure.details, limits)
+        check_payloads(f"{name}.details", link.details, limits)
+        if not link.HasField("cause"):
+            break
+        name, link = f"{name}.cause", link.cause
+    details = 0
+    for _ in range(limits.failure_depth):
+        details += sum(value.ByteSize() for value in failure.details)
         if not failure.HasField("cause"):
-            return
-        field, failure = f"{field}.cause", failure.cause
+            break
+        failure = failure.cause
+    _check_payload_bytes(f"{field}.details and those of its causes", details, limits.payloads_bytes)
 
 
 def check_headers(field: str, headers: Mapping[str, str], limits: Limits) -> None:

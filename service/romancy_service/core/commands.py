@@ -33,7 +33,6 @@ from romancy_service.core.check import (
     check_payloads,
     check_priority,
     check_retry_policy,
-    check_size,
 )
 from romancy_service.core.emit import Emitter
 from romancy_service.core.failures import cut
@@ -147,7 +146,6 @@ def _check_schedule(draft: _Draft, command: ScheduleActivity) -> None:
         check_priority("schedule_activity.priority", command.priority, draft.limits)
     if command.headers:
         check_headers("schedule_activity.headers", command.headers, draft.limits)
-    check_size("schedule_activity", command, draft.limits)
     if command.HasField("compensation"):
         _check_compensation("schedule_activity.compensation", command.compensation, draft.limits)
     draft.opened.add(activity_task_id(command.activity_id))
