@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from romancy import testing
 from romancy_service.__main__ import parser
 from romancy_service.core.limits import Limits
 
@@ -32,11 +35,35 @@ def test_make_targets_exist(document: Path) -> None:
         assert target in targets, target
 
 
-def test_the_readmes_workflow_is_one() -> None:
+async def test_the_readmes_program_runs_as_it_stands(tmp_path: Path) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    names: dict[str, object] = {"__name__": "readme"}
-    exec(compile(block, "README.md", "exec"), names)  # noqa: S102 - our own text
-    assert callable(names["order_processing"])
+    program = tmp_path / "orders.py"
+    async with testing.service() as service:
+        program.write_text(block.replace("127.0.0.1:7233", service.address))
+        worker = await started(program, "work")
+        try:
+            assert await said(program, "ORD-1", "Japan") == (0, "TRACK-ORD-1")
+            code, error = await said(program, "ORD-2", "Atlantis")
+            assert code == 1
+            assert "nobody ships to Atlantis" in error
+        finally:
+            worker.terminate()
+            printed = (await worker.communicate())[0].decode()
+    assert "refunding 99.90 for ORD-2" in printed
+    assert "refunding 99.90 for ORD-1" not in printed
+
+
+async def started(program: Path, *arguments: str) -> asyncio.subprocess.Process:
+    output = asyncio.subprocess.PIPE
+    command = (sys.executable, str(program), *arguments)
+    return await asyncio.create_subprocess_exec(*command, stdout=output, stderr=asyncio.subprocess.STDOUT)
+
+
+async def said(program: Path, *arguments: str) -> tuple[int | None, str]:
+    """The exit code of a run of the program, and the last line that it printed."""
+    process = await started(program, *arguments)
+    printed = (await process.communicate())[0].decode().strip()
+    return process.returncode, printed.splitlines()[-1]
 
 
 @pytest.mark.parametrize("command", ["dev", "serve", "migrate", "health"])

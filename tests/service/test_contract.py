@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,7 +85,9 @@ def test_every_rpc_of_the_workflow_service_answers(grpc_stub: WorkflowServiceStu
     assert grpc_stub.CountWorkflows(CountWorkflowsRequest()).count == 2
     assert grpc_stub.CancelWorkflow(CancelWorkflowRequest(workflow=ref)).run_id == run.run_id
     with pytest.raises(grpc.RpcError):
-        grpc_stub.ResolveCompensation(ResolveCompensationRequest(workflow=ref, compensation_id="undo/x:1", resolution=1))
+        grpc_stub.ResolveCompensation(
+            ResolveCompensationRequest(workflow=ref, compensation_id="undo/x:1", resolution=1)
+        )
     assert grpc_stub.TerminateWorkflow(TerminateWorkflowRequest(workflow=ref)).run_id == run.run_id
     assert len(grpc_stub.GetHistory(GetHistoryRequest(workflow=ref)).events) == 3
     watched = [event for page in grpc_stub.WatchHistory(WatchHistoryRequest(workflow=ref)) for event in page.events]
@@ -133,7 +136,10 @@ class Reflected:
     def describe(self, symbol: str) -> Any:
         """A service, with all that its messages are made of."""
         answer = self._ask(reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol))
-        files = [descriptor_pb2.FileDescriptorProto.FromString(data) for data in answer.file_descriptor_response.file_descriptor_proto]
+        files = [
+            descriptor_pb2.FileDescriptorProto.FromString(data)
+            for data in answer.file_descriptor_response.file_descriptor_proto
+        ]
         self._add(files)
         return self.pool.FindServiceByName(symbol)
 
@@ -179,16 +185,21 @@ class Reflected:
 
 def test_reflection_lists_and_describes_all_that_is_served(grpc_channel: grpc.Channel) -> None:
     reflected = Reflected(grpc_channel)
-    assert {"romancy.v1.WorkflowService", "romancy.v1.WorkerService", "romancy.v1.AdminService", "grpc.health.v1.Health"} <= set(
-        reflected.services()
-    )
+    assert {
+        "romancy.v1.WorkflowService",
+        "romancy.v1.WorkerService",
+        "romancy.v1.AdminService",
+        "grpc.health.v1.Health",
+    } <= set(reflected.services())
     for contract in (workflow_service_pb2, worker_service_pb2, admin_service_pb2):
         for service in contract.DESCRIPTOR.services_by_name.values():
             described = reflected.describe(service.full_name)
             assert [method.name for method in described.methods] == [method.name for method in service.methods]
 
 
-def test_a_workflow_is_started_with_json_by_reflection_alone(grpc_channel: grpc.Channel, grpc_stub: WorkflowServiceStub) -> None:
+def test_a_workflow_is_started_with_json_by_reflection_alone(
+    grpc_channel: grpc.Channel, grpc_stub: WorkflowServiceStub
+) -> None:
     text = """{"workflowId": "by-json", "spec": {"workflowType": "order", "taskQueue": "default",
                "arguments": [{"json": "{\\"sku\\": 7}"}], "runTimeout": "60s", "memo": {"note": {"json": "1"}}}}"""
     answer = Reflected(grpc_channel).call("romancy.v1.WorkflowService", "StartWorkflow", text)
@@ -199,9 +210,7 @@ def test_a_workflow_is_started_with_json_by_reflection_alone(grpc_channel: grpc.
 
 @pytest.mark.parametrize("arguments", [["list"], ["describe", "romancy.v1.WorkflowService"]])
 def test_grpcurl_needs_no_files(grpc_addr: str, arguments: list[str]) -> None:
-    from shutil import which
-
-    if which("grpcurl") is None:
+    if shutil.which("grpcurl") is None:
         pytest.skip("grpcurl is not installed")
     done = subprocess.run(["grpcurl", "-plaintext", grpc_addr, *arguments], capture_output=True, text=True, check=True)
     assert "WorkflowService" in done.stdout

@@ -118,7 +118,16 @@ async def test_a_wait_for_a_result_at_a_replica_that_stops_ends_and_can_be_asked
 
 
 def test_a_process_that_is_asked_to_stop_exits_with_0_and_says_so(tmp_path: object) -> None:
-    command = [sys.executable, "-m", "romancy_service", "dev", "--database", f"{tmp_path}/r.db", "--listen", "127.0.0.1:0"]
+    command = [
+        sys.executable,
+        "-m",
+        "romancy_service",
+        "dev",
+        "--database",
+        f"{tmp_path}/r.db",
+        "--listen",
+        "127.0.0.1:0",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         lines = []

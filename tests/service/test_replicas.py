@@ -143,7 +143,7 @@ async def test_work_goes_on_while_connections_are_cut_and_moved_all_the_time(ten
     proxy = tenant.cluster.proxy
     target = f"127.0.0.1:{proxy.port}"
     EFFECTS.clear()
-    worker = Worker(target, namespace=tenant.namespace, workflows=[moved], activities=[count], activity_slots=20)
+    worker = Worker(target, namespace=tenant.namespace, workflows=[moved], activities=[count], activity_slots=5)
     async with worker, Client(target, namespace=tenant.namespace) as client, asyncio.timeout(60):
         calls = [asyncio.create_task(client.execute_workflow(moved, n, id=f"moved-{n}")) for n in range(100)]
         while not all(call.done() for call in calls):
