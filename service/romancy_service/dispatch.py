@@ -409,18 +409,23 @@ class Dispatch:
                 self._settle(wants, got, noted={})
                 self.uncertain()
                 raise
+            too_late = []
             for row in claimed:
                 key = (row.namespace, row.task.queue, row.task.kind, row.task.type)
                 got[key, row.session_id] += 1
                 session = self.sessions.get(row.session_id)
                 if session is None or session.epoch != row.task.owner_epoch:
-                    continue  # it left meanwhile: its next hello, or the sweep, finds its tasks
+                    # It left meanwhile, or came back and may have found it by itself, under its new epoch.
+                    owner, epoch = row.session_id, row.task.owner_epoch
+                    too_late.append(LeasedRow(row.run_id, row.task.task_id, row.task.attempt, owner, epoch))
+                    continue
                 if self.token(row) in session.in_hand:
                     session.free[row.task.kind] += 1
                     continue  # sent already, since it was found to be leased
                 held = self._held(session, row.namespace, row.run_id, row.task, row.task.leased_ms)
                 self._send_claimed(session, held, row)
             self._settle(wants, got, noted)
+            await self.give_back(too_late)
             if len(claimed) < sum(want.slots for want in wants):
                 return
 

@@ -113,8 +113,10 @@ class Lobby:
         try:
             await node.dispatch.give_back(unsent)
             if goodbye:
-                await self._lose_tasks(session)
+                await self._free_tasks(session)
                 await node.store.close_session(session.session_id, session.epoch)
+                # A claim that was under way may have found something for it up to that moment.
+                await self._free_tasks(session)
             elif current:
                 await self._wait_for(session)
                 self._saw_end(session)
@@ -133,12 +135,18 @@ class Lobby:
         for _, gone in list(self._ended) if many else [(now, session)]:
             await node.store.disconnect_session(gone.session_id, gone.epoch, until_ms)
 
-    async def _lose_tasks(self, session: Session) -> None:
-        engine = self._node.engine
-        rows = await self._node.store.leased_tasks(session.session_id, session.epoch)
-        for row in rows:
-            fence = Fence(row.task.task_id, row.task.attempt, session.session_id, session.epoch)
-            engine.submit(row.run_id, LoseTask(fence)).add_done_callback(lambda lost: lost.exception())
+    async def _free_tasks(self, session: Session) -> None:
+        """What it has in the database is lost if the worker ever had it, and else simply free."""
+        node = self._node
+        never_sent = []
+        for row in await node.store.leased_tasks(session.session_id, session.epoch):
+            token, task = node.dispatch.token(row), row.task
+            if token in session.in_hand or token in session.reported:
+                fence = Fence(task.task_id, task.attempt, session.session_id, session.epoch)
+                node.engine.submit(row.run_id, LoseTask(fence)).add_done_callback(lambda lost: lost.exception())
+            else:
+                never_sent.append(LeasedRow(row.run_id, task.task_id, task.attempt, session.session_id, session.epoch))
+        await node.dispatch.give_back(never_sent)
 
     async def run(self) -> None:
         """Renew the leases of all connected sessions, until cancelled."""

@@ -168,7 +168,7 @@ class Relay:
         self._notice_gap()
         believed = [row for row in lost if self._trusts_losses() or row.task.owner in self._seen_ending]
         await self._feed([(row.run_id, LoseTask(_fence(row))) for row in believed])
-        if not lost and now_ms - self._expired_ms >= EXPIRE_MS:
+        if not lost and self._trusts_losses() and now_ms - self._expired_ms >= EXPIRE_MS:
             self._expired_ms = now_ms
             self._seen_ending.clear()
             await self._store.expire_sessions(now_ms)

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from structlog.testing import capture_logs
 
 from romancy.v1.admin_service_pb2 import DescribeTaskQueueRequest, ListSessionsRequest
 from romancy.v1.command_pb2 import (
@@ -611,3 +612,18 @@ async def test_a_start_request_as_bytes_of_every_kind_never_breaks_the_service(t
                 assert error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ALREADY_EXISTS), error
     StartWorkflowRequest.FromString(good)
     assert seconds(1) == Duration(seconds=1)
+
+
+async def test_the_log_has_one_line_for_each_refusal_and_no_values(tenant: Tenant) -> None:
+    worker = await tenant.worker()
+    _, token = await _activity(tenant, worker)
+    with capture_logs() as lines:
+        await refused(tenant.start("a\x00secret"))
+        await worker.report(ActivityCompletion(token=token, result=Payload(json="canary" * MIB)))
+    told = [line for line in lines if line["log_level"] in ("info", "warning", "error") and "reason" in line]
+    assert [(line["event"], line["reason"]) for line in told] == [
+        ("call refused", "INVALID_FIELD"),
+        ("completion refused", "PAYLOAD_TOO_LARGE"),
+    ]
+    assert told[1]["field"] == "result"
+    assert "canary" not in str(lines)

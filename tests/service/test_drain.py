@@ -15,6 +15,7 @@ import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from romancy.v1.worker_service_pb2 import ACKNOWLEDGEMENT_RESULT_ACCEPTED
+
 from tests.core.life import complete, schedule
 from tests.service.cluster import QUICK, Cluster, Tenant, cluster, refusal_of, seconds, until
 

@@ -71,6 +71,8 @@ async def test_a_timer_of_a_year_fires_when_the_year_is_over_and_not_before(tena
     await worker.command(task)
     assert (await tenant.get(run.run_id)).timers[0].timer_id == "1"
     ShiftedClock.shift_ms += year_ms
+    for replica in tenant.cluster.replicas:
+        await replica.time_moved()
     task = await worker.workflow_task()
     assert task.events[-1].timer_fired.timer_id == "1"
 

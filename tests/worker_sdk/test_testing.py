@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -71,8 +72,11 @@ async def patient(ctx: WorkflowContext, failures: int) -> int:
 
 
 @pytest.fixture(autouse=True)
-def no_calls() -> None:
+def no_calls() -> Iterator[None]:
     calls.clear()
+    structlog.reset_defaults()  # another test may have set it up, and then the kit leaves it alone
+    yield
+    structlog.reset_defaults()
 
 
 async def test_a_month_passes_at_once() -> None:

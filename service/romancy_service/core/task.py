@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
@@ -82,7 +82,7 @@ class Task:
     owner_epoch: int = 0
     leased_ms: int = 0
     heartbeat_ms: int = 0
-    relay_ms: int = 0
+    relay_ms: int = field(default=0, compare=False)
 
     @property
     def is_compensation(self) -> bool:
