@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +18,6 @@ from tests.faults.scene import Actor, Scene, free_port, scene, until
 
 COUNT = 20
 ONCE = 8
-NOTICE_S = 2.0
-"""So long after the grace may it take until others have what was lost, on a machine that is not overloaded."""
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -36,11 +32,6 @@ def _worker(stage: Scene, name: str, *kinds: str, port: int = 0) -> Actor:
     return stage._start(name, ["tests.faults.busy", f"127.0.0.1:{port or stage.port}", name, *kinds], {})
 
 
-def _overload() -> float:
-    """How many want each core."""
-    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-
-
 async def _is_scheduled(handle: WorkflowHandle[list[str]]) -> bool:
     return bool((await handle.describe()).activities)
 
@@ -49,7 +40,11 @@ def _begun(stage: Scene, attempt: int) -> list[ledger.Entry]:
     return [entry for entry in stage.ledger if entry.kind == "begin" and entry.attempt == attempt]
 
 
-async def test_what_a_killed_worker_had_runs_again_elsewhere_after_the_grace(stage: Scene) -> None:
+async def test_what_a_killed_worker_had_runs_again_elsewhere_after_the_grace(
+    stage: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Leases that outlast the test: only the end of its stream can have told that the worker is lost.
+    monkeypatch.setitem(scenes.LIMITS, "session_lease_ms", 600_000)
     service = await stage.service()
     async with stage.client() as client:
         victim = _worker(stage, "victim", "activities")
@@ -63,10 +58,7 @@ async def test_what_a_killed_worker_had_runs_again_elsewhere_after_the_grace(sta
 
         await until(is_there, "the other worker is there", other)
         victim.kill()
-        killed_at = time.monotonic()
         await until(lambda: len(_begun(stage, 2)) == COUNT - ONCE, "they run again", other)
-        took_s = time.monotonic() - killed_at
-        assert took_s < SHORT["reconnect_grace_ms"] / 1000 + NOTICE_S * _overload()
         stage.open_gates(1)
         outcomes = await handle.result()
     assert outcomes == [str(other.process.pid)] * (COUNT - ONCE) + ["ActivityLost"] * ONCE

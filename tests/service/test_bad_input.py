@@ -396,13 +396,14 @@ async def test_ten_thousand_commands_are_taken_and_one_more_is_refused(tenant: T
 
 async def test_more_than_ten_thousand_open_tasks_are_refused(tenant: Tenant) -> None:
     worker = await tenant.worker(activities=["pay"], activity_slots=1)
-    await tenant.start("order")
+    run = await tenant.start("order")
     await worker.command(
         await worker.workflow_task(), schedule("pay:1"), *(timer(str(n), 3600) for n in range(1, 9_000))
     )
     await worker.complete(await worker.activity())
     answer = await worker.command(await worker.workflow_task(), *(timer(str(n), 3600) for n in range(9_000, 11_000)))
     assert (answer.result, answer.rejection.metadata["limit"]) == (ACKNOWLEDGEMENT_RESULT_INVALID, "10000")
+    await tenant.terminate(run.run_id)
 
 
 async def test_a_hundred_thousand_commands_are_refused_and_others_are_served_meanwhile(tenant: Tenant) -> None:

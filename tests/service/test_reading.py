@@ -12,6 +12,7 @@ from romancy.v1.admin_service_pb2 import (
     TASK_KIND_WORKFLOW,
     DescribeTaskQueueRequest,
     ListSessionsRequest,
+    TaskKind,
 )
 from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_COMPLETED,
@@ -270,15 +271,21 @@ async def test_operators_see_workers_and_backlogs(tenant: Tenant) -> None:
         await worker.command(await worker.workflow_task(), schedule("pay:1"), schedule("ship:1"))
     await tenant.start("unknown", workflow_type="invoice")
     await worker.activity()
-    queue = await tenant.admin.DescribeTaskQueue(
-        DescribeTaskQueueRequest(namespace=tenant.namespace, task_queue="queue")
-    )
-    backlogs = {(backlog.kind, backlog.type): (backlog.tasks, backlog.served) for backlog in queue.backlogs}
-    assert backlogs == {
-        (TASK_KIND_ACTIVITY, "pay"): (2, True),
-        (TASK_KIND_ACTIVITY, "ship"): (3, False),
-        (TASK_KIND_WORKFLOW, "invoice"): (1, False),
-    }
+
+    async def backlogs() -> dict[tuple[TaskKind.ValueType, str], tuple[int, bool]]:
+        request = DescribeTaskQueueRequest(namespace=tenant.namespace, task_queue="queue")
+        queue = await tenant.admin.DescribeTaskQueue(request)
+        return {(backlog.kind, backlog.type): (backlog.tasks, backlog.served) for backlog in queue.backlogs}
+
+    async def all_are_due() -> bool:
+        # What was made just now is due when the clock has surely reached its time.
+        return await backlogs() == {
+            (TASK_KIND_ACTIVITY, "pay"): (2, True),
+            (TASK_KIND_ACTIVITY, "ship"): (3, False),
+            (TASK_KIND_WORKFLOW, "invoice"): (1, False),
+        }
+
+    await until(all_are_due, "the queue shows what waits in it")
     sessions = (await tenant.admin.ListSessions(ListSessionsRequest(namespace=tenant.namespace))).sessions
     assert [(s.worker_id, s.connected, s.build_id, s.tasks_in_hand) for s in sessions] == [("worker", True, "v7", 1)]
     other = await tenant.admin.ListSessions(ListSessionsRequest(namespace=tenant.namespace, task_queue="other"))

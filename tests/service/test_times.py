@@ -71,8 +71,7 @@ async def test_a_timer_of_a_year_fires_when_the_year_is_over_and_not_before(tena
     await worker.command(task)
     assert (await tenant.get(run.run_id)).timers[0].timer_id == "1"
     ShiftedClock.shift_ms += year_ms
-    for replica in tenant.cluster.replicas:
-        await replica.time_moved()
+    await asyncio.gather(*(replica.time_moved() for replica in tenant.cluster.replicas))
     task = await worker.workflow_task()
     assert task.events[-1].timer_fired.timer_id == "1"
 
@@ -88,17 +87,17 @@ async def test_a_forgotten_timer_does_not_fire(tenant: Tenant) -> None:
     assert not (await tenant.get(run.run_id)).timers
 
 
-async def test_a_thousand_timers_of_one_instant_all_fire_once(tenant: Tenant) -> None:
+async def test_five_thousand_timers_of_one_instant_all_fire_once_and_hold_up_nobody(tenant: Tenant) -> None:
     worker = await tenant.worker()
     run = await tenant.start("order")
-    await worker.command(await worker.workflow_task(), *(_timer(n, seconds(0.5)) for n in range(1, 1_001)))
+    await worker.command(await worker.workflow_task(), *(_timer(n, seconds(0.5)) for n in range(1, 5_001)))
     fired: list[str] = []
-    while len(fired) < 1_000:
+    while len(fired) < 5_000:
         task = await worker.workflow_task()
         fired += [event.timer_fired.timer_id for event in task.events if event.HasField("timer_fired")]
         await worker.command(task)
-    assert len(set(fired)) == 1_000
-    assert (await tenant.kinds(run.run_id)).count("timer_fired") == 1_000
+    assert len(set(fired)) == 5_000
+    assert (await tenant.kinds(run.run_id)).count("timer_fired") == 5_000
 
 
 async def test_a_failed_attempt_is_tried_again_after_its_interval_and_then_fails_for_good(tenant: Tenant) -> None:

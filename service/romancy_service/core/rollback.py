@@ -37,14 +37,13 @@ def saga_of(run: Run) -> Saga:
 
 def advance(emit: Emitter) -> None:
     """Send out the next compensation if it is its turn, or end what was waiting for the last one."""
+    # Called for every decision, so what walks over the run's tasks comes last, and only where it must.
     run = emit.run
-    if run.compensation() is not None:
-        return
     if run.status == WORKFLOW_STATUS_COMPENSATING:
         # Otherwise `pay` could complete after `refund` ran.
-        if not any(run.activities()):
+        if not any(run.activities()) and run.compensation() is None:
             _advance_rollback(emit)
-    elif run.status == WORKFLOW_STATUS_RUNNING and run.counters.open_compensates:
+    elif run.status == WORKFLOW_STATUS_RUNNING and run.counters.open_compensates and run.compensation() is None:
         _advance_compensates(emit)
 
 
