@@ -11,7 +11,7 @@ import pytest
 
 from romancy_service.store.arrays import Arrays
 from romancy_service.store.postgres import DIALECT, WALKING
-from romancy_service.store.postgres_commit import BY_KEY, COMMIT
+from romancy_service.store.postgres_commit import BY_KEY, Shape, statement
 from romancy_service.store.postgres_tasks import CLAIM, HEARTBEAT, LEASED, LOAD, RELEASE, WANTS
 from romancy_service.store.sql import compiled
 from romancy_service.store.store import DUE, open_store
@@ -66,7 +66,9 @@ def _nodes(node: Node) -> Iterator[Node]:
 @pytest.mark.parametrize(
     "sql",
     [
-        pytest.param(COMMIT, id="commit"),
+        pytest.param(statement(Shape())[0], id="commit"),
+        pytest.param(statement(Shape(uses=False, drops=False, marks=False, updates=False))[0], id="commit of a start"),
+        pytest.param(statement(Shape(opens=False, marks=False, asks=False))[0], id="commit of a completion"),
         pytest.param(LOAD, id="load"),
         pytest.param(HEARTBEAT, id="heartbeat"),
         pytest.param(RELEASE, id="release"),

@@ -168,6 +168,8 @@ class _Connection:
                 try:
                     async with asyncio.timeout(self._interval_s):
                         await session.wake.wait()
+                    # What else this round of the event loop has to say joins the frame: an answer, the task after it.
+                    await asyncio.sleep(0)
                 except TimeoutError:
                     await self.write(ConnectResponse())
                 continue

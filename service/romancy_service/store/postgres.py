@@ -29,7 +29,7 @@ from romancy_service.core.run import Run
 from romancy_service.errors import BatchRejected, StoreUnavailable
 from romancy_service.store.batch import batch_of
 from romancy_service.store.migrate import upgrade
-from romancy_service.store.postgres_commit import BY_KEY, COMMIT, commit_values
+from romancy_service.store.postgres_commit import BY_KEY, commit_statement
 from romancy_service.store.postgres_tasks import CLAIM, HEARTBEAT, LEASED, LEASES, LOAD, RELEASE, WANTS
 from romancy_service.store.rows import Row, loaded_run
 from romancy_service.store.sql import compiled
@@ -201,8 +201,8 @@ class PostgresStore(Store):
     async def commit(self, changes: Sequence[Change], now_ms: int) -> CommitResult:
         faults.point("commit.before")
         try:
-            values = commit_values(batch_of(changes, now_ms))
-            row = (await self._fetch(self._by_key, COMMIT, *values))[0]
+            statement, values = commit_statement(batch_of(changes, now_ms))
+            row = (await self._fetch(self._by_key, statement, *values))[0]
         except (*_BAD_DATA, ValueError, TypeError) as error:
             raise BatchRejected(str(error), conflict=isinstance(error, asyncpg.UniqueViolationError)) from error
         faults.point("commit.after")

@@ -7,17 +7,21 @@ and a unit (one change, or two that are written together) is good if all its fac
 for good units. What is unique but cannot be locked, because it is not there yet (an open workflow id, a request id), is
 inserted in order of its key: the later of two batches waits, fails, and is decided again.
 
-How it is fast. One round trip. And no table is read but by key: the connections plan with bitmap scans only, which need
-a key. A plan that was made while a table was small would else walk over it, and stays when the table has grown.
+How it is fast. One round trip. The statement has only the parts that its batch needs, one for each `Shape`: to set up a
+plan and take it down is most of what a lone commit costs. And no table is read but by key: the connections plan with
+bitmap scans only, which need a key. A plan that was made while a table was small would else walk over it, and stays
+when the table has grown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from romancy_service.store import tables
-from romancy_service.store.arrays import Arrays, columns_of
+from romancy_service.store.arrays import Arrays, Columns, columns_of
 from romancy_service.store.batch import DROP, MARK, Batch
 
 BY_KEY: Final = {
@@ -32,17 +36,9 @@ _UNIT: Final = (("unit", "int"),)
 _RUN: Final = columns_of(tables.runs)
 _TASK: Final = columns_of(tables.tasks)
 _REQUEST: Final = columns_of(tables.requests)
-
-_ARRAYS: Final = Arrays(
-    change=(
-        *_UNIT,
-        *_RUN,
-        ("writes", "bool"),
-        ("peer", "text"),
-        ("first_event_id", "bigint"),
-        ("events", "bytea"),
-    ),
-    used=(
+_LISTS: Final[dict[str, Columns]] = {
+    "change": (*_UNIT, *_RUN, ("writes", "bool"), ("peer", "text"), ("first_event_id", "bigint"), ("events", "bytea")),
+    "used": (
         *_UNIT,
         ("run_id", "text"),
         ("task_id", "text"),
@@ -52,17 +48,56 @@ _ARRAYS: Final = Arrays(
         ("relay_ms", "bigint"),
         ("use", "int"),
     ),
-    put=(*_UNIT, *_TASK, ("unowned_relay_ms", "bigint")),
-    asked=(*_UNIT, *_REQUEST),
-    session=(("session_id", "text"),),
-)
-_NOW: Final = f"${_ARRAYS.next_parameter}::bigint"
+    "put": (*_UNIT, *_TASK, ("unowned_relay_ms", "bigint")),
+    "asked": (*_UNIT, *_REQUEST),
+    "session": (("session_id", "text"),),
+}
+_VERSION: Final = 1 + [name for name, _ in _RUN].index("version")
 _GOOD: Final = "(select units from good)[{}.unit]"
 """SQL: whether a row's unit is written. An array by unit: looked up without a join."""
 
 
-def _names(columns: Iterable[tuple[str, str]], prefix: str = "") -> str:
-    return ", ".join(prefix + name for name, _ in columns)
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Which parts a batch needs. There are few: under load nearly all batches need nearly all of them."""
+
+    opens: bool = True
+    """Has new runs."""
+    updates: bool = True
+    uses: bool = True
+    """Rests on tasks, or removes or marks them."""
+    drops: bool = True
+    marks: bool = True
+    puts: bool = True
+    leases: bool = True
+    """Some of the tasks it puts go in leased."""
+    asks: bool = True
+    """Carries out requests of clients."""
+
+    @classmethod
+    def of(cls, batch: Batch) -> Shape:
+        """What this batch needs."""
+        opened = sum(row[_VERSION] == 1 for row in batch.run)
+        uses = {row[-1] for row in batch.used}
+        return cls(
+            opens=opened > 0,
+            updates=opened < len(batch.run),
+            uses=bool(uses),
+            drops=DROP in uses,
+            marks=MARK in uses,
+            puts=bool(batch.put),
+            leases=bool(batch.session_ids),
+            asks=bool(batch.asked),
+        )
+
+    def lists(self) -> Arrays:
+        """The parameters of the statement."""
+        there = {"change": True, "used": self.uses, "put": self.puts, "asked": self.asks, "session": self.leases}
+        return Arrays(**{name: columns for name, columns in _LISTS.items() if there[name]})
+
+
+def _names(columns: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(name for name, _ in columns)
 
 
 def _assignments(columns: Iterable[tuple[str, str]], source: str, *, but: Sequence[str]) -> str:
@@ -77,93 +112,121 @@ _PUT: Final = {
 }
 """What differs in a task whose session is not there to have it."""
 
-COMMIT: Final = f"""
-with change as materialized (
-    select * from {_ARRAYS.rows("change")} order by run_id
-), used as materialized (
-    select * from {_ARRAYS.rows("used")} order by run_id, task_id
-), asked as materialized (
-    select * from {_ARRAYS.rows("asked")}
-),
 
--- What the changes rest on. `version` is the one to be stored, so a run must have the one before, and a new one none.
-run_fact as materialized (
-    select change.unit, case when change.version > 1 then found.version is not distinct from change.version - 1
-        else found.version is null and not exists (
-            select from runs as other where other.namespace = change.namespace
-            and other.workflow_id = change.workflow_id and other.{tables.OPEN} and other.run_id <> change.peer)
-        end as holds
-    from change left join lateral (
-        select version from runs where run_id = change.run_id for update) as found on true
-), task_fact as materialized (
-    select used.unit, found.holds is not null as holds
-    from (select * from used where (select count(*) from run_fact) >= 0) as used left join lateral (
-        select true as holds from tasks where run_id = used.run_id and task_id = used.task_id
-        and (used.attempt = 0 or (attempt = used.attempt and owner = used.owner and owner_epoch = used.epoch))
-        and (used.relay_ms < 0 or relay_ms = used.relay_ms) for update) as found on true
-), request_fact as materialized (
-    select asked.unit, found.run_id is null as holds
-    from asked left join lateral (  -- the limit keeps this a lookup: `not exists` would hash the whole table
-        select run_id from requests
-        where namespace = asked.namespace and request_id = asked.request_id limit 1) as found on true
-), good as materialized (
-    select array_agg(holds order by unit) as units from (
-        select unit, bool_and(holds) as holds from (
-            select * from run_fact union all select * from task_fact union all select * from request_fact) as fact
-        group by unit) as judged
-), session as materialized (
-    select session_id, epoch from sessions
-    where session_id = any({_ARRAYS.column("session", "session_id")}) and (select count(*) from task_fact) >= 0
-    order by session_id for share
-),
-
--- What is written. Runs that close go before those that open, since they may have the same workflow id.
-updated as (
-    update runs set {_assignments(_RUN, "change", but=tables.FIXED_RUN_COLUMNS)}
-    from change where runs.run_id = change.run_id and change.version > 1 and change.writes
-    and {_GOOD.format("change")}
-    returning runs.run_id
-), opened as (
-    insert into runs ({_names(_RUN)}) select {_names(_RUN)} from change
-    where version = 1 and writes and {_GOOD.format("change")} and (select count(*) from updated) >= 0
-    order by namespace, workflow_id
-    returning run_id
-), remembered as (
-    insert into requests ({_names(_REQUEST)}) select {_names(_REQUEST)} from asked
-    where {_GOOD.format("asked")} and (select count(*) from opened) >= 0
-    order by namespace, request_id
-), recorded as (
-    insert into history (run_id, first_event_id, last_event_id, events)
-    select run_id, first_event_id, last_event_id, events from change
-    where events is not null and {_GOOD.format("change")}
-), put as materialized (
-    select put.*, put.owner <> '' and session.epoch is null as refused
-    from {_ARRAYS.rows("put")} left join session on session.session_id = put.owner and session.epoch = put.owner_epoch
-    where {_GOOD.format("put")}
-), stored as (
-    insert into tasks ({_names(_TASK)}) select {", ".join(_PUT.get(name, name) for name, _ in _TASK)} from put
-    on conflict (run_id, task_id) do update set {_assignments(_TASK, "excluded", but=tables.KEPT_TASK_COLUMNS)}
-), marked as (
-    update tasks set cancel_requested = true, relay_ms = case when tasks.owner = '' then {_NOW} else tasks.relay_ms end
-    from used where tasks.run_id = used.run_id and tasks.task_id = used.task_id
-    and used.use = {MARK:d} and {_GOOD.format("used")}
-), dropped as (
-    delete from tasks using used where tasks.run_id = used.run_id and tasks.task_id = used.task_id
-    and used.use = {DROP:d} and {_GOOD.format("used")}
-)
+@lru_cache
+def statement(shape: Shape) -> tuple[str, Arrays]:
+    """The statement that commits batches of this shape, and its parameters."""
+    lists = shape.lists()
+    parts = [*_facts(shape, lists), *_writes(shape, lists)]
+    unleased = "array(select {} from put where refused)" if shape.leases else "array[]::text[]"
+    sql = f"""
+with {", ".join(parts)}
 select array(select run_id from change where {_GOOD.format("change")}) as written,
-    array(select run_id from put where refused) as unleased_runs,
-    array(select task_id from put where refused) as unleased_tasks
+    {unleased.format("run_id")} as unleased_runs,
+    {unleased.format("task_id")} as unleased_tasks
 """
+    return sql, lists
 
 
-def commit_values(batch: Batch) -> list[Any]:
-    """The parameters of `COMMIT`."""
-    arrays = _ARRAYS.values(
+def _facts(shape: Shape, lists: Arrays) -> Iterator[str]:
+    """What the changes rest on. `version` is the one to be stored, a run must have the one before, a new one none."""
+    facts = ["run_fact"]
+    yield f"change as materialized (select * from {lists.rows('change')} order by run_id)"
+    yield f"""run_fact as materialized (
+        select change.unit, case when change.version > 1 then found.version is not distinct from change.version - 1
+            else found.version is null and not exists (
+                select from runs as other where other.namespace = change.namespace
+                and other.workflow_id = change.workflow_id and other.{tables.OPEN} and other.run_id <> change.peer)
+            end as holds
+        from change left join lateral (
+            select version from runs where run_id = change.run_id for update) as found on true)"""
+    if shape.uses:
+        facts.append("task_fact")
+        yield f"used as materialized (select * from {lists.rows('used')} order by run_id, task_id)"
+        yield """task_fact as materialized (
+            select used.unit, found.holds is not null as holds
+            from (select * from used where (select count(*) from run_fact) >= 0) as used left join lateral (
+                select true as holds from tasks where run_id = used.run_id and task_id = used.task_id
+                and (used.attempt = 0
+                    or (attempt = used.attempt and owner = used.owner and owner_epoch = used.epoch))
+                and (used.relay_ms < 0 or relay_ms = used.relay_ms) for update) as found on true)"""
+    if shape.leases:
+        yield f"""session as materialized (
+            select session_id, epoch from sessions where session_id = any({lists.column("session", "session_id")})
+            and (select count(*) from {facts[-1]}) >= 0 order by session_id for share)"""
+    if shape.asks:
+        facts.append("request_fact")
+        yield f"asked as materialized (select * from {lists.rows('asked')})"
+        # The limit keeps this a lookup: `not exists` would hash the whole table.
+        yield """request_fact as materialized (
+            select asked.unit, found.run_id is null as holds from asked left join lateral (
+                select run_id from requests where namespace = asked.namespace and request_id = asked.request_id
+                limit 1) as found on true)"""
+    every = " union all ".join(f"select unit, holds from {fact}" for fact in facts)
+    yield f"""good as materialized (
+        select array_agg(holds order by unit) as units
+        from (select unit, bool_and(holds) as holds from ({every}) as fact group by unit) as judged)"""
+
+
+def _writes(shape: Shape, lists: Arrays) -> Iterator[str]:
+    """What is written. Runs that close go before those that open, since they may have the same workflow id."""
+    if shape.updates:
+        yield f"""updated as (
+            update runs set {_assignments(_RUN, "change", but=tables.FIXED_RUN_COLUMNS)} from change
+            where runs.run_id = change.run_id and change.version > 1 and change.writes and {_GOOD.format("change")}
+            returning runs.run_id)"""
+    if shape.opens:
+        after = " and (select count(*) from updated) >= 0" if shape.updates else ""
+        yield f"""opened as (
+            insert into runs ({_names(_RUN)}) select {_names(_RUN)} from change
+            where version = 1 and writes and {_GOOD.format("change")}{after}
+            order by namespace, workflow_id returning run_id)"""
+    if shape.asks:
+        after = " and (select count(*) from opened) >= 0" if shape.opens else ""
+        yield f"""remembered as (
+            insert into requests ({_names(_REQUEST)}) select {_names(_REQUEST)} from asked
+            where {_GOOD.format("asked")}{after} order by namespace, request_id)"""
+    yield f"""recorded as (
+        insert into history (run_id, first_event_id, last_event_id, events)
+        select run_id, first_event_id, last_event_id, events from change
+        where events is not null and {_GOOD.format("change")})"""
+    if shape.puts:
+        yield from _put(shape, lists)
+    if shape.marks:
+        now = f"${lists.next_parameter}::bigint"
+        yield f"""marked as (
+            update tasks set cancel_requested = true,
+                relay_ms = case when tasks.owner = '' then {now} else tasks.relay_ms end
+            from used where tasks.run_id = used.run_id and tasks.task_id = used.task_id
+            and used.use = {MARK:d} and {_GOOD.format("used")})"""
+    if shape.drops:
+        yield f"""dropped as (
+            delete from tasks using used where tasks.run_id = used.run_id and tasks.task_id = used.task_id
+            and used.use = {DROP:d} and {_GOOD.format("used")})"""
+
+
+def _put(shape: Shape, lists: Arrays) -> Iterator[str]:
+    values = ", ".join(_PUT.get(name, name) if shape.leases else name for name, _ in _TASK)
+    if shape.leases:
+        yield f"""put as materialized (
+            select put.*, put.owner <> '' and session.epoch is null as refused from {lists.rows("put")}
+            left join session on session.session_id = put.owner and session.epoch = put.owner_epoch
+            where {_GOOD.format("put")})"""
+    source = "put" if shape.leases else f"{lists.rows('put')} where {_GOOD.format('put')}"
+    yield f"""stored as (
+        insert into tasks ({_names(_TASK)}) select {values} from {source}
+        on conflict (run_id, task_id) do update set {_assignments(_TASK, "excluded", but=tables.KEPT_TASK_COLUMNS)})"""
+
+
+def commit_statement(batch: Batch) -> tuple[str, list[Any]]:
+    """The statement for a batch, and the values of its parameters."""
+    shape = Shape.of(batch)
+    sql, lists = statement(shape)
+    arrays = lists.values(
         change=batch.run,
         used=batch.used,
         put=batch.put,
         asked=batch.asked,
         session=[(session_id,) for session_id in batch.session_ids],
     )
-    return [*arrays, batch.now_ms]
+    return sql, [*arrays, *([batch.now_ms] if shape.marks else [])]
