@@ -143,6 +143,19 @@ class Dispatch:
                 return session
         return None
 
+    def holder(self, run: Run) -> Session | None:
+        """The session here that holds the run in memory."""
+        session = self.sessions.get(run.sticky_session)
+        return session if session is not None and not session.closed else None
+
+    def serving(self, run: Run) -> Session | None:
+        """A session here that could run the run's code, another one each time."""
+        serving = self._by_type.get((run.namespace, run.task_queue, TaskKind.WORKFLOW, run.workflow_type))
+        if not serving:
+            return None
+        serving.rotate(-1)
+        return serving[0]
+
     def withdraw(self, task: Task, lease: Lease) -> None:
         """Nothing came of an offer: the slot is free again."""
         session = self.sessions.get(lease.session_id)
@@ -300,7 +313,7 @@ class Dispatch:
         last_event_id: int,
     ) -> None:
         session.brought[held.token] = last_event_id
-        for page, more in _pages(events):
+        for page, more in pages(events):
             session.workflow_tasks.append(
                 WorkflowTask(
                     token=held.token,
@@ -574,7 +587,8 @@ def _given_up(event: HistoryEvent) -> Iterator[tuple[str, int]]:
         yield activity_task_id(event.activity_cancelled.activity_id), event.activity_cancelled.attempt
 
 
-def _pages(events: Iterable[HistoryEvent]) -> list[tuple[list[HistoryEvent], bool]]:
+def pages(events: Iterable[HistoryEvent]) -> list[tuple[list[HistoryEvent], bool]]:
+    """Events in lists that fit into messages, each with whether another one follows. At least one."""
     pages: list[list[HistoryEvent]] = [[]]
     size = 0
     for event in events:

@@ -16,6 +16,8 @@ from typing import Final, Protocol
 
 import structlog
 
+from romancy.v1.workflow_pb2 import WorkflowInfo
+
 from romancy_service.clock import Clock
 from romancy_service.core.apply import CorruptHistory, fold
 from romancy_service.core.decide import Reply, decide
@@ -338,15 +340,23 @@ class Engine:
         change = draft.change
         if submission.successor is not None:
             new, start = submission.successor
-            draft.successor = successor = _Draft(new.begin(), Change(new, after=draft.run.run_id))
-            successor.change.run = successor.run
-            decide(successor.run, start, self._clock.latest_ms(), self._limits)
-            change = successor.change
+            change = self._succeed(draft, new.begin(), start).change
+        elif reply.successor is not None:
+            run_id, start = reply.successor
+            spec = start.spec
+            memo = WorkflowInfo(memo=spec.memo, attributes=spec.attributes).SerializeToString()
+            self._succeed(draft, Run(draft.run.namespace, draft.run.workflow_id, run_id, memo=memo), start)
         request = submission.request
         if request is not None:
             change.requests.append(
                 Request(request.namespace, request.request_id, change.run.run_id, request.method, request.encode(reply))
             )
+
+    def _succeed(self, draft: _Draft, new: Run, start: StartRun) -> _Draft:
+        """Open another run together with what the draft does."""
+        draft.successor = successor = _Draft(new, Change(new, after=draft.run.run_id))
+        decide(new, start, self._clock.latest_ms(), self._limits)
+        return successor
 
     # Committing ---------------------------------------------------------------------------------------------------
 

@@ -119,9 +119,39 @@ class WorkflowClosed(RomancyError):
 
     reason = "WORKFLOW_CLOSED"
 
-    def __init__(self, workflow_id: str, run_id: str) -> None:
-        text = f"run {run_id} of workflow {shown(workflow_id)} is closed; nothing can be asked of it any more"
+    def __init__(self, workflow_id: str, run_id: str, *, undoing: bool = False) -> None:
+        how = "is undoing what it did; its code has ended, nothing" if undoing else "is closed; nothing"
+        text = f"run {run_id} of workflow {shown(workflow_id)} {how} can be asked of it any more"
         super().__init__(text, workflow_id=workflow_id, run_id=run_id)
+
+
+class TooManyUpdates(RomancyError):
+    """The run has as many updates that it has not answered as it may: try again later."""
+
+    reason = "TOO_MANY_UPDATES"
+
+    def __init__(self, workflow_id: str, run_id: str, limit: int) -> None:
+        text = f"run {run_id} of workflow {shown(workflow_id)} has {limit} unanswered updates; wait for some of them"
+        super().__init__(text, workflow_id=workflow_id, run_id=run_id, limit=str(limit))
+
+
+class UpdateAborted(RomancyError):
+    """The run ended before it answered the update."""
+
+    reason = "UPDATE_ABORTED"
+
+    def __init__(self, workflow_id: str, run_id: str) -> None:
+        text = f"run {run_id} of workflow {shown(workflow_id)} ended, or began to undo itself, before it answered"
+        super().__init__(text, workflow_id=workflow_id, run_id=run_id)
+
+
+class QueryTimeout(RomancyError):
+    """No worker answered the query in time."""
+
+    reason = "QUERY_TIMEOUT"
+
+    def __init__(self, run_id: str, waited_for: str) -> None:
+        super().__init__(f"the query of run {run_id} was not answered in time: {waited_for}", run_id=run_id)
 
 
 class StaleTask(RomancyError):

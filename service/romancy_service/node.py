@@ -15,9 +15,11 @@ from romancy_service.core.task import activity_task_id, compensation_task_id
 from romancy_service.dispatch import Dispatch
 from romancy_service.engine import Engine
 from romancy_service.heartbeats import Heartbeats
+from romancy_service.queries import Queries
 from romancy_service.results import Results
 from romancy_service.store.store import Store
 from romancy_service.tokens import Tokens
+from romancy_service.updates import Updates
 
 _log = structlog.get_logger("romancy.node")
 
@@ -35,6 +37,8 @@ class Node:
     dispatch: Dispatch
     heartbeats: Heartbeats
     results: Results
+    queries: Queries
+    updates: Updates
     _closings: dict[str, asyncio.Task[dict[str, int]]] = field(default_factory=dict)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 

@@ -27,6 +27,7 @@ from romancy_service.errors import StoreUnavailable
 from romancy_service.heartbeats import Heartbeats
 from romancy_service.lobby import Lobby
 from romancy_service.node import Node
+from romancy_service.queries import Queries
 from romancy_service.relay import Relay
 from romancy_service.results import Results
 from romancy_service.rpc.admin_service import AdminService
@@ -35,6 +36,7 @@ from romancy_service.rpc.worker_service import WorkerService
 from romancy_service.rpc.workflow_service import WorkflowService
 from romancy_service.store.store import Store, open_store
 from romancy_service.tokens import Tokens
+from romancy_service.updates import Updates
 
 _log = structlog.get_logger("romancy.server")
 
@@ -117,7 +119,8 @@ async def _parts(config: Config, store: Store, clock: Clock) -> AsyncIterator[Ru
     dispatch = Dispatch(store, clock, tokens, lambda run_id: engine.cached(run_id))
     engine = Engine(store, clock, limits, dispatch)
     heartbeats, results = Heartbeats(store, clock), Results(store)
-    node = Node(replica_id, store, clock, limits, tokens, engine, dispatch, heartbeats, results)
+    queries, updates = Queries(store, dispatch, results), Updates(store, results, limits)
+    node = Node(replica_id, store, clock, limits, tokens, engine, dispatch, heartbeats, results, queries, updates)
     relay = Relay(store, clock, engine, limits.session_lease_ms)
     lobby = Lobby(node, relay.saw_end)
     engine.observe(results.observe)

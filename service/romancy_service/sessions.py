@@ -16,6 +16,7 @@ from romancy.v1.worker_service_pb2 import (
     ConnectResponse,
     Drain,
     Hello,
+    QueryTask,
     WorkflowTask,
 )
 
@@ -68,6 +69,7 @@ class Session:
     # What the writer sends next.
     activity_tasks: list[ActivityTask] = field(default_factory=list)
     workflow_tasks: list[WorkflowTask] = field(default_factory=list)
+    queries: list[QueryTask] = field(default_factory=list)
     cancellations: list[Cancellation] = field(default_factory=list)
     acknowledgements: list[Acknowledgement] = field(default_factory=list)
     drain: bool = False
@@ -144,6 +146,7 @@ class Session:
         room = _move(self.cancellations, frame.cancellations, room, most_bytes)
         room = _move(self.activity_tasks, frame.activity_tasks, room, most_bytes)
         room = _move(self.workflow_tasks, frame.workflow_tasks, room, most_bytes)
+        room = _move(self.queries, frame.queries, room, most_bytes)
         if self.drain:
             frame.drain.CopyFrom(Drain())
             self.drain = False
@@ -160,7 +163,7 @@ def open_session(session_id: str, epoch: int, hello: Hello) -> Session:
     return Session(session_id, epoch, hello, free)
 
 
-Item = TypeVar("Item", Acknowledgement, ActivityTask, Cancellation, WorkflowTask)
+Item = TypeVar("Item", Acknowledgement, ActivityTask, Cancellation, QueryTask, WorkflowTask)
 
 
 def _move(waiting: list[Item], field_items: MutableSequence[Item], room: int, most_bytes: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPLETED, WorkflowInfo
+from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPENSATING, WORKFLOW_STATUS_COMPLETED, Signal, WorkflowInfo
 from romancy.v1.workflow_service_pb2 import (
     ID_CONFLICT_POLICY_TERMINATE_EXISTING,
     ID_CONFLICT_POLICY_USE_EXISTING,
@@ -17,7 +17,7 @@ from romancy.v1.workflow_service_pb2 import (
 )
 
 from romancy_service.core.run import OPEN_STATUSES, Run
-from romancy_service.core.triggers import Note, StartRun, Terminate
+from romancy_service.core.triggers import Note, SendSignal, StartRun, Terminate
 from romancy_service.engine import Engine
 from romancy_service.errors import (
     BatchRejected,
@@ -31,6 +31,7 @@ from romancy_service.store.store import Store
 from romancy_service.submission import Recorded, RequestKey
 
 _METHOD = "StartWorkflow"
+_WITH_SIGNAL = "SignalWithStart"
 _TRIES = 10
 """So often may another start win between our look and our try."""
 
@@ -42,8 +43,12 @@ class Starter:
         self._engine = engine
         self._store = store
 
-    async def start(self, namespace: str, request: StartWorkflowRequest, identity: str) -> StartWorkflowResponse:
+    async def start(
+        self, namespace: str, request: StartWorkflowRequest, identity: str, signal: Signal | None = None
+    ) -> StartWorkflowResponse:
         """Start the run, or find the one that the request id or the policies name.
+
+        With `signal`, the run that was started, or was open, gets it.
 
         Tries first and looks only when that was refused: nearly every start is of an id that was never used.
         Raises WorkflowAlreadyOpen, WorkflowIdUsed, RequestIdReused.
@@ -51,15 +56,17 @@ class Starter:
         run = Run(namespace, request.workflow_id or new_id(), new_id(), memo=_memo(request))
         response = StartWorkflowResponse(workflow_id=run.workflow_id, run_id=run.run_id, started=True)
         # A start without a request id gets one, so that an unknown outcome is resolved by it and not by a second start.
-        key = RequestKey(namespace, request.request_id or run.run_id, _METHOD, lambda _: response.SerializeToString())
+        method = _METHOD if signal is None else _WITH_SIGNAL
+        key = RequestKey(namespace, request.request_id or run.run_id, method, lambda _: response.SerializeToString())
+        trigger = StartRun(request.spec, identity, [] if signal is None else [signal])
         look = request.id_reuse_policy not in (ID_REUSE_POLICY_UNSPECIFIED, ID_REUSE_POLICY_ALLOW)
         for _ in range(_TRIES):
             if look:
-                existing = await self._existing(run, key, request, identity)
+                existing = await self._existing(run, key, request, trigger)
                 if existing is not None:
                     return existing
             try:
-                done = await self._engine.start(run, StartRun(request.spec, identity), key)
+                done = await self._engine.start(run, trigger, key)
             except BatchRejected as refused:
                 if not refused.conflict:
                     raise
@@ -69,7 +76,7 @@ class Starter:
         raise TooMuchContention(run.workflow_id)
 
     async def _existing(
-        self, run: Run, key: RequestKey, request: StartWorkflowRequest, identity: str
+        self, run: Run, key: RequestKey, request: StartWorkflowRequest, trigger: StartRun
     ) -> StartWorkflowResponse | None:
         """The answer from what is there already; None: the way is free."""
         found = await self._store.find_requests([(key.namespace, key.request_id)])
@@ -79,8 +86,10 @@ class Starter:
         if latest is None:
             return None
         run_id, status = latest
+        if status == WORKFLOW_STATUS_COMPENSATING and key.method == _WITH_SIGNAL:
+            raise WorkflowAlreadyOpen(run.workflow_id, run_id)  # its code has ended: nobody would read the signal
         if status in OPEN_STATUSES:
-            return await self._conflict(run, run_id, key, request, identity)
+            return await self._conflict(run, run_id, key, request, trigger)
         policy = request.id_reuse_policy
         allowed = policy in (ID_REUSE_POLICY_UNSPECIFIED, ID_REUSE_POLICY_ALLOW) or (
             policy == ID_REUSE_POLICY_ALLOW_IF_FAILED and status != WORKFLOW_STATUS_COMPLETED
@@ -90,20 +99,20 @@ class Starter:
         return None
 
     async def _conflict(
-        self, run: Run, run_id: str, key: RequestKey, request: StartWorkflowRequest, identity: str
+        self, run: Run, run_id: str, key: RequestKey, request: StartWorkflowRequest, trigger: StartRun
     ) -> StartWorkflowResponse | None:
         """The answer when `run_id` is open; None: it closed meanwhile."""
         workflow_id = run.workflow_id
         try:
-            if request.id_conflict_policy == ID_CONFLICT_POLICY_USE_EXISTING:
+            if key.method == _WITH_SIGNAL or request.id_conflict_policy == ID_CONFLICT_POLICY_USE_EXISTING:
                 answer = StartWorkflowResponse(workflow_id=workflow_id, run_id=run_id, started=False)
-                noted = RequestKey(key.namespace, key.request_id, _METHOD, lambda _: answer.SerializeToString())
-                done = await self._engine.submit(run_id, Note(), noted)
+                noted = RequestKey(key.namespace, key.request_id, key.method, lambda _: answer.SerializeToString())
+                told = [SendSignal(signal) for signal in trigger.inputs if isinstance(signal, Signal)]
+                done = await self._engine.submit(run_id, told[0] if told else Note(), noted)
                 return _recorded(done, key) if isinstance(done, Recorded) else answer
             if request.id_conflict_policy == ID_CONFLICT_POLICY_TERMINATE_EXISTING:
                 reason = f"another run of {workflow_id} was started with the policy TERMINATE_EXISTING"
-                start = StartRun(request.spec, identity)
-                done = await self._engine.replace(run_id, Terminate(reason, identity), run, start, key)
+                done = await self._engine.replace(run_id, Terminate(reason, trigger.identity), run, trigger, key)
                 started = StartWorkflowResponse(workflow_id=workflow_id, run_id=run.run_id, started=True)
                 return _recorded(done, key) if isinstance(done, Recorded) else started
         except WorkflowClosed:
@@ -112,7 +121,7 @@ class Starter:
 
 
 def _recorded(recorded: Recorded, key: RequestKey) -> StartWorkflowResponse:
-    if recorded.method != _METHOD:
+    if recorded.method != key.method:
         raise RequestIdReused(key.request_id, recorded.method)
     return StartWorkflowResponse.FromString(recorded.reply)
 

@@ -21,11 +21,13 @@ from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_CANCELLED,
     WORKFLOW_STATUS_COMPENSATING,
     WORKFLOW_STATUS_COMPLETED,
+    WORKFLOW_STATUS_CONTINUED,
     WORKFLOW_STATUS_FAILED,
     WORKFLOW_STATUS_RUNNING,
     WORKFLOW_STATUS_TERMINATED,
     WORKFLOW_STATUS_TIMED_OUT,
     WorkflowOutcome,
+    WorkflowSpec,
     WorkflowStatus,
 )
 
@@ -35,6 +37,7 @@ from romancy_service.core.run import Run
 from romancy_service.core.saga import Saga, Undo
 from romancy_service.core.task import (
     DEADLINE_TASK_ID,
+    NEVER_MS,
     WORKFLOW_TASK_ID,
     Task,
     TaskKind,
@@ -142,6 +145,26 @@ def apply(run: Run, event: HistoryEvent) -> None:
             _end_rollback(run, WORKFLOW_STATUS_CANCELLED)
         case "workflow_timed_out":
             _end_rollback(run, WORKFLOW_STATUS_TIMED_OUT)
+        case "workflow_continued":
+            outcome = WorkflowOutcome(
+                status=WORKFLOW_STATUS_CONTINUED, continued_run_id=event.workflow_continued.new_run_id
+            )
+            _end(run, WORKFLOW_STATUS_CONTINUED, outcome)
+        case "signal_received":
+            pass  # it is an input, and nothing else
+        case "update_received":
+            run.counters.open_updates[event.update_received.update_id] = False
+        case "update_accepted":
+            run.counters.open_updates[event.update_accepted.update_id] = True
+        case "update_rejected":
+            del run.counters.open_updates[event.update_rejected.update_id]
+        case "update_completed":
+            del run.counters.open_updates[event.update_completed.update_id]
+        case "step_recorded":
+            name = event.step_recorded.command.step_id.rpartition(":")[0]
+            run.counters.steps[name] = run.counters.steps.get(name, 0) + 1
+        case "patch_marked":
+            run.counters.patches.append(event.patch_marked.patch_id)
         case "workflow_terminated":
             reason = event.workflow_terminated.reason
             failure = Failure(message=reason, type="Terminated", source=FAILURE_SOURCE_TERMINATED)
@@ -201,9 +224,22 @@ def _start(run: Run, started: WorkflowStarted) -> None:
     run.build_id = spec.build_id
     run.status = WORKFLOW_STATUS_RUNNING
     run.start_ms = run.last_event_ms
+    run.counters.first_run_id = started.first_run_id
+    due_ms = NEVER_MS
     if spec.HasField("run_timeout"):
-        due_ms = run.start_ms + duration_ms(spec.run_timeout)
+        due_ms = _first_task_ms(run, spec) + duration_ms(spec.run_timeout)
+    if started.HasField("execution_deadline"):
+        run.counters.execution_deadline_ms = timestamp_ms(started.execution_deadline)
+        due_ms = min(due_ms, run.counters.execution_deadline_ms)
+    if due_ms < NEVER_MS:
         run.put_task(Task(DEADLINE_TASK_ID, TaskKind.DEADLINE, due_ms=due_ms))
+    task = _workflow_task(run)
+    task.due_ms = _first_task_ms(run, spec)
+    run.put_task(task)
+
+
+def _first_task_ms(run: Run, spec: WorkflowSpec) -> int:
+    return run.start_ms + duration_ms(spec.start_delay)
 
 
 def _schedule(run: Run, command: ScheduleActivity) -> None:
@@ -281,6 +317,7 @@ def _start_rollback(run: Run, rollback: RollbackStarted) -> None:
     run.unseen = []
     run.sticky_session = ""
     run.counters.open_compensates.clear()
+    run.counters.open_updates.clear()
     for task_id in [t.task_id for t in run.tasks.values() if t.kind is not TaskKind.ACTIVITY]:
         run.drop_task(task_id)
     _ask_activities_to_stop(run)

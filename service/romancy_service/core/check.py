@@ -12,6 +12,7 @@ from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.payload_pb2 import Payload
@@ -22,6 +23,8 @@ from romancy_service.core.times import duration_ms
 from romancy_service.errors import InvalidField
 
 _NANOS: Final = 10**9
+_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
+"""The years 1 to 9999: what a Timestamp may say."""
 
 
 def check_id(field: str, value: str, limits: Limits) -> None:
@@ -149,3 +152,21 @@ def check_retry_policy(field: str, policy: RetryPolicy, limits: Limits) -> None:
         raise InvalidField(f"{field}.non_retryable_types", problem, value=types, limit=limits.non_retryable_types)
     for name in policy.non_retryable_types:
         check_id(f"{field}.non_retryable_types", name, limits)
+
+
+def check_timestamp(field: str, time: Timestamp) -> None:
+    """A moment in the years 1 to 9999."""
+    if not (_FIRST_SECOND <= time.seconds <= _LAST_SECOND and 0 <= time.nanos < 10**9):
+        raise InvalidField(field, f"{time.seconds} s and {time.nanos} ns are no moment in the years 1 to 9999")
+
+
+def check_count(field: str, count: int, most: int) -> None:
+    """How many entries a list or map may have."""
+    if count > most:
+        raise InvalidField(field, f"has {count} entries, at most {most} are allowed", value=count, limit=most)
+
+
+def check_size(field: str, size: int, most: int) -> None:
+    """How large something may be in all."""
+    if size > most:
+        raise InvalidField(field, f"has {size} bytes, at most {most} are allowed", value=size, limit=most)

@@ -10,15 +10,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from romancy.v1.command_pb2 import Command, Compensation, RegisterCompensation, ScheduleActivity
+from romancy.v1.command_pb2 import (
+    Command,
+    Compensation,
+    CompleteUpdate,
+    ContinueWorkflow,
+    RecordStep,
+    RegisterCompensation,
+    ScheduleActivity,
+)
 from romancy.v1.history_pb2 import (
     ActivityCancelRequested,
     ActivityScheduled,
     CompensateRequested,
     CompensationRegistered,
+    PatchMarked,
     RollbackStarted,
+    StepRecorded,
     TimerCancelled,
     TimerStarted,
+    UpdateAccepted,
+    UpdateCompleted,
+    UpdateRejected,
     WorkflowCompleted,
 )
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CANCELLED, WORKFLOW_STATUS_FAILED
@@ -38,12 +51,13 @@ from romancy_service.core.emit import Emitter
 from romancy_service.core.failures import cut
 from romancy_service.core.limits import Limits
 from romancy_service.core.run import Run
+from romancy_service.core.spec import check_signal, check_spec
 from romancy_service.core.task import DEADLINE_TASK_ID, WORKFLOW_TASK_ID, activity_task_id, timer_task_id
 from romancy_service.core.times import duration_ms, timestamp
 from romancy_service.errors import InvalidField
 
 _TIMEOUTS = ("schedule_to_close_timeout", "schedule_to_start_timeout", "start_to_close_timeout", "heartbeat_timeout")
-_LAST = ("complete_workflow", "fail_workflow", "cancel_workflow")
+_LAST = ("complete_workflow", "fail_workflow", "cancel_workflow", "continue_workflow")
 
 
 @dataclass(slots=True)
@@ -60,6 +74,11 @@ class _Draft:
     """Timers forgotten in this task."""
     timers: int = 0
     compensates: int = 0
+    steps: Counter[str] = field(default_factory=Counter)
+    """Made in this task, by name."""
+    patches: set[str] = field(default_factory=set)
+    updates: dict[str, bool | None] = field(default_factory=dict)
+    """Whether they were accepted in this task; None: answered."""
 
     def is_open(self, task_id: str) -> bool:
         return (task_id in self.run.tasks or task_id in self.opened) and task_id not in self.dropped
@@ -120,6 +139,20 @@ def _check(draft: _Draft, command: Command) -> None:
         case "cancel_workflow":
             if not draft.run.cancel_requested:
                 raise InvalidField("cancel_workflow", "nobody asked for the cancellation of this run")
+        case "continue_workflow":
+            _check_continue(draft, command.continue_workflow)
+        case "record_step":
+            _check_step(draft, command.record_step)
+        case "mark_patch":
+            _check_patch(draft, command.mark_patch.patch_id)
+        case "accept_update":
+            _check_update(draft, "accept_update", command.accept_update.update_id, accepted=False, then=True)
+        case "reject_update":
+            _check_update(draft, "reject_update", command.reject_update.update_id, accepted=False, then=None)
+            check_failure("reject_update.failure", command.reject_update.failure, draft.limits)
+        case "complete_update":
+            _check_update(draft, "complete_update", command.complete_update.update_id, accepted=True, then=None)
+            _check_outcome("complete_update", command.complete_update, draft.limits)
         case None:
             raise InvalidField("attributes", "the command has no attributes, or some that this service does not know")
         case _:
@@ -162,6 +195,51 @@ def _check_compensation(field_name: str, compensation: Compensation, limits: Lim
     check_durations(field_name, compensation, _TIMEOUTS[2:])
     if compensation.HasField("retry_policy"):
         check_retry_policy(f"{field_name}.retry_policy", compensation.retry_policy, limits)
+
+
+def _check_continue(draft: _Draft, command: ContinueWorkflow) -> None:
+    check_spec("continue_workflow.spec", command.spec, draft.limits)
+    for number, signal in enumerate(command.unread_signals):
+        check_signal(f"continue_workflow.unread_signals[{number}]", signal, draft.limits)
+
+
+def _check_step(draft: _Draft, command: RecordStep) -> None:
+    name = command.step_id.rpartition(":")[0]
+    check_id("record_step.step_id", name, draft.limits)
+    draft.steps[name] += 1
+    count = draft.run.counters.steps.get(name, 0) + draft.steps[name]
+    _check_counted("record_step.step_id", command.step_id, f"{name}:{count}")
+    _check_outcome("record_step", command, draft.limits)
+
+
+def _check_outcome(field_name: str, command: RecordStep | CompleteUpdate, limits: Limits) -> None:
+    match command.WhichOneof("outcome"):
+        case "result":
+            check_payload(f"{field_name}.result", command.result, limits)
+        case "failure":
+            check_failure(f"{field_name}.failure", command.failure, limits)
+        case None:
+            raise InvalidField(f"{field_name}.outcome", "is missing", "set result or failure")
+
+
+def _check_patch(draft: _Draft, patch_id: str) -> None:
+    check_id("mark_patch.patch_id", patch_id, draft.limits)
+    if patch_id in draft.patches or patch_id in draft.run.counters.patches:
+        raise InvalidField("mark_patch.patch_id", "is marked already", "mark a patch once in a run", value=patch_id)
+    draft.patches.add(patch_id)
+    patches = len(draft.run.counters.patches) + len(draft.patches)
+    if patches > draft.limits.patches:
+        problem = f"the run would have {patches} patches, at most {draft.limits.patches} are allowed"
+        raise InvalidField("mark_patch", problem, "remove those that no open run needs", limit=draft.limits.patches)
+
+
+def _check_update(draft: _Draft, field_name: str, update_id: str, *, accepted: bool, then: bool | None) -> None:
+    """Whether the update is open, and `accepted` or not yet; what it is `then`."""
+    there = draft.updates[update_id] if update_id in draft.updates else draft.run.counters.open_updates.get(update_id)
+    if there is not accepted:
+        expected = "that it accepted" if accepted else "that it has not answered"
+        raise InvalidField(f"{field_name}.update_id", f"the run has no update {expected}", value=update_id)
+    draft.updates[update_id] = then
 
 
 def _was_scheduled(draft: _Draft, activity_id: str) -> bool:
@@ -227,6 +305,23 @@ def record_command(emit: Emitter, command: Command, limits: Limits) -> None:
         case "fail_workflow":
             failure = cut(command.fail_workflow.failure, limits)
             emit.command(rollback_started=RollbackStarted(closing_status=WORKFLOW_STATUS_FAILED, failure=failure))
+        case "record_step":
+            step = command.record_step
+            if step.HasField("failure"):
+                step = RecordStep(step_id=step.step_id, failure=cut(step.failure, limits))
+            emit.command(step_recorded=StepRecorded(command=step))
+        case "mark_patch":
+            emit.command(patch_marked=PatchMarked(patch_id=command.mark_patch.patch_id))
+        case "accept_update":
+            emit.command(update_accepted=UpdateAccepted(update_id=command.accept_update.update_id))
+        case "reject_update":
+            failure = cut(command.reject_update.failure, limits)
+            update_id = command.reject_update.update_id
+            emit.command(update_rejected=UpdateRejected(update_id=update_id, failure=failure))
+        case "complete_update":
+            emit.command(update_completed=_completed_update(command.complete_update, limits))
+        case "continue_workflow":
+            raise AssertionError("it opens another run, and is recorded with that")
         case "cancel_workflow":
             cancelled = RollbackStarted(closing_status=WORKFLOW_STATUS_CANCELLED, failure=emit.run.failure)
             emit.command(rollback_started=cancelled)
@@ -234,3 +329,9 @@ def record_command(emit: Emitter, command: Command, limits: Limits) -> None:
             raise AssertionError("a command without attributes passed the check")
         case _:
             assert_never(kind)
+
+
+def _completed_update(command: CompleteUpdate, limits: Limits) -> UpdateCompleted:
+    if command.HasField("failure"):
+        return UpdateCompleted(update_id=command.update_id, failure=cut(command.failure, limits))
+    return UpdateCompleted(update_id=command.update_id, result=command.result)

@@ -10,15 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from romancy.v1.command_pb2 import Command
+from romancy.v1.command_pb2 import Command, ContinueWorkflow
 from romancy.v1.failure_pb2 import FAILURE_SOURCE_SERVICE, FAILURE_SOURCE_TIMEOUT, Failure
 from romancy.v1.history_pb2 import (
     COMPENSATION_RESOLUTION_RETRY,
     COMPENSATION_RESOLUTION_UNSPECIFIED,
     CompensationResolved,
+    HistoryEvent,
     RollbackStarted,
+    SignalReceived,
     TimerFired,
+    UpdateReceived,
     WorkflowCancelRequested,
+    WorkflowContinued,
     WorkflowStarted,
     WorkflowTerminated,
 )
@@ -28,6 +32,9 @@ from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_FAILED,
     WORKFLOW_STATUS_RUNNING,
     WORKFLOW_STATUS_TIMED_OUT,
+    Signal,
+    WorkflowInfo,
+    WorkflowSpec,
 )
 
 from romancy_service.core import attempts
@@ -39,7 +46,7 @@ from romancy_service.core.rollback import advance, saga_of
 from romancy_service.core.run import Run
 from romancy_service.core.saga import Saga
 from romancy_service.core.task import Fence, Task, TaskKind
-from romancy_service.core.times import timestamp_ms
+from romancy_service.core.times import duration_ms, timestamp, timestamp_ms
 from romancy_service.core.triggers import (
     CompleteActivity,
     CompleteWorkflowTask,
@@ -47,13 +54,15 @@ from romancy_service.core.triggers import (
     LoseTask,
     Note,
     RequestCancel,
+    RequestUpdate,
     ResolveCompensation,
+    SendSignal,
     StartRun,
     TaskDue,
     Terminate,
     Trigger,
 )
-from romancy_service.errors import CompensationNotFound, InvalidField, StaleTask, WorkflowClosed
+from romancy_service.errors import CompensationNotFound, InvalidField, StaleTask, TooManyUpdates, WorkflowClosed
 
 _CLOCK_LEEWAY_MS = 1_000
 """So far may a worker's estimate of the service's clock be ahead."""
@@ -72,6 +81,8 @@ class Reply:
     rejection: InvalidField | None = None
     """Commands were refused: the workflow task counts as failed, or the `then` was left out."""
     not_undone: list[str] = field(default_factory=list)
+    successor: tuple[str, StartRun] | None = None
+    """The run that goes on, to be opened in the same transaction."""
 
 
 def decide(run: Run, trigger: Trigger, now_ms: int, limits: Limits) -> Reply:
@@ -110,6 +121,12 @@ def _decide(emit: Emitter, trigger: Trigger, limits: Limits) -> Reply:
         case Note():
             _check_open(emit.run)
             return Reply()
+        case SendSignal():
+            _check_running(emit.run)
+            emit.note(signal_received=SignalReceived(signal=trigger.signal))
+            return Reply()
+        case RequestUpdate():
+            return _request_update(emit, trigger, limits)
         case RequestCancel():
             return _request_cancel(emit, trigger)
         case Terminate():
@@ -123,7 +140,33 @@ def _decide(emit: Emitter, trigger: Trigger, limits: Limits) -> Reply:
 def _start(emit: Emitter, trigger: StartRun) -> Reply:
     # A run that begins in memory keeps its saga there for as long as it is cached: a rollback then reads nothing.
     emit.run.saga = Saga()
-    emit.note(workflow_started=WorkflowStarted(spec=trigger.spec, identity=trigger.identity))
+    started = WorkflowStarted(
+        spec=trigger.spec,
+        identity=trigger.identity,
+        continued_from_run_id=trigger.continued_from_run_id,
+        first_run_id=trigger.first_run_id,
+    )
+    deadline_ms = trigger.execution_deadline_ms
+    if not deadline_ms and trigger.spec.HasField("execution_timeout"):
+        delay_ms = duration_ms(trigger.spec.start_delay)
+        deadline_ms = emit.now_ms + delay_ms + duration_ms(trigger.spec.execution_timeout)
+    if deadline_ms:
+        started.execution_deadline.CopyFrom(timestamp(deadline_ms))
+    emit.note(workflow_started=started)
+    for received in trigger.inputs:
+        if isinstance(received, UpdateReceived):
+            emit.note(update_received=received)
+        else:
+            emit.note(signal_received=SignalReceived(signal=received))
+    return Reply()
+
+
+def _request_update(emit: Emitter, trigger: RequestUpdate, limits: Limits) -> Reply:
+    run, update = emit.run, trigger.update
+    _check_running(run)
+    if len(run.counters.open_updates) >= limits.open_updates:
+        raise TooManyUpdates(run.workflow_id, run.run_id, limits.open_updates)
+    emit.note(update_received=update)
     return Reply()
 
 
@@ -163,8 +206,8 @@ def _complete_activity(emit: Emitter, trigger: CompleteActivity, limits: Limits)
         check_commands(run, then.commands, limits)
     except InvalidField as rejection:
         return Reply(alone=True, rejection=rejection)
-    _record_commands(emit, then.commands, run.last_event_id, limits)
-    return Reply(held=True)
+    successor = _record_commands(emit, then.commands, run.last_event_id, limits, trigger.successor_run_id)
+    return Reply(held=True, successor=successor)
 
 
 def _then_that_fits(emit: Emitter, trigger: CompleteActivity) -> Then | None:
@@ -199,15 +242,53 @@ def _complete_workflow_task(emit: Emitter, trigger: CompleteWorkflowTask, limits
         _fail_workflow_task(emit, task, failure)
         return Reply(rejection=rejection)
     run.sticky_session = trigger.fence.owner if trigger.holds_run else ""
-    _record_commands(emit, trigger.commands, trigger.seen_event_id, limits)
-    return Reply(held=True)
+    successor = _record_commands(emit, trigger.commands, trigger.seen_event_id, limits, trigger.successor_run_id)
+    return Reply(held=True, successor=successor)
 
 
-def _record_commands(emit: Emitter, commands: Sequence[Command], seen_event_id: int, limits: Limits) -> None:
+def _record_commands(
+    emit: Emitter, commands: Sequence[Command], seen_event_id: int, limits: Limits, successor_run_id: str
+) -> tuple[str, StartRun] | None:
+    """Returns the run that goes on, if the last command says that one does."""
+    run = emit.run
     emit.seen_event_id = seen_event_id
+    unseen = [event for event in run.unseen if event.event_id > seen_event_id]
+    successor = None
     for command in commands:
-        record_command(emit, command, limits)
-    see(emit.run, seen_event_id)
+        if command.HasField("continue_workflow"):
+            successor = _continue(emit, command.continue_workflow, unseen, successor_run_id)
+        else:
+            record_command(emit, command, limits)
+    see(run, seen_event_id)
+    return successor
+
+
+def _continue(
+    emit: Emitter, command: ContinueWorkflow, unseen: Sequence[HistoryEvent], new_run_id: str
+) -> tuple[str, StartRun]:
+    """Close the run; what its code did not read goes on to the next one, in its order."""
+    run = emit.run
+    spec = WorkflowSpec()
+    spec.CopyFrom(command.spec)
+    spec.ClearField("attributes")
+    for name, value in WorkflowInfo.FromString(run.memo).attributes.items():
+        spec.attributes[name].CopyFrom(value)
+    inputs: list[Signal | UpdateReceived] = list(command.unread_signals)
+    for event in unseen:
+        if event.HasField("signal_received"):
+            inputs.append(event.signal_received.signal)
+        elif event.HasField("update_received"):
+            inputs.append(event.update_received)
+    deadline_ms = run.counters.execution_deadline_ms
+    emit.command(workflow_continued=WorkflowContinued(new_run_id=new_run_id, spec=spec))
+    return new_run_id, StartRun(
+        spec,
+        identity=f"run {run.run_id}",
+        inputs=inputs,
+        continued_from_run_id=run.run_id,
+        first_run_id=run.counters.first_run_id or run.run_id,
+        execution_deadline_ms=deadline_ms,
+    )
 
 
 def _fail_workflow_task(emit: Emitter, task: Task, failure: Failure | None) -> Reply:
@@ -316,6 +397,12 @@ def _resolve_compensation(emit: Emitter, trigger: ResolveCompensation) -> Reply:
 def _check_open(run: Run) -> None:
     if not run.is_open:
         raise WorkflowClosed(run.workflow_id, run.run_id)
+
+
+def _check_running(run: Run) -> None:
+    """Whether the code of the run can still be told something."""
+    if run.status != WORKFLOW_STATUS_RUNNING:
+        raise WorkflowClosed(run.workflow_id, run.run_id, undoing=run.is_open)
 
 
 def _end_too_long(emit: Emitter, limits: Limits) -> None:

@@ -71,6 +71,10 @@ class Limits:
     """Commands in one workflow task: one commit, one lock, one history row."""
     open_activities: int = 10_000
     """Open activities and timers of a run: all are read when it is loaded (about 20 ms)."""
+    open_updates: int = 1_000
+    """Updates of a run that it has not answered: their ids are stored with the run at each commit."""
+    patches: int = 1_000
+    """Patches that a run has marked: their names are stored with the run at each commit."""
     history_events: int = 51_200
     """Events of a run: a worker that does not hold it replays them all (some seconds) within a workflow task's time."""
 
@@ -85,6 +89,8 @@ class Limits:
     """The most events on a page."""
     page_bytes: int = 2 * MIB
     """A page of a history ends here, or after its first event: it must fit into a client's message."""
+    query_wait_ms: int = 10_000
+    """How long a query that does not say so waits for its answer."""
     result_wait_ms: int = 60_000
     """The longest wait for a result in one call: below the idle time of usual proxies. Clients ask again."""
 

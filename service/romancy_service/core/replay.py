@@ -17,6 +17,8 @@ INPUTS: Final = frozenset(
         "activity_cancelled",
         "timer_fired",
         "compensate_finished",
+        "signal_received",
+        "update_received",
     }
 )
 """The events that workflow code gets to see, as history.proto marks them."""

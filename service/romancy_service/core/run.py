@@ -23,7 +23,7 @@ OPEN_STATUSES = (WORKFLOW_STATUS_RUNNING, WORKFLOW_STATUS_COMPENSATING)
 
 @dataclass(slots=True)
 class Counters:
-    """How often the code asked for each kind of thing, so that the ids in its next commands can be checked."""
+    """What the next commands are checked against: how often the code asked for each kind of thing, what is open."""
 
     activities: dict[str, int] = field(default_factory=dict)
     """By activity type."""
@@ -33,6 +33,16 @@ class Counters:
     """`Compensate` commands that are not answered -> their event id: they undo what was closed before."""
     undoable: int = 0
     """Compensations that were ever put on the saga's list; 0 means that a rollback has nothing to read."""
+    steps: dict[str, int] = field(default_factory=dict)
+    """By name."""
+    patches: list[str] = field(default_factory=list)
+    """Those that are marked."""
+    open_updates: dict[str, bool] = field(default_factory=dict)
+    """Updates that are not answered -> whether the code accepted them."""
+    first_run_id: str = ""
+    """The first run of the chain; empty: this one."""
+    execution_deadline_ms: int = 0
+    """When the whole chain must be over; 0: no limit."""
 
 
 @dataclass(slots=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from romancy.v1.command_pb2 import Command
 from romancy.v1.failure_pb2 import Failure
-from romancy.v1.history_pb2 import CompensationResolution
+from romancy.v1.history_pb2 import CompensationResolution, UpdateReceived
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.worker_service_pb2 import Then
-from romancy.v1.workflow_pb2 import WorkflowSpec
+from romancy.v1.workflow_pb2 import Signal, WorkflowSpec
 
 from romancy_service.core.task import Fence
 
@@ -21,6 +21,26 @@ class StartRun:
 
     spec: WorkflowSpec
     identity: str
+    inputs: Sequence[Signal | UpdateReceived] = ()
+    """What the code gets directly after its start."""
+    continued_from_run_id: str = ""
+    first_run_id: str = ""
+    execution_deadline_ms: int = 0
+    """0: as its spec says."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendSignal:
+    """Somebody tells the code something."""
+
+    signal: Signal
+
+
+@dataclass(frozen=True, slots=True)
+class RequestUpdate:
+    """Somebody asks the code to change something."""
+
+    update: UpdateReceived
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +53,8 @@ class CompleteActivity:
     failure: Failure | None = None
     cancel_details: Sequence[Payload] = ()
     then: Then | None = None
+    successor_run_id: str = ""
+    """What the next run is called, should `then` continue the workflow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +65,8 @@ class CompleteWorkflowTask:
     seen_event_id: int
     commands: Sequence[Command]
     holds_run: bool
+    successor_run_id: str = ""
+    """What the next run is called, should the commands continue the workflow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +127,8 @@ class Note:
 Trigger = (
     StartRun
     | Note
+    | SendSignal
+    | RequestUpdate
     | CompleteActivity
     | CompleteWorkflowTask
     | FailWorkflowTask

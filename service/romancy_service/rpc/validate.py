@@ -5,41 +5,42 @@ Values are checked by core/check.py; here stands which fields a request has and 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from romancy.v1.payload_pb2 import Payload
 from romancy.v1.worker_service_pb2 import Hello
-from romancy.v1.workflow_pb2 import AttributeValue, WorkflowSpec, WorkflowStatus
+from romancy.v1.workflow_pb2 import WorkflowStatus
 from romancy.v1.workflow_service_pb2 import (
     CancelWorkflowRequest,
     IdConflictPolicy,
     IdReusePolicy,
+    QueryWorkflowRequest,
     ResolveCompensationRequest,
+    SignalWithStartRequest,
+    SignalWorkflowRequest,
     StartWorkflowRequest,
     TerminateWorkflowRequest,
+    UpdateStage,
+    UpdateWorkflowRequest,
     WorkflowFilter,
     WorkflowRef,
 )
 
 from romancy_service.core.check import (
+    check_count,
     check_duration,
-    check_headers,
     check_id,
     check_payloads,
-    check_priority,
     check_text,
+    check_timestamp,
 )
 from romancy_service.core.limits import Limits
+from romancy_service.core.spec import check_signal, check_spec
 from romancy_service.core.times import duration_ms
 from romancy_service.errors import InvalidField
 
 DEFAULT_NAMESPACE = "default"
-_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
-"""The years 1 to 9999: what a Timestamp may say."""
 
 
 def namespace_of(namespace: str, limits: Limits) -> str:
@@ -56,43 +57,6 @@ def check_start(request: StartWorkflowRequest, limits: Limits) -> None:
     _check_enum("id_conflict_policy", request.id_conflict_policy, IdConflictPolicy.values())
     check_duration("wait", request.wait)
     check_spec("spec", request.spec, limits)
-
-
-def check_spec(field: str, spec: WorkflowSpec, limits: Limits) -> None:
-    """What a run is started with."""
-    check_id(f"{field}.workflow_type", spec.workflow_type, limits)
-    check_id(f"{field}.task_queue", spec.task_queue, limits)
-    if spec.build_id:
-        check_id(f"{field}.build_id", spec.build_id, limits)
-    check_payloads(f"{field}.arguments", spec.arguments, limits)
-    check_duration(f"{field}.run_timeout", spec.run_timeout)
-    check_priority(f"{field}.priority", spec.priority, limits)
-    check_headers(f"{field}.headers", spec.headers, limits)
-    _check_memo(f"{field}.memo", spec.memo, limits)
-    _check_attributes(f"{field}.attributes", spec.attributes, limits)
-
-
-def _check_memo(field: str, memo: Mapping[str, Payload], limits: Limits) -> None:
-    for key in memo:
-        check_id(f"{field} key", key, limits)
-    _check_size(field, sum(len(key.encode()) + value.ByteSize() for key, value in memo.items()), limits.memo_bytes)
-
-
-def _check_attributes(field: str, attributes: Mapping[str, AttributeValue], limits: Limits) -> None:
-    _check_count(field, len(attributes), limits.attributes)
-    for key, value in attributes.items():
-        check_id(f"{field} key", key, limits)
-        match value.WhichOneof("value"):
-            case "text":
-                check_text(f"{field}[{key!r}]", value.text, limits.attribute_text_bytes)
-            case "number" if not math.isfinite(value.number):
-                raise InvalidField(f"{field}[{key!r}]", f"is {value.number}", "give a finite number")
-            case "time":
-                check_timestamp(f"{field}[{key!r}]", value.time)
-            case None:
-                raise InvalidField(f"{field}[{key!r}]", "has no value", "give it one, or leave the key out")
-    size = sum(len(key.encode()) + value.ByteSize() for key, value in attributes.items())
-    _check_size(field, size, limits.attributes_bytes)
 
 
 def check_ref(field: str, ref: WorkflowRef, limits: Limits) -> None:
@@ -115,6 +79,35 @@ def check_change(
         check_id("compensation_id", request.compensation_id, limits)
 
 
+def check_signal_request(request: SignalWorkflowRequest, limits: Limits) -> None:
+    """A signal to a run."""
+    check_ref("workflow", request.workflow, limits)
+    check_signal("signal", request.signal, limits)
+    _check_optional_ids(request, ("request_id", "identity"), limits)
+
+
+def check_signal_with_start(request: SignalWithStartRequest, limits: Limits) -> None:
+    """A signal to a run that may have to be started."""
+    check_start(request.start, limits)
+    check_signal("signal", request.signal, limits)
+
+
+def check_update(request: UpdateWorkflowRequest, limits: Limits) -> None:
+    """An update of a run."""
+    check_ref("workflow", request.workflow, limits)
+    check_id("name", request.name, limits)
+    check_payloads("arguments", request.arguments, limits)
+    _check_optional_ids(request, ("request_id", "identity"), limits)
+    _check_enum("wait_for", request.wait_for, UpdateStage.values())
+
+
+def check_query(request: QueryWorkflowRequest, limits: Limits) -> None:
+    """A question to a run."""
+    check_ref("workflow", request.workflow, limits)
+    check_id("name", request.name, limits)
+    check_payloads("arguments", request.arguments, limits)
+
+
 def check_filter(field: str, wanted: WorkflowFilter, limits: Limits) -> None:
     """A choice of runs."""
     for status in wanted.statuses:
@@ -124,12 +117,6 @@ def check_filter(field: str, wanted: WorkflowFilter, limits: Limits) -> None:
             check_id(f"{field}.{name}", value, limits)
     for name in ("started_from", "started_before", "closed_from", "closed_before"):
         check_timestamp(f"{field}.{name}", getattr(wanted, name))
-
-
-def check_timestamp(field: str, time: Timestamp) -> None:
-    """A moment in the years 1 to 9999."""
-    if not (_FIRST_SECOND <= time.seconds <= _LAST_SECOND and 0 <= time.nanos < 10**9):
-        raise InvalidField(field, f"{time.seconds} s and {time.nanos} ns are no moment in the years 1 to 9999")
 
 
 def page_size(field: str, asked: int, usual: int, most: int) -> int:
@@ -171,7 +158,7 @@ def _check_hello(hello: Hello, limits: Limits) -> None:
         ("activity_types", limits.types_per_session),
         ("tokens_in_hand", 2 * limits.slots_per_session),
     ):
-        _check_count(name, len(getattr(hello, name)), most)
+        check_count(name, len(getattr(hello, name)), most)
     for name in ("task_queues", "workflow_types", "activity_types"):
         for value in getattr(hello, name):
             check_id(name, value, limits)
@@ -191,6 +178,8 @@ def _check_optional_ids(
     | CancelWorkflowRequest
     | TerminateWorkflowRequest
     | ResolveCompensationRequest
+    | SignalWorkflowRequest
+    | UpdateWorkflowRequest
     | Hello,
     names: tuple[str, ...],
     limits: Limits,
@@ -203,13 +192,3 @@ def _check_optional_ids(
 def _check_enum(field: str, value: int, known: Sequence[int]) -> None:
     if value not in known:
         raise InvalidField(field, f"is {value}, which this service does not know", value=value)
-
-
-def _check_count(field: str, count: int, most: int) -> None:
-    if count > most:
-        raise InvalidField(field, f"has {count} entries, at most {most} are allowed", value=count, limit=most)
-
-
-def _check_size(field: str, size: int, most: int) -> None:
-    if size > most:
-        raise InvalidField(field, f"has {size} bytes, at most {most} are allowed", value=size, limit=most)

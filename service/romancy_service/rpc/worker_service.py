@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
 import grpc
 import structlog
 
+from romancy.v1.command_pb2 import Command
 from romancy.v1.failure_pb2 import FAILURE_SOURCE_SERVICE, Failure
 from romancy.v1.worker_service_pb2 import (
     ACKNOWLEDGEMENT_RESULT_ACCEPTED,
@@ -56,6 +57,7 @@ from romancy_service.rpc.chunks import Chunker, Joiner
 from romancy_service.rpc.errors import hidden
 from romancy_service.rpc.validate import check_hello, namespace_of
 from romancy_service.sessions import InHand, Session
+from romancy_service.starter import new_id
 from romancy_service.store.store import LeasedRow
 from romancy_service.tokens import InvalidToken, TaskRef
 
@@ -96,6 +98,7 @@ class WorkerService(WorkerServiceServicer):
             await connection.write(ConnectResponse(welcome=welcome))
             goodbye = await connection.serve(request_iterator)
         finally:
+            self._node.queries.left(session)
             await self._lobby.leave(session, goodbye=goodbye)
 
 
@@ -227,6 +230,8 @@ class _Connection:
             run = self._node.engine.held(run_id)
             if run is not None and run.sticky_session == session.session_id:
                 run.sticky_session = ""  # a hint: should the run be read again, the worker answers `miss`
+        for answer in frame.query_answers:
+            self._node.queries.answered(session, answer)
         return frame.HasField("goodbye")
 
     def _details(self, heartbeat: ActivityHeartbeat) -> bytes | None:
@@ -289,6 +294,7 @@ class _Connection:
             failure=cut(completion.failure, self._limits) if kind == "failure" else None,
             cancel_details=completion.cancelled.details,
             then=completion.then if completion.HasField("then") else None,
+            successor_run_id=_successor_run_id(completion.then.commands),
         )
         try:
             self._check_outcome(completion, kind)
@@ -345,7 +351,13 @@ class _Connection:
             trigger = FailWorkflowTask(fence, failure)
         elif kind == "commands":
             commands = completion.commands
-            trigger = CompleteWorkflowTask(fence, completion.seen_event_id, commands.commands, commands.holds_run)
+            trigger = CompleteWorkflowTask(
+                fence,
+                completion.seen_event_id,
+                commands.commands,
+                commands.holds_run,
+                _successor_run_id(commands.commands),
+            )
         elif kind == "failure":
             trigger = FailWorkflowTask(fence, cut(completion.failure, self._limits))
         else:
@@ -425,6 +437,11 @@ class _Connection:
                 rejection=_rejection(reason, message, metadata),
             )
         )
+
+
+def _successor_run_id(commands: Sequence[Command]) -> str:
+    """A new run id, if the commands continue the workflow."""
+    return new_id() if commands and commands[-1].HasField("continue_workflow") else ""
 
 
 def _failed(trigger: _Completion, failure: Failure) -> _Completion:

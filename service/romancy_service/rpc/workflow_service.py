@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 import grpc
 
-from romancy.v1.history_pb2 import HistoryEvent
-from romancy.v1.workflow_pb2 import WorkflowInfo, WorkflowOutcome
+from romancy.v1.history_pb2 import HistoryEvent, UpdateReceived
+from romancy.v1.workflow_pb2 import Signal, WorkflowInfo, WorkflowOutcome
 from romancy.v1.workflow_service_pb2 import (
+    UPDATE_STAGE_COMPLETED,
     CancelWorkflowRequest,
     CancelWorkflowResponse,
     CountWorkflowsRequest,
@@ -27,9 +28,15 @@ from romancy.v1.workflow_service_pb2 import (
     GetWorkflowResultResponse,
     ListWorkflowsRequest,
     ListWorkflowsResponse,
+    QueryWorkflowRequest,
+    QueryWorkflowResponse,
     ResolveCompensationRequest,
     ResolveCompensationResponse,
     RunResult,
+    SignalWithStartRequest,
+    SignalWithStartResponse,
+    SignalWorkflowRequest,
+    SignalWorkflowResponse,
     StartWorkflowRequest,
     StartWorkflowResponse,
     StartWorkflowResult,
@@ -37,6 +44,8 @@ from romancy.v1.workflow_service_pb2 import (
     StartWorkflowsResponse,
     TerminateWorkflowRequest,
     TerminateWorkflowResponse,
+    UpdateWorkflowRequest,
+    UpdateWorkflowResponse,
     WaitResultsRequest,
     WaitResultsResponse,
     WatchHistoryRequest,
@@ -50,7 +59,14 @@ from romancy_service.core.check import check_id
 from romancy_service.core.decide import Reply
 from romancy_service.core.limits import Limits
 from romancy_service.core.task import NEVER_MS
-from romancy_service.core.triggers import RequestCancel, ResolveCompensation, Terminate, Trigger
+from romancy_service.core.triggers import (
+    RequestCancel,
+    RequestUpdate,
+    ResolveCompensation,
+    SendSignal,
+    Terminate,
+    Trigger,
+)
 from romancy_service.describe import describe, describe_summary
 from romancy_service.errors import InvalidField, RequestIdReused, RomancyError, WorkflowNotFound
 from romancy_service.node import Node
@@ -59,8 +75,12 @@ from romancy_service.rpc.errors import hidden, status_of
 from romancy_service.rpc.validate import (
     check_change,
     check_filter,
+    check_query,
     check_ref,
+    check_signal_request,
+    check_signal_with_start,
     check_start,
+    check_update,
     namespace_of,
     page_size,
     wait_ms,
@@ -72,7 +92,14 @@ from romancy_service.submission import Recorded, RequestKey
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Change = CancelWorkflowRequest | TerminateWorkflowRequest | ResolveCompensationRequest
-Changed = TypeVar("Changed", CancelWorkflowResponse, TerminateWorkflowResponse, ResolveCompensationResponse)
+Changed = TypeVar(
+    "Changed",
+    CancelWorkflowResponse,
+    TerminateWorkflowResponse,
+    ResolveCompensationResponse,
+    SignalWorkflowResponse,
+    UpdateWorkflowResponse,
+)
 
 
 class WorkflowService(WorkflowServiceServicer):
@@ -232,6 +259,54 @@ class WorkflowService(WorkflowServiceServicer):
         trigger = ResolveCompensation(request.compensation_id, request.resolution, request.reason, identity)
         return await self._change("ResolveCompensation", request, trigger, ResolveCompensationResponse, lambda _: {})
 
+    # Telling ------------------------------------------------------------------------------------------------------
+
+    async def SignalWorkflow(self, request: SignalWorkflowRequest, context: Context) -> SignalWorkflowResponse:
+        """Tell a run's code something."""
+        check_signal_request(request, self._node.limits)
+        trigger = SendSignal(_signal(request.signal, request.identity))
+        return await self._submit("SignalWorkflow", request, trigger, SignalWorkflowResponse, lambda _: {})
+
+    async def SignalWithStart(self, request: SignalWithStartRequest, context: Context) -> SignalWithStartResponse:
+        """Tell a run's code something, and start it if it is not there."""
+        check_signal_with_start(request, self._node.limits)
+        start = request.start
+        namespace = namespace_of(start.namespace, self._node.limits)
+        signal = _signal(request.signal, start.identity)
+        told = await self._starter.start(namespace, start, identity_of(start.identity), signal)
+        return SignalWithStartResponse(workflow_id=told.workflow_id, run_id=told.run_id, started=told.started)
+
+    async def UpdateWorkflow(self, request: UpdateWorkflowRequest, context: Context) -> UpdateWorkflowResponse:
+        """Ask a run's code to change something, and wait for its answer."""
+        limits = self._node.limits
+        check_update(request, limits)
+        patience_ms = wait_ms("wait", request.wait, limits) if request.HasField("wait") else limits.result_wait_ms
+        request.request_id = request.request_id or new_id()
+        received = UpdateReceived(
+            update_id=request.request_id,
+            name=request.name,
+            arguments=request.arguments,
+            identity=identity_of(request.identity),
+        )
+        recorded = await self._submit(
+            "UpdateWorkflow", request, RequestUpdate(received), UpdateWorkflowResponse, lambda _: {}
+        )
+        stage = request.wait_for or UPDATE_STAGE_COMPLETED
+        return await self._node.updates.wait(recorded.run_id, request.request_id, stage, patience_ms / 1000)
+
+    async def QueryWorkflow(self, request: QueryWorkflowRequest, context: Context) -> QueryWorkflowResponse:
+        """Ask a run's code something."""
+        limits = self._node.limits
+        check_query(request, limits)
+        patience_ms = wait_ms("wait", request.wait, limits) if request.HasField("wait") else limits.query_wait_ms
+        run_id = await self._find(request.workflow)
+        answer = await self._node.queries.ask(run_id, request.name, request.arguments, patience_ms / 1000)
+        if answer.HasField("failure"):
+            return QueryWorkflowResponse(run_id=run_id, failure=answer.failure)
+        return QueryWorkflowResponse(run_id=run_id, result=answer.result)
+
+    # Carrying out -------------------------------------------------------------------------------------------------
+
     async def _change(
         self,
         method: str,
@@ -241,6 +316,17 @@ class WorkflowService(WorkflowServiceServicer):
         fields: Callable[[Reply], dict[str, Any]],
     ) -> Changed:
         check_change(request, self._node.limits)
+        return await self._submit(method, request, trigger, response, fields)
+
+    async def _submit(
+        self,
+        method: str,
+        request: Change | SignalWorkflowRequest | UpdateWorkflowRequest,
+        trigger: Trigger,
+        response: type[Changed],
+        fields: Callable[[Reply], dict[str, Any]],
+    ) -> Changed:
+        """Have a checked request carried out, once for each request id."""
         run_id = await self._find(request.workflow)
         namespace = namespace_of(request.workflow.namespace, self._node.limits)
 
@@ -264,6 +350,11 @@ class WorkflowService(WorkflowServiceServicer):
         if run_id is None:
             raise WorkflowNotFound(ref.run_id or ref.workflow_id)
         return run_id
+
+
+def _signal(signal: Signal, identity: str) -> Signal:
+    """The signal as it is recorded: who sent it is what the credentials say."""
+    return Signal(name=signal.name, arguments=signal.arguments, identity=identity_of(identity))
 
 
 class _Waiting:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import Any, Final, Protocol
 from zlib import crc32
 
@@ -110,16 +111,11 @@ def loaded_run(row: Row, task_rows: Iterable[Row], batches: Iterable[bytes]) -> 
     return run
 
 
+_COUNTERS: Final = tuple(each.name for each in fields(Counters))
+
+
 def _counters_text(counters: Counters) -> str:
-    return _JSON.encode(
-        {
-            "activities": counters.activities,
-            "timers": counters.timers,
-            "compensates": counters.compensates,
-            "open_compensates": counters.open_compensates,
-            "undoable": counters.undoable,
-        }
-    )
+    return _JSON.encode({name: value for name in _COUNTERS if (value := getattr(counters, name))})
 
 
 # Tasks ------------------------------------------------------------------------------------------------------------

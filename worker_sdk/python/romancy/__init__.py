@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         is_cancelled,
     )
     from romancy.client import Client, WorkflowHandle
+    from romancy.context import WorkflowContext, WorkflowInfo
     from romancy.errors import (
         ActivityCancelled,
         ActivityError,
@@ -34,9 +35,13 @@ if TYPE_CHECKING:
         NonDeterminism,
         OutsideActivity,
         OutsideWorkflow,
+        QueryError,
         RemoteError,
         RomancyError,
+        StepError,
         TerminalError,
+        UpdateError,
+        UpdateRejected,
         WorkflowCancelled,
         WorkflowError,
         WorkflowFailed,
@@ -47,8 +52,10 @@ if TYPE_CHECKING:
     from romancy.options import ActivityOptions, RetryPolicy
     from romancy.refusals import (
         AccessDenied,
+        QueryTimeout,
         RequestRefused,
         ServiceUnavailable,
+        UpdateAborted,
         WorkflowAlreadyOpen,
         WorkflowClosed,
         WorkflowIdUsed,
@@ -57,9 +64,7 @@ if TYPE_CHECKING:
     from romancy.worker import Worker, WorkerStopped
     from romancy.workflow import (
         DeterminismWarning,
-        WorkflowContext,
         WorkflowDefinition,
-        WorkflowInfo,
         unguarded,
         workflow,
     )
@@ -83,12 +88,18 @@ __all__ = [
     "NonDeterminism",
     "OutsideActivity",
     "OutsideWorkflow",
+    "QueryError",
+    "QueryTimeout",
     "RemoteError",
     "RequestRefused",
     "RetryPolicy",
     "RomancyError",
     "ServiceUnavailable",
+    "StepError",
     "TerminalError",
+    "UpdateAborted",
+    "UpdateError",
+    "UpdateRejected",
     "Worker",
     "WorkerStopped",
     "WorkflowAlreadyOpen",
@@ -114,7 +125,7 @@ __all__ = [
     "workflow",
 ]
 
-_HOMES: Final = ("errors", "options", "activity", "workflow", "refusals", "client", "worker")
+_HOMES: Final = ("errors", "options", "activity", "context", "workflow", "refusals", "client", "worker")
 """The modules that have the public names, each after those that it needs."""
 
 

@@ -40,6 +40,7 @@ from romancy.errors import (
     ConversionError,
     DefinitionError,
     RemoteError,
+    StepError,
     WorkflowCancelled,
     WorkflowError,
     WorkflowFailed,
@@ -123,6 +124,12 @@ def activity_error(failure: Failure, raises: Sequence[type[BaseException]]) -> B
         if declared.__name__ == failure.type:
             return _itself(declared, error)
     return error
+
+
+def step_error(failure: Failure, raises: Sequence[type[BaseException]]) -> BaseException:
+    """What a local step that failed raises."""
+    error = from_failure(StepError, failure)
+    return next((_itself(declared, error) for declared in raises if declared.__name__ == failure.type), error)
 
 
 def why_over(failed: ActivityFailed) -> str:

@@ -8,16 +8,19 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
-from romancy.v1.command_pb2 import CancelWorkflow, Command, CompleteWorkflow, FailWorkflow
-from romancy.v1.history_pb2 import HistoryEvent
+from romancy.v1.command_pb2 import CancelWorkflow, Command, CompleteWorkflow, ContinueWorkflow, FailWorkflow
+from romancy.v1.history_pb2 import HistoryEvent, WorkflowStarted
+from romancy.v1.payload_pb2 import Payload
 from romancy.v1.workflow_pb2 import WorkflowSpec
 
 from romancy import _guard
 from romancy._failure import only_error, to_failure
+from romancy._handlers import Handlers
 from romancy._loop import WorkflowLoop
 from romancy._machine import ends_run, is_command, is_input
+from romancy.context import Recurrence, WorkflowContext, WorkflowInfo, from_ms
 from romancy.errors import ActivityCancelled, WorkflowTaskError
-from romancy.workflow import WorkflowContext, WorkflowDefinition, WorkflowInfo, from_ms
+from romancy.workflow import WorkflowDefinition
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class WorkflowInstance:
         self._workflow_id = workflow_id
         self._run_id = run_id
         self._loop = WorkflowLoop(run_id)  # type: ignore[abstract]  # the rest is set, refusing, in its module
+        self._handlers = Handlers(self._loop)
         self._main: asyncio.Task[None] | None = None
 
     def activate(self, events: Sequence[HistoryEvent]) -> Activation:
@@ -63,6 +67,11 @@ class WorkflowInstance:
                     raise machine.failure
         return Activation(machine.take_commands(), machine.closed)
 
+    def query(self, name: str, arguments: Sequence[Payload]) -> Payload:
+        """Ask the code something; nothing changes by it. Raises what its handler raises."""
+        with self._loop:
+            return self._handlers.query(name, arguments)
+
     def close(self) -> None:
         """Put the run out of memory. Its code is freed as it stands: no `finally` of it runs."""
         self._loop.forget()
@@ -85,10 +94,14 @@ class WorkflowInstance:
     def _apply(self, event: HistoryEvent) -> None:
         """Give the code one input, and let it run until it waits again."""
         loop = self._loop
-        loop.advance(event.time.seconds * 1000 + event.time.nanos // 1_000_000)
+        loop.advance(event.time.seconds * 1000 + event.time.nanos // 1_000_000, event.event_id)
         match event.WhichOneof("attributes"):
             case "workflow_started":
-                self._start(event.workflow_started.spec)
+                self._start(event.workflow_started)
+            case "signal_received":
+                self._handlers.signal(event.signal_received.signal)
+            case "update_received":
+                self._handlers.update(event.update_received)
             case "workflow_cancel_requested":
                 assert self._main is not None
                 loop.cancel_requested = True
@@ -100,8 +113,8 @@ class WorkflowInstance:
         except SystemExit as error:
             raise WorkflowTaskError(f"workflow code called sys.exit({error.code!r}): raise an error instead") from error
 
-    def _start(self, spec: WorkflowSpec) -> None:
-        loop = self._loop
+    def _start(self, started: WorkflowStarted) -> None:
+        loop, spec = self._loop, started.spec
         loop.start_ms = loop.now_ms
         info = WorkflowInfo(
             workflow_id=self._workflow_id,
@@ -111,14 +124,22 @@ class WorkflowInstance:
             start_time=from_ms(loop.now_ms),
             priority=spec.priority,
             headers=dict(spec.headers),
+            continued_from_run_id=started.continued_from_run_id,
+            first_run_id=started.first_run_id or self._run_id,
         )
-        code = _live(loop, self._definition, WorkflowContext(loop, info), spec)
+        code = _live(
+            loop, self._handlers, self._definition, WorkflowContext(loop, self._handlers, info, self._definition), spec
+        )
         # A context of its own: what the worker's thread has set is no part of the history.
         self._main = loop.create_task(code, name="workflow", context=Context())
 
 
 async def _live(
-    loop: WorkflowLoop, definition: WorkflowDefinition[..., Any], context: WorkflowContext, spec: WorkflowSpec
+    loop: WorkflowLoop,
+    handlers: Handlers,
+    definition: WorkflowDefinition[..., Any],
+    context: WorkflowContext,
+    spec: WorkflowSpec,
 ) -> None:
     """Run the workflow function and issue the command that ends the run; no code of the run runs after it.
 
@@ -126,9 +147,11 @@ async def _live(
     """
     try:
         args, kwargs = definition.decode_arguments(spec.arguments)
-        result = definition.encode_result(await definition.fn(context, *args, **kwargs))
+        result = definition.encode_result(await definition.begin(context, handlers)(*args, **kwargs))
     except (GeneratorExit, KeyboardInterrupt, SystemExit):
         raise
+    except Recurrence as recurrence:
+        kind, command = "ContinueWorkflow", Command(continue_workflow=_next_run(recurrence, spec, handlers))
     except BaseException as error:
         if loop.cancel_requested and isinstance(only_error(error), asyncio.CancelledError | ActivityCancelled):
             kind, command = "CancelWorkflow", Command(cancel_workflow=CancelWorkflow())
@@ -138,3 +161,11 @@ async def _live(
         kind, command = "CompleteWorkflow", Command(complete_workflow=CompleteWorkflow(result=result))
     await loop.close_generators()
     loop.machine.end(kind, command)
+
+
+def _next_run(recurrence: Recurrence, spec: WorkflowSpec, handlers: Handlers) -> ContinueWorkflow:
+    command = ContinueWorkflow(spec=spec, unread_signals=handlers.unread)
+    command.spec.ClearField("start_delay")
+    del command.spec.arguments[:]
+    command.spec.arguments.extend(recurrence.arguments)
+    return command

@@ -11,7 +11,8 @@ import hashlib
 import logging
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import Context
 from time import monotonic
 from types import TracebackType
@@ -19,11 +20,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, TypeVarTuple
 
 from google.protobuf.duration_pb2 import Duration
 
-from romancy.v1.command_pb2 import ScheduleActivity
+from romancy.v1.command_pb2 import Command, FailWorkflow, RecordStep, ScheduleActivity
 from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.payload_pb2 import Payload
 
 from romancy import _drop
+from romancy._failure import to_failure
 from romancy._frames import user_place
 from romancy._machine import Machine
 from romancy.errors import NonDeterminism, OutsideWorkflow, WorkflowTaskError
@@ -95,6 +97,9 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self.cancel_requested = False
         self.unguarded = 0
         """Above 0 while the user vouches for what the code does."""
+        self.last_event_id = 0
+        """The number of the last input."""
+        self._conditions: list[tuple[Callable[[], bool], asyncio.Future[Any]]] = []
         self._ready: deque[asyncio.Handle] = deque()
         self._tasks: list[_Task] = []
         self._task_count = 0
@@ -126,7 +131,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         """Let the code run until it waits for inputs, or must not run on."""
         ready, machine = self._ready, self.machine
         steps, since = 0, monotonic()
-        while ready and not machine.halted:
+        while (ready or self._wake_conditions()) and not machine.halted:
             handle = ready.popleft()
             if not handle._cancelled:
                 handle._run()
@@ -145,9 +150,47 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
                 monotonic() - since,
             )
 
-    def advance(self, time_ms: int) -> None:
-        """The time of the next input."""
+    def advance(self, time_ms: int, event_id: int) -> None:
+        """The time and number of the next input."""
         self.now_ms = max(self.now_ms, time_ms)
+        self.last_event_id = event_id
+
+    def _wake_conditions(self) -> bool:
+        """Wake those whose condition is met, in the order in which they were asked. Only when the code waits."""
+        waiting, self._conditions = self._conditions, []
+        for condition, answer in waiting:
+            try:
+                met = answer.done() or condition()
+            except Exception as error:
+                answer.set_exception(error)
+                continue
+            if not met:
+                self._conditions.append((condition, answer))
+            elif not answer.done():
+                answer.set_result(None)
+        return bool(self._ready)
+
+    def fail_run(self, error: BaseException) -> None:
+        """End the run as failed: something raised that nobody waits for."""
+        self.machine.end("FailWorkflow", Command(fail_workflow=FailWorkflow(failure=to_failure(error))))
+
+    @contextmanager
+    def only_reading(self, who: str) -> Iterator[None]:
+        """Refuse all commands meanwhile."""
+        self.machine.reading = who
+        try:
+            yield
+        finally:
+            self.machine.reading = ""
+
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """Run code as if it were not the workflow's: nothing is refused, and its event loop is its own."""
+        asyncio._set_running_loop(None)
+        try:
+            yield
+        finally:
+            asyncio._set_running_loop(self)
 
     def refuse(self, what: str, remedy: str) -> NonDeterminism:
         """Fail the task because of what the code is about to do. Raise the error as well, so that it is not done."""
@@ -165,6 +208,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._ready.clear()
         self._tasks.clear()
         self._generators.clear()
+        self._conditions.clear()
         self.machine.forget()
 
     async def close_generators(self) -> None:
@@ -201,6 +245,22 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         except asyncio.CancelledError:
             self.machine.cancel_timer(timer_id)
             raise
+
+    async def run_condition(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition is met."""
+        if condition():
+            return
+        answer = self.create_future()
+        self._conditions.append((condition, answer))
+        await answer
+
+    async def run_step(self, name: str, make: Callable[[], RecordStep]) -> RecordStep:
+        """Make a local step, or take it from the history."""
+        step = self.machine.record_step(name, make)
+        if step is None:
+            await self.create_future()  # for ever: the code must not run on
+            raise AssertionError("a run that is halted went on")
+        return step
 
     async def run_compensate(self) -> HistoryEvent:
         """Undo what is on the saga's list. It is not interrupted by cancelling the waiting."""

@@ -9,25 +9,32 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 
 from romancy.v1.command_pb2 import (
+    AcceptUpdate,
     CancelActivity,
     CancelTimer,
     Command,
     Compensate,
     Compensation,
+    CompleteUpdate,
+    MarkPatch,
+    RecordStep,
     RegisterCompensation,
+    RejectUpdate,
     ScheduleActivity,
     StartTimer,
 )
+from romancy.v1.failure_pb2 import Failure
 from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CANCELLED
 
 from romancy._frames import user_place
-from romancy.errors import Divergence, WorkflowTaskError
+from romancy.errors import Divergence, NonDeterminism, WorkflowTaskError
 
 Resolve = Callable[[HistoryEvent], None]
 """Called once, with the input that answers a command."""
@@ -41,6 +48,8 @@ INPUTS: Final = frozenset(
         "activity_cancelled",
         "timer_fired",
         "compensate_finished",
+        "signal_received",
+        "update_received",
     }
 )
 """The events that workflow code gets to see."""
@@ -79,7 +88,7 @@ def replay_order(events: Iterable[HistoryEvent]) -> list[HistoryEvent]:
             while arrived and arrived[0].event_id <= event.seen_event_id:
                 ordered.append(arrived.popleft())
             ordered.append(event)
-            if event.WhichOneof("attributes") in ("workflow_completed", "rollback_started"):
+            if event.WhichOneof("attributes") in ("workflow_completed", "rollback_started", "workflow_continued"):
                 return ordered
         elif ends_run(event):
             return [*ordered, *arrived, event]
@@ -107,6 +116,10 @@ class Machine:
         self._activity_counts: Counter[str] = Counter()
         self._timer_count = 0
         self._compensate_count = 0
+        self._step_counts: Counter[str] = Counter()
+        self._patches: dict[str, bool] = {}
+        self.reading = ""
+        """Who runs that may ask for nothing; empty: the code itself."""
         self._activities: dict[str, Resolve] = {}
         self._timers: dict[str, Resolve] = {}
         self._compensates: dict[str, Resolve] = {}
@@ -120,6 +133,9 @@ class Machine:
     def pass_command(self, event: HistoryEvent) -> None:
         """A recorded command comes next in the history: the code must have issued it by now."""
         if not self._ahead:
+            if self._expected and self._expected[0] is event and event.HasField("patch_marked"):
+                self._expected.popleft()  # the code has no such patch any more
+                return
             waits = "it ended before" if self.closed else f"it waits for {', '.join(self.waits()) or 'nothing'}"
             self._diverge(
                 f"event {event.event_id} recorded {_recorded(event)}, but the code did not ask for it: {waits}"
@@ -216,8 +232,48 @@ class Machine:
         """Give the answer of a `compensate` up. It goes on: what has begun to be undone is undone."""
         self._compensates.pop(compensate_id, None)
 
+    def record_step(self, name: str, make: Callable[[], RecordStep]) -> RecordStep | None:
+        """A local step: as it is recorded, or made now. None: the code is to be ignored."""
+        self._step_counts[name] += 1
+        step_id = f"{name}:{self._step_counts[name]}"
+        self._skip_patches()
+        if self._expected and not self.halted:
+            event = self._expected[0]
+            return event.step_recorded.command if self._issue("RecordStep", step_id, Command()) else None
+        if self.halted or self.reading:
+            self._issue("RecordStep", step_id, Command())
+            return None
+        step = make()
+        step.step_id = step_id
+        return step if self._issue("RecordStep", step_id, Command(record_step=step)) else None
+
+    def mark_patch(self, patch_id: str) -> bool:
+        """Whether the run takes the changed branch of a patch: where the history does not say otherwise, it does."""
+        if patch_id not in self._patches:
+            issued = f"MarkPatch {patch_id}"
+            recorded = not self._expected or any(
+                _recorded(event) == issued for event in takewhile(_is_patch, self._expected)
+            )
+            self._patches[patch_id] = recorded and self._issue(
+                "MarkPatch", patch_id, Command(mark_patch=MarkPatch(patch_id=patch_id))
+            )
+        return self._patches[patch_id]
+
+    def accept_update(self, update_id: str) -> None:
+        """Say that an update was found valid and runs."""
+        self._issue("AcceptUpdate", update_id, Command(accept_update=AcceptUpdate(update_id=update_id)))
+
+    def reject_update(self, update_id: str, failure: Failure) -> None:
+        """Refuse an update."""
+        command = RejectUpdate(update_id=update_id, failure=failure)
+        self._issue("RejectUpdate", update_id, Command(reject_update=command))
+
+    def complete_update(self, command: CompleteUpdate) -> None:
+        """Answer an accepted update."""
+        self._issue("CompleteUpdate", command.update_id, Command(complete_update=command))
+
     def end(self, kind: str, command: Command) -> None:
-        """Issue the command that ends the run: CompleteWorkflow, FailWorkflow or CancelWorkflow."""
+        """Issue the command that ends the run: CompleteWorkflow, FailWorkflow, CancelWorkflow or ContinueWorkflow."""
         if self._issue(kind, "", command):
             self.close()
 
@@ -242,6 +298,9 @@ class Machine:
         if self.halted:
             return False
         issued = f"{kind} {name}" if name else kind
+        if self.reading:
+            raise NonDeterminism(f"{self.reading} asked for {issued}{user_place()}: it may only read")
+        self._skip_patches(but=issued)
         if self._expected:
             event = self._expected.popleft()
             recorded = _recorded(event)
@@ -255,6 +314,11 @@ class Machine:
         self._ahead.append(issued)
         return True
 
+    def _skip_patches(self, but: str = "") -> None:
+        """Pass over recorded patches that the code does not ask for any more: it has only their changed branch."""
+        while self._expected and _is_patch(self._expected[0]) and _recorded(self._expected[0]) != but:
+            self._ahead.append(_recorded(self._expected.popleft()))
+
     def _diverge(self, difference: str) -> None:
         self.fail(
             Divergence(
@@ -262,6 +326,10 @@ class Machine:
                 "with, or put the code right so that it asks for the same things in the same order"
             )
         )
+
+
+def _is_patch(event: HistoryEvent) -> bool:
+    return event.HasField("patch_marked")
 
 
 def _recorded(event: HistoryEvent) -> str:
@@ -279,6 +347,18 @@ def _recorded(event: HistoryEvent) -> str:
             return f"RegisterCompensation {event.compensation_registered.compensation.activity_type}"
         case "compensate_requested":
             return f"Compensate {event.compensate_requested.compensate_id}"
+        case "step_recorded":
+            return f"RecordStep {event.step_recorded.command.step_id}"
+        case "patch_marked":
+            return f"MarkPatch {event.patch_marked.patch_id}"
+        case "update_accepted":
+            return f"AcceptUpdate {event.update_accepted.update_id}"
+        case "update_rejected":
+            return f"RejectUpdate {event.update_rejected.update_id}"
+        case "update_completed":
+            return f"CompleteUpdate {event.update_completed.update_id}"
+        case "workflow_continued":
+            return "ContinueWorkflow"
         case "workflow_completed":
             return "CompleteWorkflow"
         case "rollback_started":

@@ -25,6 +25,8 @@ from romancy.v1.worker_service_pb2 import (
     Drain,
     Goodbye,
     Hello,
+    QueryAnswer,
+    QueryTask,
     Welcome,
     WorkflowTask,
     WorkflowTaskCompletion,
@@ -46,6 +48,7 @@ class Received:
 
     activity_tasks: list[ActivityTask] = field(default_factory=list)
     workflow_tasks: list[WorkflowTask] = field(default_factory=list)
+    queries: list[QueryTask] = field(default_factory=list)
     cancellations: list[Cancellation] = field(default_factory=list)
     acknowledgements: list[Acknowledgement] = field(default_factory=list)
     disowned: list[bytes] = field(default_factory=list)
@@ -89,6 +92,8 @@ class Session:
         self._heartbeats: dict[bytes, ActivityHeartbeat] = {}
         self._returned: list[bytes] = []
         self._forgotten: list[str] = []
+        self._answers: deque[QueryAnswer] = deque()
+        self._query_pages: dict[str, QueryTask] = {}
         self._drain = False
         self._goodbye = False
         self._beat = False
@@ -157,6 +162,10 @@ class Session:
         """The worker does not hold a run in memory any more."""
         self._forgotten.append(run_id)
 
+    def answer(self, answer: QueryAnswer) -> None:
+        """A query was answered. It is asked again should the stream end first."""
+        self._answers.append(answer)
+
     def drain(self) -> None:
         """Take no new tasks; those in hand go on."""
         self.draining = self._drain = True
@@ -175,6 +184,8 @@ class Session:
         """The first frame of a new stream. What was not acknowledged waits to be sent again."""
         self.is_welcomed = False
         self._pages.clear()
+        self._query_pages.clear()
+        self._answers.clear()
         self._pieces.clear()
         self._joined.clear()
         self._sent_frame_id = 0
@@ -211,7 +222,9 @@ class Session:
         (self._small if ended.size <= FRAME_BYTES else self._large)[token] = ended
 
     def _has_small(self) -> bool:
-        return bool(self._small or self._heartbeats or self._returned or self._forgotten or self._drain)
+        return bool(
+            self._small or self._heartbeats or self._returned or self._forgotten or self._drain or self._answers
+        )
 
     def _gather(self) -> ConnectRequest:
         frame = ConnectRequest()
@@ -225,6 +238,10 @@ class Session:
             frame.forgotten_runs.extend(self._forgotten)
             self._forgotten.clear()
         room = FRAME_BYTES
+        if self._answers:
+            answer = self._answers.popleft()
+            frame.query_answers.append(answer)
+            room -= answer.ByteSize()
         for token in list(self._heartbeats):
             heartbeat = self._heartbeats.pop(token)
             frame.activity_heartbeats.append(heartbeat)
@@ -296,9 +313,19 @@ class Session:
             task = self._join_pages(page)
             if task is not None and self._take_workflow_task(task.token):
                 received.workflow_tasks.append(task)
+        for query in frame.queries:
+            whole = self._join_query(query)
+            if whole is not None:
+                received.queries.append(whole)
         if frame.HasField("drain"):
             self.service_draining = True
         return received
+
+    def _join_query(self, page: QueryTask) -> QueryTask | None:
+        begun = self._query_pages.setdefault(page.query_id, page)
+        if begun is not page:
+            begun.events.extend(page.events)
+        return None if page.more else self._query_pages.pop(page.query_id)
 
     def _be_welcomed(self, welcome: Welcome, received: Received) -> None:
         self.welcome = welcome

@@ -22,6 +22,8 @@ from romancy.v1.worker_service_pb2 import (
     Acknowledgement,
     ActivityCompletion,
     ActivityTask,
+    QueryAnswer,
+    QueryTask,
     WorkflowTask,
     WorkflowTaskCommands,
     WorkflowTaskCompletion,
@@ -54,6 +56,7 @@ class Results:
     activities: list[ActivityCompletion]
     workflows: list[WorkflowTaskCompletion]
     forgotten_runs: list[str]
+    answers: list[QueryAnswer]
 
 
 class Outlet(Protocol):
@@ -80,6 +83,8 @@ class _Held:
     """The token of the task, or of the completion with a `then`, that is not acknowledged yet."""
     open_activities: set[str] = field(default_factory=set)
     """Their ids, as far as the code has seen."""
+    queries: list[QueryTask] = field(default_factory=list)
+    """Those that wait for the acknowledgement: what is not recorded yet must not be seen."""
     parked: tuple[ActivityTask, ActivityCompletion] | None = None
     """The end of the activity that the outstanding commands asked for; it overtook their acknowledgement."""
 
@@ -96,7 +101,7 @@ class Workflows:
         self._outlet = outlet
         self._runs: OrderedDict[str, _Held] = OrderedDict()
         self._outstanding: dict[bytes, str] = {}
-        self._results = Results([], [], [])
+        self._results = Results([], [], [], [])
         self._jobs: SimpleQueue[tuple[Callable[[Any], None], Any] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._main, name="romancy-workflows", daemon=True)
         self._watch = Watch(
@@ -109,6 +114,10 @@ class Workflows:
     def run(self, tasks: Sequence[WorkflowTask]) -> None:
         """Run these tasks."""
         self._post(self._run_all, tasks)
+
+    def answer(self, queries: Sequence[QueryTask]) -> None:
+        """Answer these."""
+        self._post(self._answer_all, queries)
 
     def holds(self, run_id: str) -> bool:
         """Whether an activity's completion may be followed by a workflow task of its run here."""
@@ -161,8 +170,8 @@ class Workflows:
 
     def _flush(self) -> None:
         results = self._results
-        if results.activities or results.workflows or results.forgotten_runs:
-            self._results = Results([], [], [])
+        if results.activities or results.workflows or results.forgotten_runs or results.answers:
+            self._results = Results([], [], [], [])
             self._outlet.workflow_results(results)
 
     # Tasks ----------------------------------------------------------------------------------------------------------
@@ -205,13 +214,16 @@ class Workflows:
     def _open(self, task: WorkflowTask) -> _Held:
         """Begin with a run whose whole history came."""
         self._drop(task.run_id)
-        definition = self._definitions.get(task.workflow_type)
+        held = _Held(self._new_instance(task.workflow_type, task.workflow_id, task.run_id))
+        self._runs[task.run_id] = held
+        return held
+
+    def _new_instance(self, workflow_type: str, workflow_id: str, run_id: str) -> WorkflowInstance:
+        definition = self._definitions.get(workflow_type)
         if definition is None:
             known = ", ".join(sorted(self._definitions)) or "none"
-            raise UnknownWorkflowType(f"this worker has no workflow {task.workflow_type!r}; it has {known}")
-        instance = WorkflowInstance(definition, workflow_id=task.workflow_id, run_id=task.run_id)
-        held = self._runs[task.run_id] = _Held(instance)
-        return held
+            raise UnknownWorkflowType(f"this worker has no workflow {workflow_type!r}; it has {known}")
+        return WorkflowInstance(definition, workflow_id=workflow_id, run_id=run_id)
 
     def _activate(self, held: _Held, events: Sequence[HistoryEvent]) -> Activation:
         activation = held.instance.activate(events)
@@ -230,6 +242,32 @@ class Workflows:
             if command.HasField("schedule_activity"):
                 opened.add(command.schedule_activity.activity_id)
         return activation
+
+    # Queries --------------------------------------------------------------------------------------------------------
+
+    def _answer_all(self, queries: Sequence[QueryTask]) -> None:
+        for query in queries:
+            held = self._runs.get(query.run_id)
+            if query.after_event_id and held is not None and held.outstanding:
+                held.queries.append(query)
+            else:
+                self._results.answers.append(self._answer(query, held))
+
+    def _answer(self, query: QueryTask, held: _Held | None) -> QueryAnswer:
+        answer = QueryAnswer(query_id=query.query_id)
+        try:
+            if not query.after_event_id:
+                # An instance of its own: the one that is held may be ahead, and must not be replaced.
+                instance = self._new_instance(query.workflow_type, query.workflow_id, query.run_id)
+                instance.activate(query.events)
+                answer.result.CopyFrom(instance.query(query.name, query.arguments))
+            elif held is None or held.last_event_id < query.after_event_id:
+                answer.miss.SetInParent()
+            else:
+                answer.result.CopyFrom(held.instance.query(query.name, query.arguments))
+        except BaseException as error:
+            answer.failure.CopyFrom(to_failure(error))
+        return answer
 
     # Carried commands -------------------------------------------------------------------------------------------------
 
@@ -289,6 +327,8 @@ class Workflows:
             self._outstanding.pop(held.outstanding, None)
             if held.parked is not None:
                 self._results.activities.append(held.parked[1])
+            for query in held.queries:
+                self._results.answers.append(QueryAnswer(query_id=query.query_id, miss=WorkflowTaskMiss()))
 
     def _forget(self, run_id: str) -> None:
         """Free a run and tell the service so."""
@@ -310,6 +350,8 @@ class Workflows:
             if acknowledgement.result == ACKNOWLEDGEMENT_RESULT_ACCEPTED:
                 held.last_event_id = acknowledgement.last_event_id
                 held.last_event_ms = acknowledgement.last_event_time.ToMilliseconds()
+                queries, held.queries = held.queries, []
+                self._answer_all(queries)
                 if held.parked is not None:
                     ended, held.parked = held.parked, None
                     self._complete(ended)

@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Generic, Literal, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
+from typing import Any, Final, Generic, Literal, ParamSpec, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
 
 import grpc
 import grpc.aio
+from google.protobuf.duration_pb2 import Duration
 
 from romancy.v1.admin_service_pb2 import (
     DescribeTaskQueueRequest,
@@ -24,7 +25,9 @@ from romancy.v1.admin_service_pb2 import (
 from romancy.v1.history_pb2 import CompensationResolution, HistoryEvent
 from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_COMPLETED,
+    WORKFLOW_STATUS_CONTINUED,
     AttributeValue,
+    Signal,
     WorkflowInfo,
     WorkflowOutcome,
     WorkflowSpec,
@@ -36,6 +39,7 @@ from romancy.v1.workflow_service_pb2 import (
     ID_REUSE_POLICY_ALLOW,
     ID_REUSE_POLICY_ALLOW_IF_FAILED,
     ID_REUSE_POLICY_REJECT,
+    UPDATE_STAGE_ACCEPTED,
     CancelWorkflowRequest,
     CountWorkflowsRequest,
     CountWorkflowsResponse,
@@ -45,9 +49,13 @@ from romancy.v1.workflow_service_pb2 import (
     IdConflictPolicy,
     IdReusePolicy,
     ListWorkflowsRequest,
+    QueryWorkflowRequest,
     ResolveCompensationRequest,
+    SignalWithStartRequest,
+    SignalWorkflowRequest,
     StartWorkflowRequest,
     TerminateWorkflowRequest,
+    UpdateWorkflowRequest,
     WatchHistoryRequest,
     WorkflowFilter,
     WorkflowRef,
@@ -56,14 +64,19 @@ from romancy.v1.workflow_service_pb2 import (
 from romancy._calls import Calls, backoff_s, is_passing
 from romancy._channel import DEFAULT_TARGET, Endpoint
 from romancy._checks import check_choice, check_type, refuse_unknown
-from romancy._failure import outcome_error
+from romancy._failure import from_failure, outcome_error
+from romancy._methods import HandlerMethod, UpdateMethod
 from romancy._results import Results
 from romancy._starts import Starts
+from romancy._updates import UpdateHandle, decode_answer, encode_call
+from romancy.context import WorkflowContext
 from romancy.converter import codec
+from romancy.errors import QueryError
 from romancy.options import Seconds, check_seconds, to_duration
 from romancy.refusals import refusal_of
-from romancy.workflow import WorkflowContext, WorkflowDefinition
+from romancy.workflow import WorkflowDefinition, definition_of
 
+_P = ParamSpec("_P")
 _R = TypeVar("_R")
 _R_co = TypeVar("_R_co", covariant=True)
 _Args = TypeVarTuple("_Args")
@@ -94,6 +107,10 @@ class StartOptions(TypedDict, total=False):
     """What happens when a run of the id is open; "fail" unless said."""
     run_timeout: Seconds | None
     """Longest time until it is undone; without one, no limit."""
+    execution_timeout: Seconds | None
+    """The same through all runs that continue it."""
+    start_delay: Seconds | None
+    """Its code runs so much later, and timeouts count from then on."""
     priority: int
     """Smaller is sooner; 0 is ordinary."""
     headers: Mapping[str, str]
@@ -136,9 +153,14 @@ class WorkflowHandle(Generic[_R_co]):
         return self._decode(await self.outcome())
 
     async def outcome(self) -> WorkflowOutcome:
-        """Wait like `result`, and return the outcome as the contract has it, whatever it is."""
+        """Wait like `result`, and return the outcome as the contract has it, whatever it is.
+
+        A workflow that goes on in another run has the outcome of the last one.
+        """
         run_id = self.run_id or (await self.describe()).info.run_id
-        return await self._client.results.wait(run_id)
+        while (outcome := await self._client.results.wait(run_id)).status == WORKFLOW_STATUS_CONTINUED:
+            run_id = outcome.continued_run_id
+        return outcome
 
     async def describe(self) -> GetWorkflowResponse:
         """The workflow as it stands: status, open activities and timers, and what it waits for."""
@@ -159,6 +181,72 @@ class WorkflowHandle(Generic[_R_co]):
         )
         answer = await self._client.calls.call(lambda calls: calls.workflows.TerminateWorkflow, request)
         return list(answer.not_undone)
+
+    # Talking to its code ----------------------------------------------------------------------------------------------
+
+    @overload
+    async def signal(self, signal: HandlerMethod[_P, Any], *args: _P.args, **kwargs: _P.kwargs) -> None: ...
+    @overload
+    async def signal(self, signal: str, *args: Any) -> None: ...
+    async def signal(self, signal: Any, *args: Any, **kwargs: Any) -> None:
+        """Tell the workflow's code something. Durable when this returns; signals of one sender keep their order."""
+        name, arguments = encode_call("signal", signal, args, kwargs)
+        request = SignalWorkflowRequest(
+            workflow=self._ref,
+            signal=Signal(name=name, arguments=arguments),
+            request_id=_new_id(),
+            identity=self._client.identity,
+        )
+        await self._client.calls.call(lambda calls: calls.workflows.SignalWorkflow, request)
+
+    @overload
+    async def query(self, query: HandlerMethod[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R: ...
+    @overload
+    async def query(self, query: str, *args: Any) -> Any: ...
+    async def query(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        """Ask the workflow's code something, closed workflows too. Needs a worker that has its type.
+
+        Raises QueryError with what its code raised, and QueryTimeout.
+        """
+        name, arguments = encode_call("query", query, args, kwargs)
+        request = QueryWorkflowRequest(workflow=self._ref, name=name, arguments=arguments)
+        answer = await self._client.calls.call(lambda calls: calls.workflows.QueryWorkflow, request)
+        if answer.HasField("failure"):
+            raise from_failure(QueryError, answer.failure)
+        return decode_answer(query, answer.result)
+
+    @overload
+    async def update(self, update: UpdateMethod[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R: ...
+    @overload
+    async def update(self, update: str, *args: Any) -> Any: ...
+    async def update(self, update: Any, *args: Any, **kwargs: Any) -> Any:
+        """Have the workflow's code change something, and wait for its answer.
+
+        Raises UpdateRejected, UpdateError with what its code raised, UpdateAborted when the workflow ended first.
+        """
+        asked: UpdateHandle[Any] = await self.start_update(update, *args, **kwargs)
+        return await asked.result()
+
+    @overload
+    async def start_update(
+        self, update: UpdateMethod[_P, _R], *args: _P.args, **kwargs: _P.kwargs
+    ) -> UpdateHandle[_R]: ...
+    @overload
+    async def start_update(self, update: str, *args: Any) -> UpdateHandle[Any]: ...
+    async def start_update(self, update: Any, *args: Any, **kwargs: Any) -> UpdateHandle[Any]:
+        """Like `update`, but returns as soon as the workflow's code accepted it. Raises UpdateRejected."""
+        name, arguments = encode_call("update", update, args, kwargs)
+        request = UpdateWorkflowRequest(
+            workflow=self._ref,
+            name=name,
+            arguments=arguments,
+            request_id=_new_id(),
+            wait_for=UPDATE_STAGE_ACCEPTED,
+            identity=self._client.identity,
+        )
+        asked: UpdateHandle[Any] = UpdateHandle(self._client.calls, request, update)
+        await asked.reach(UPDATE_STAGE_ACCEPTED)
+        return asked
 
     async def resolve_compensation(
         self, compensation_id: str, resolution: CompensationResolution.ValueType, reason: str = ""
@@ -284,21 +372,26 @@ class Client:
 
         Raises WorkflowAlreadyOpen, WorkflowIdUsed, ConversionError, and RequestRefused for what else is wrong.
         """
+        started = await self._starts.start(self._start_request(workflow, args, options))
+        return WorkflowHandle(self, started.workflow_id, started.run_id, _decoder(definition_of(workflow)))
+
+    def _start_request(self, workflow: Any, args: tuple[Any, ...], options: StartOptions) -> StartWorkflowRequest:
         _check(options)
-        name, arguments = _encode(workflow, args)
-        run_timeout = options.get("run_timeout")
+        name, arguments = _encode(definition_of(workflow), args)
         spec = WorkflowSpec(
             workflow_type=name,
             task_queue=options.get("task_queue", "default"),
             arguments=arguments,
-            run_timeout=None if run_timeout is None else to_duration(run_timeout),
+            run_timeout=_optional(options.get("run_timeout")),
+            execution_timeout=_optional(options.get("execution_timeout")),
+            start_delay=_optional(options.get("start_delay")),
             priority=options.get("priority", 0),
             headers=options.get("headers"),
             memo={key: codec(Any).encode(value, f"memo {key!r}") for key, value in options.get("memo", {}).items()},
             attributes=options.get("attributes"),
             build_id=options.get("build_id", ""),
         )
-        request = StartWorkflowRequest(
+        return StartWorkflowRequest(
             namespace=self.namespace,
             workflow_id=options.get("id") or "",
             spec=spec,
@@ -307,8 +400,26 @@ class Client:
             id_conflict_policy=_CONFLICT[options.get("id_conflict", "fail")],
             identity=self.identity,
         )
-        started = await self._starts.start(request)
-        return WorkflowHandle(self, started.workflow_id, started.run_id, _decoder(workflow))
+
+    async def signal_with_start(
+        self,
+        workflow: Callable[[WorkflowContext, *_Args], Coroutine[Any, Any, _R]] | str,
+        *args: *_Args,
+        signal: str | HandlerMethod[..., Any],
+        signal_args: Sequence[Any] = (),
+        **options: Unpack[StartOptions],
+    ) -> WorkflowHandle[_R]:
+        """Send a signal to the open run of a workflow id, or start one that gets it first.
+
+        Raises as `start_workflow` does, and TypeError without an id.
+        """
+        if not options.get("id"):
+            raise TypeError("signal_with_start needs the id of the workflow that is to get the signal: give id=...")
+        name, arguments = encode_call("signal", signal, tuple(signal_args), {})
+        start = self._start_request(workflow, args, options)
+        request = SignalWithStartRequest(start=start, signal=Signal(name=name, arguments=arguments))
+        told = await self.calls.call(lambda calls: calls.workflows.SignalWithStart, request)
+        return WorkflowHandle(self, told.workflow_id, told.run_id, _decoder(definition_of(workflow)))
 
     @overload
     async def execute_workflow(
@@ -341,7 +452,7 @@ class Client:
 
         With its definition, results come as its annotation says.
         """
-        return WorkflowHandle(self, workflow_id, run_id, _decoder(workflow))
+        return WorkflowHandle(self, workflow_id, run_id, _decoder(definition_of(workflow)))
 
     # Looking --------------------------------------------------------------------------------------------------------
 
@@ -381,7 +492,8 @@ def _check(options: StartOptions) -> None:
     refuse_unknown("start_workflow", options, StartOptions.__annotations__)
     check_choice("id_reuse", options.get("id_reuse", "allow"), _REUSE)
     check_choice("id_conflict", options.get("id_conflict", "fail"), _CONFLICT)
-    check_seconds("run_timeout", options.get("run_timeout"))
+    for name in ("run_timeout", "execution_timeout", "start_delay"):
+        check_seconds(name, options.get(name))
     check_type("priority", options.get("priority", 0), int, "a whole number")
     check_type("id", options.get("id") or "", str, "a text")
     check_type("task_queue", options.get("task_queue", ""), str, "the name of a queue")
@@ -410,6 +522,10 @@ def _decoder(workflow: Any) -> Callable[[WorkflowOutcome], Any]:
         return codec(Any).decode(outcome.result, f"the result of {workflow or 'the workflow'}")
 
     return decode
+
+
+def _optional(span: Seconds | None) -> Duration | None:
+    return None if span is None else to_duration(span)
 
 
 def _new_id() -> str:

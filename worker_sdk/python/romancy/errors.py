@@ -89,6 +89,22 @@ class ActivityCancelled(ActivityError):
     """An activity stopped because it was asked to, while workflow code still awaited it."""
 
 
+class StepError(RemoteError):
+    """A local step failed. `type` and `message` are those of what it raised."""
+
+
+class UpdateError(RemoteError):
+    """An update failed, or was refused. `type` and `message` are those of what the workflow's code raised."""
+
+
+class UpdateRejected(UpdateError):
+    """An update was refused by the workflow's code: it changed nothing."""
+
+
+class QueryError(RemoteError):
+    """A query failed. `type` and `message` are those of what the workflow's code raised."""
+
+
 class CompensationError(RemoteError):
     """A compensation failed for good while workflow code awaited `ctx.compensate()`."""
 

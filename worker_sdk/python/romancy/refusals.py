@@ -45,6 +45,14 @@ class WorkflowClosed(RequestRefused):
     """The run is closed: nothing can be asked of it any more."""
 
 
+class UpdateAborted(RequestRefused):
+    """The workflow ended, or began to undo itself, before it answered the update."""
+
+
+class QueryTimeout(RequestRefused):
+    """No worker answered the query in time."""
+
+
 class AccessDenied(RequestRefused):
     """The credentials are missing, wrong, or not enough."""
 
@@ -57,6 +65,8 @@ class ServiceUnavailable(RequestRefused):
 
 
 _BY_REASON: Final[Mapping[str, type[RequestRefused]]] = {
+    "UPDATE_ABORTED": UpdateAborted,
+    "QUERY_TIMEOUT": QueryTimeout,
     "WORKFLOW_NOT_FOUND": WorkflowNotFound,
     "WORKFLOW_ALREADY_OPEN": WorkflowAlreadyOpen,
     "WORKFLOW_ID_USED": WorkflowIdUsed,

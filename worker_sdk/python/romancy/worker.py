@@ -37,7 +37,7 @@ from romancy._workflows import Results, Workflows
 from romancy.activity import ActivityDefinition
 from romancy.errors import DefinitionError, RomancyError
 from romancy.options import Seconds, check_seconds
-from romancy.workflow import WorkflowDefinition
+from romancy.workflow import WorkflowDefinition, definition_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -218,6 +218,8 @@ class Worker:
             self._activities.start(received.activity_tasks)
         if received.workflow_tasks:
             self._workflows.run(received.workflow_tasks)
+        if received.queries:
+            self._workflows.answer(received.queries)
 
     def tick(self) -> None:
         """Some time passed."""
@@ -314,6 +316,8 @@ class Worker:
             self._session.complete(workflow_completion)
         for run_id in results.forgotten_runs:
             self._session.forget_run(run_id)
+        for answer in results.answers:
+            self._session.answer(answer)
 
     def service_ms(self) -> int:
         """The service's clock, by estimate."""
@@ -340,7 +344,8 @@ def _listed(name: str, given: Iterable[_D]) -> Iterable[_D]:
 def _by_name(kind: str, definitions: Iterable[Any]) -> Mapping[str, Any]:
     named: dict[str, Any] = {}
     expected = WorkflowDefinition if kind == "workflow" else ActivityDefinition
-    for definition in definitions:
+    for given in definitions:
+        definition = definition_of(given)
         if not isinstance(definition, expected):
             raise DefinitionError(f"{definition!r} is no {kind}: decorate it with @{kind}")
         if named.setdefault(definition.name, definition).fn is not definition.fn:

@@ -1,113 +1,33 @@
-"""Workflow: what `@workflow` makes of a function, and what workflow code may call besides activities and asyncio."""
+"""Workflow: what `@workflow` makes of a function or a class."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
-import uuid
 import warnings
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from functools import cached_property
-from random import Random
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from romancy.v1.payload_pb2 import Payload
 
 from romancy._checks import check_type
-from romancy._failure import from_failure
+from romancy._handlers import Handler, Handlers
 from romancy._lint import lint
-from romancy._loop import WorkflowLoop, running_loop
+from romancy._loop import running_loop
+from romancy._methods import HandlerMethod, UpdateMethod
 from romancy._signature import Signature, local_names
-from romancy.activity import ActivityDefinition
-from romancy.errors import CompensationError, DefinitionError
-from romancy.options import Seconds, to_duration
+from romancy.context import WorkflowContext
+from romancy.errors import DefinitionError
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_T = TypeVar("_T")
 
 
 class DeterminismWarning(UserWarning):
     """A workflow's source has something that would be another one on replay."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkflowInfo:
-    """What a run may know about itself."""
-
-    workflow_id: str
-    run_id: str
-    workflow_type: str
-    task_queue: str
-    start_time: datetime
-    priority: int
-    headers: Mapping[str, str]
-
-
-def from_ms(time_ms: int) -> datetime:
-    """A time in ms since 1970, in UTC. Exact: no float is involved."""
-    return _EPOCH + timedelta(milliseconds=time_ms)
-
-
-class WorkflowContext:
-    """What workflow code may call. The first argument of every workflow function."""
-
-    def __init__(self, loop: WorkflowLoop, info: WorkflowInfo) -> None:
-        self._loop = loop
-        self.info = info
-
-    @property
-    def is_replaying(self) -> bool:
-        """True while the code does again what is recorded: for logs, never to decide anything by."""
-        return self._loop.replaying
-
-    def now(self) -> datetime:
-        """The time of the last thing that happened to the run, in UTC. The same on replay."""
-        return from_ms(self._loop.now_ms)
-
-    def random(self) -> Random:
-        """The run's own generator of random numbers: `ctx.random().choice(...)`. The same on replay."""
-        return self._random
-
-    def uuid4(self) -> uuid.UUID:
-        """A new random id. The same on replay."""
-        return uuid.UUID(int=self._uuids.getrandbits(128), version=4)
-
-    # One stream for each purpose: a change that draws once more from one does not shift the other.
-
-    @cached_property
-    def _random(self) -> Random:
-        return Random(f"{self.info.run_id}/random")
-
-    @cached_property
-    def _uuids(self) -> Random:
-        return Random(f"{self.info.run_id}/uuid4")
-
-    async def sleep(self, duration: Seconds) -> None:
-        """Wait durably. A duration of zero or less is over at once, and recorded all the same."""
-        await self._loop.run_timer(to_duration(duration))
-
-    async def sleep_until(self, time: datetime) -> None:
-        """Wait durably until a time, which must have a time zone. One in the past is reached at once."""
-        if time.tzinfo is None:
-            raise ValueError(f"{time!r} has no time zone; use ctx.now() or datetime(..., tzinfo=UTC)")
-        await self._loop.run_timer(to_duration(time - self.now()))
-
-    def compensate_with(self, compensation: ActivityDefinition[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Register a compensation that belongs to no activity: it runs, in its turn, when the workflow is undone."""
-        self._loop.machine.register_compensation(compensation.compensation_command(args, kwargs))
-
-    async def compensate(self) -> None:
-        """Undo now, newest first, what is registered, and go on when that is done.
-
-        Raises CompensationError when a compensation failed for good; the others have run all the same.
-        """
-        finished = (await self._loop.run_compensate()).compensate_finished
-        if finished.HasField("failure"):
-            raise from_failure(CompensationError, finished.failure)
 
 
 class WorkflowDefinition(Generic[P, R]):
@@ -129,6 +49,7 @@ class WorkflowDefinition(Generic[P, R]):
         if not inspect.signature(fn).parameters:
             raise DefinitionError(f"the workflow {self.name} must take the WorkflowContext as its first parameter")
         self._signature = Signature(fn, self.name, skip=1, names=names)
+        self.handlers: Sequence[Handler] = ()
         self.__doc__ = fn.__doc__
         self.__name__ = fn.__name__
         self.__qualname__ = fn.__qualname__
@@ -140,6 +61,10 @@ class WorkflowDefinition(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<workflow {self.name}>"
+
+    def begin(self, context: WorkflowContext, handlers: Handlers) -> Callable[P, Coroutine[Any, Any, R]]:
+        """The function of one run, with its handlers in place."""
+        return functools.partial(self.fn, context)
 
     def check(self) -> None:
         """Raise DefinitionError when annotations cannot be used; better when a worker starts than when a task comes."""
@@ -163,31 +88,165 @@ class WorkflowDefinition(Generic[P, R]):
         return result
 
 
+class ClassWorkflow(WorkflowDefinition[P, R]):
+    """A method `run` of a class, each run of which has an instance of its own. Made by `@workflow.run`."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        if not inspect.iscoroutinefunction(fn):
+            raise DefinitionError(f"{fn!r} cannot be made a workflow: it must be an async method")
+        parameters = list(inspect.signature(fn).parameters)
+        if len(parameters) < 2:
+            raise DefinitionError(f"{fn.__qualname__} must take self and the WorkflowContext as its first parameters")
+        self.fn = fn
+        self.name = fn.__qualname__.rpartition(".")[0].rpartition(".")[2] or fn.__name__
+        self._signature = Signature(fn, self.name, skip=2, names=local_names(fn))
+        self._owner: type[Any] | None = None
+        self.handlers = ()
+        self.__doc__ = fn.__doc__
+        self.__name__, self.__qualname__, self.__module__ = fn.__name__, fn.__qualname__, fn.__module__
+
+    def of(self, owner: type[Any], name: str | None) -> None:
+        """Belong to a class."""
+        self._owner = owner
+        self.name = self._signature.name = name or owner.__name__
+        found: dict[str, Handler] = {}
+        for base in reversed(owner.__mro__):
+            for attribute, value in vars(base).items():
+                if isinstance(value, HandlerMethod):
+                    found[attribute] = value.handler
+                else:
+                    found.pop(attribute, None)
+        self.handlers = tuple(found.values())
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise DefinitionError(f"the workflow {self.name} is a class: start it by a client, or as a child workflow")
+
+    def begin(self, context: WorkflowContext, handlers: Handlers) -> Callable[P, Coroutine[Any, Any, R]]:
+        if self._owner is None:
+            raise DefinitionError(f"decorate the class of {self.__qualname__} with @workflow")
+        instance = self._owner()
+        fn: Callable[..., Coroutine[Any, Any, R]] = self.fn
+        for handler in self.handlers:
+            bound = functools.partial(handler.fn, instance)
+            validator = handler.validator and functools.partial(handler.validator, instance)
+            handlers.add(dataclasses.replace(handler, fn=bound, validator=validator))
+        return functools.partial(fn, instance, context)
+
+
 class WorkflowDecorator(Protocol):
     """What `@workflow(...)` returns."""
 
-    def __call__(
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # as `_Workflow`
         self, fn: Callable[Concatenate[WorkflowContext, P], Coroutine[Any, Any, R]], /
     ) -> WorkflowDefinition[P, R]: ...
+    @overload
+    def __call__(self, cls: type[_T], /) -> type[_T]: ...
 
 
-@overload
-def workflow(fn: Callable[Concatenate[WorkflowContext, P], Coroutine[Any, Any, R]], /) -> WorkflowDefinition[P, R]: ...
-@overload
-def workflow(*, name: str | None = None) -> WorkflowDecorator: ...
-def workflow(fn: Callable[..., Any] | None = None, /, *, name: str | None = None) -> Any:
-    """Make a workflow of an async function whose first parameter is a WorkflowContext.
+class _Workflow:
+    """`@workflow`, `@workflow(name=...)`, and in a class `@workflow.run`, `.signal`, `.query`, `.update`."""
 
-    Its source is read for what would differ on replay, which is warned of (DeterminismWarning).
-    """
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a class is callable too, but none takes a context and is awaited
+        self, fn: Callable[Concatenate[WorkflowContext, P], Coroutine[Any, Any, R]], /
+    ) -> WorkflowDefinition[P, R]: ...
+    @overload
+    def __call__(self, cls: type[_T], /) -> type[_T]: ...
+    @overload
+    def __call__(self, *, name: str | None = None) -> WorkflowDecorator: ...
+    def __call__(self, *decorated: Any, name: str | None = None) -> Any:
+        """Make a workflow of an async function whose first parameter is a WorkflowContext, or of a class.
 
-    def decorate(fn: Callable[..., Any]) -> WorkflowDefinition[..., Any]:
-        definition: WorkflowDefinition[..., Any] = WorkflowDefinition(fn, name=name, names=local_names(fn))
-        for finding in lint(fn):
-            warnings.warn_explicit(finding.text, DeterminismWarning, finding.filename, finding.line)
-        return definition
+        A class has one method with `@workflow.run`; each run gets an instance, made without arguments.
+        Its source is read for what would differ on replay, which is warned of (DeterminismWarning).
+        """
 
-    return decorate if fn is None else decorate(fn)
+        def decorate(decorated: Any) -> Any:
+            if isinstance(decorated, type):
+                _class_workflow(decorated, name)
+                return decorated
+            definition: WorkflowDefinition[..., Any] = WorkflowDefinition(
+                decorated, name=name, names=local_names(decorated)
+            )
+            _warn(decorated)
+            return definition
+
+        return decorate(*decorated) if decorated else decorate
+
+    @staticmethod
+    def run(fn: Callable[Concatenate[Any, WorkflowContext, P], Coroutine[Any, Any, R]], /) -> WorkflowDefinition[P, R]:
+        """The method that is the workflow of its class."""
+        return ClassWorkflow(fn)
+
+    @overload
+    @staticmethod
+    def signal(fn: Callable[Concatenate[Any, P], R], /) -> HandlerMethod[P, R]: ...
+    @overload
+    @staticmethod
+    def signal(*, name: str) -> Callable[[Callable[Concatenate[Any, P], R]], HandlerMethod[P, R]]: ...
+    @staticmethod
+    def signal(fn: Any = None, /, *, name: str | None = None) -> Any:
+        """A method that is called with each signal of its name. It may be async."""
+        return _decorated(lambda fn: HandlerMethod("signal", fn, name), fn)
+
+    @overload
+    @staticmethod
+    def query(fn: Callable[Concatenate[Any, P], R], /) -> HandlerMethod[P, R]: ...
+    @overload
+    @staticmethod
+    def query(*, name: str) -> Callable[[Callable[Concatenate[Any, P], R]], HandlerMethod[P, R]]: ...
+    @staticmethod
+    def query(fn: Any = None, /, *, name: str | None = None) -> Any:
+        """A method that answers queries of its name. It may only read."""
+        return _decorated(lambda fn: HandlerMethod("query", fn, name), fn)
+
+    @overload
+    @staticmethod
+    def update(fn: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /) -> UpdateMethod[P, R]: ...
+    @overload
+    @staticmethod
+    def update(fn: Callable[Concatenate[Any, P], R], /) -> UpdateMethod[P, R]: ...
+    @overload
+    @staticmethod
+    def update(*, name: str) -> Callable[[Callable[Concatenate[Any, P], Any]], UpdateMethod[P, Any]]: ...
+    @staticmethod
+    def update(fn: Any = None, /, *, name: str | None = None) -> Any:
+        """A method that carries out updates of its name. It may be async. `@NAME.validator` refuses bad ones."""
+        return _decorated(lambda fn: UpdateMethod("update", fn, name), fn)
+
+
+workflow: Final = _Workflow()
+
+
+def _decorated(make: Callable[[Any], Any], fn: Any) -> Any:
+    return make if fn is None else make(fn)
+
+
+def _class_workflow(cls: type[Any], name: str | None) -> None:
+    runs = {value for base in cls.__mro__ for value in vars(base).values() if isinstance(value, ClassWorkflow)}
+    if len(runs) != 1:
+        raise DefinitionError(f"the class {cls.__name__} has {len(runs)} methods with @workflow.run: give it one")
+    (definition,) = runs
+    if name is not None:
+        check_type(f"name of {cls.__name__}", name, str, "a text", DefinitionError)
+    definition.of(cls, name)
+    for fn in (definition.fn, *(handler.fn for handler in definition.handlers)):
+        _warn(fn)
+
+
+def definition_of(workflow: Any) -> Any:
+    """The definition that a decorated class stands for; anything else as it is."""
+    if isinstance(workflow, type):
+        for value in vars(workflow).values():
+            if isinstance(value, ClassWorkflow):
+                return value
+    return workflow
+
+
+def _warn(fn: Callable[..., Any]) -> None:
+    for finding in lint(fn):
+        warnings.warn_explicit(finding.text, DeterminismWarning, finding.filename, finding.line)
 
 
 @contextmanager

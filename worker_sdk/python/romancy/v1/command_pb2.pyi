@@ -12,6 +12,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from romancy.v1 import failure_pb2 as _failure_pb2
 from romancy.v1 import payload_pb2 as _payload_pb2
 from romancy.v1 import retry_pb2 as _retry_pb2
+from romancy.v1 import workflow_pb2 as _workflow_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -64,6 +65,12 @@ class Command(_message.Message):
     COMPLETE_WORKFLOW_FIELD_NUMBER: _builtins.int
     FAIL_WORKFLOW_FIELD_NUMBER: _builtins.int
     CANCEL_WORKFLOW_FIELD_NUMBER: _builtins.int
+    CONTINUE_WORKFLOW_FIELD_NUMBER: _builtins.int
+    RECORD_STEP_FIELD_NUMBER: _builtins.int
+    MARK_PATCH_FIELD_NUMBER: _builtins.int
+    ACCEPT_UPDATE_FIELD_NUMBER: _builtins.int
+    REJECT_UPDATE_FIELD_NUMBER: _builtins.int
+    COMPLETE_UPDATE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def schedule_activity(self) -> Global___ScheduleActivity:
         """Run an activity."""
@@ -100,6 +107,30 @@ class Command(_message.Message):
     def cancel_workflow(self) -> Global___CancelWorkflow:
         """The workflow function let a requested cancellation through. The last command of its task."""
 
+    @_builtins.property
+    def continue_workflow(self) -> Global___ContinueWorkflow:
+        """Another run of the same workflow id goes on. The last command of its task."""
+
+    @_builtins.property
+    def record_step(self) -> Global___RecordStep:
+        """Keep what a local step returned."""
+
+    @_builtins.property
+    def mark_patch(self) -> Global___MarkPatch:
+        """Keep that the code runs the changed branch of a patch."""
+
+    @_builtins.property
+    def accept_update(self) -> Global___AcceptUpdate:
+        """Say that an update was found valid and runs."""
+
+    @_builtins.property
+    def reject_update(self) -> Global___RejectUpdate:
+        """Refuse an update."""
+
+    @_builtins.property
+    def complete_update(self) -> Global___CompleteUpdate:
+        """Answer an accepted update."""
+
     def __init__(
         self,
         *,
@@ -112,12 +143,18 @@ class Command(_message.Message):
         complete_workflow: Global___CompleteWorkflow | None = ...,
         fail_workflow: Global___FailWorkflow | None = ...,
         cancel_workflow: Global___CancelWorkflow | None = ...,
+        continue_workflow: Global___ContinueWorkflow | None = ...,
+        record_step: Global___RecordStep | None = ...,
+        mark_patch: Global___MarkPatch | None = ...,
+        accept_update: Global___AcceptUpdate | None = ...,
+        reject_update: Global___RejectUpdate | None = ...,
+        complete_update: Global___CompleteUpdate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_workflow", b"complete_workflow", "fail_workflow", b"fail_workflow", "register_compensation", b"register_compensation", "schedule_activity", b"schedule_activity", "start_timer", b"start_timer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accept_update", b"accept_update", "attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_update", b"complete_update", "complete_workflow", b"complete_workflow", "continue_workflow", b"continue_workflow", "fail_workflow", b"fail_workflow", "mark_patch", b"mark_patch", "record_step", b"record_step", "register_compensation", b"register_compensation", "reject_update", b"reject_update", "schedule_activity", b"schedule_activity", "start_timer", b"start_timer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_workflow", b"complete_workflow", "fail_workflow", b"fail_workflow", "register_compensation", b"register_compensation", "schedule_activity", b"schedule_activity", "start_timer", b"start_timer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_update", b"accept_update", "attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_update", b"complete_update", "complete_workflow", b"complete_workflow", "continue_workflow", b"continue_workflow", "fail_workflow", b"fail_workflow", "mark_patch", b"mark_patch", "record_step", b"record_step", "register_compensation", b"register_compensation", "reject_update", b"reject_update", "schedule_activity", b"schedule_activity", "start_timer", b"start_timer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["schedule_activity", "cancel_activity", "start_timer", "cancel_timer", "register_compensation", "compensate", "complete_workflow", "fail_workflow", "cancel_workflow"]  # noqa: Y015
+    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["schedule_activity", "cancel_activity", "start_timer", "cancel_timer", "register_compensation", "compensate", "complete_workflow", "fail_workflow", "cancel_workflow", "continue_workflow", "record_step", "mark_patch", "accept_update", "reject_update", "complete_update"]  # noqa: Y015
     _WhichOneofArgType_attributes: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_attributes) -> _WhichOneofReturnType_attributes | None: ...
 
@@ -514,3 +551,179 @@ class CancelWorkflow(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelWorkflow: _TypeAlias = CancelWorkflow  # noqa: Y015
+
+@_typing.final
+class ContinueWorkflow(_message.Message):
+    """ContinueWorkflow closes the run as CONTINUED and opens the next run of its workflow id, in one transaction. Signals and
+    updates that no task brought to the code go to the next run; compensations do not.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    UNREAD_SIGNALS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def spec(self) -> _workflow_pb2.WorkflowSpec:
+        """What the next run is started with. Its attributes are ignored: the run's own, as they are by then, go on."""
+
+    @_builtins.property
+    def unread_signals(self) -> _containers.RepeatedCompositeFieldContainer[_workflow_pb2.Signal]:
+        """Signals that were brought to the code and not taken by it, in their order: the next run gets them first."""
+
+    def __init__(
+        self,
+        *,
+        spec: _workflow_pb2.WorkflowSpec | None = ...,
+        unread_signals: _abc.Iterable[_workflow_pb2.Signal] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "unread_signals", b"unread_signals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContinueWorkflow: _TypeAlias = ContinueWorkflow  # noqa: Y015
+
+@_typing.final
+class RecordStep(_message.Message):
+    """RecordStep keeps the outcome of a call that the code made itself. On replay it is not made again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_ID_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    step_id: _builtins.str
+    """`{name}:{n}`, n counting the run's steps of that name from 1. The service refuses any other value."""
+    @_builtins.property
+    def result(self) -> _payload_pb2.Payload:
+        """What it returned."""
+
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """What it raised."""
+
+    def __init__(
+        self,
+        *,
+        step_id: _builtins.str = ...,
+        result: _payload_pb2.Payload | None = ...,
+        failure: _failure_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "result", b"result", "step_id", b"step_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "failure"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___RecordStep: _TypeAlias = RecordStep  # noqa: Y015
+
+@_typing.final
+class MarkPatch(_message.Message):
+    """MarkPatch keeps that this run takes the changed branch of a patch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATCH_ID_FIELD_NUMBER: _builtins.int
+    patch_id: _builtins.str
+    """The name of the patch. 1-255 bytes; once in a run."""
+    def __init__(
+        self,
+        *,
+        patch_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["patch_id", b"patch_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MarkPatch: _TypeAlias = MarkPatch  # noqa: Y015
+
+@_typing.final
+class AcceptUpdate(_message.Message):
+    """AcceptUpdate says that an update was found valid and runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPDATE_ID_FIELD_NUMBER: _builtins.int
+    update_id: _builtins.str
+    """Which one, from `UpdateReceived`."""
+    def __init__(
+        self,
+        *,
+        update_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["update_id", b"update_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptUpdate: _TypeAlias = AcceptUpdate  # noqa: Y015
+
+@_typing.final
+class RejectUpdate(_message.Message):
+    """RejectUpdate refuses an update: it changed nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPDATE_ID_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    update_id: _builtins.str
+    """Which one, from `UpdateReceived`."""
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """Why."""
+
+    def __init__(
+        self,
+        *,
+        update_id: _builtins.str = ...,
+        failure: _failure_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "update_id", b"update_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectUpdate: _TypeAlias = RejectUpdate  # noqa: Y015
+
+@_typing.final
+class CompleteUpdate(_message.Message):
+    """CompleteUpdate answers an accepted update."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPDATE_ID_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    update_id: _builtins.str
+    """Which one, from `UpdateReceived`."""
+    @_builtins.property
+    def result(self) -> _payload_pb2.Payload:
+        """What its handler returned."""
+
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """What its handler raised."""
+
+    def __init__(
+        self,
+        *,
+        update_id: _builtins.str = ...,
+        result: _payload_pb2.Payload | None = ...,
+        failure: _failure_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "result", b"result", "update_id", b"update_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "failure"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___CompleteUpdate: _TypeAlias = CompleteUpdate  # noqa: Y015

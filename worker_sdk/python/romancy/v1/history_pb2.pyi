@@ -134,6 +134,14 @@ class HistoryEvent(_message.Message):
     WORKFLOW_CANCELLED_FIELD_NUMBER: _builtins.int
     WORKFLOW_TERMINATED_FIELD_NUMBER: _builtins.int
     WORKFLOW_TIMED_OUT_FIELD_NUMBER: _builtins.int
+    WORKFLOW_CONTINUED_FIELD_NUMBER: _builtins.int
+    SIGNAL_RECEIVED_FIELD_NUMBER: _builtins.int
+    UPDATE_RECEIVED_FIELD_NUMBER: _builtins.int
+    UPDATE_ACCEPTED_FIELD_NUMBER: _builtins.int
+    UPDATE_REJECTED_FIELD_NUMBER: _builtins.int
+    UPDATE_COMPLETED_FIELD_NUMBER: _builtins.int
+    STEP_RECORDED_FIELD_NUMBER: _builtins.int
+    PATCH_MARKED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.int
     """The number of the event in its run, from 1."""
     seen_event_id: _builtins.int
@@ -242,6 +250,38 @@ class HistoryEvent(_message.Message):
     def workflow_timed_out(self) -> Global___WorkflowTimedOut:
         """Note, and the end. The run took longer than it was allowed and what it did was undone."""
 
+    @_builtins.property
+    def workflow_continued(self) -> Global___WorkflowContinued:
+        """Command, and the end. The next run of the workflow id goes on."""
+
+    @_builtins.property
+    def signal_received(self) -> Global___SignalReceived:
+        """Input. Somebody sent a signal."""
+
+    @_builtins.property
+    def update_received(self) -> Global___UpdateReceived:
+        """Input. Somebody asked for an update."""
+
+    @_builtins.property
+    def update_accepted(self) -> Global___UpdateAccepted:
+        """Command. The update was found valid and runs."""
+
+    @_builtins.property
+    def update_rejected(self) -> Global___UpdateRejected:
+        """Command. The update was refused."""
+
+    @_builtins.property
+    def update_completed(self) -> Global___UpdateCompleted:
+        """Command. The update was answered."""
+
+    @_builtins.property
+    def step_recorded(self) -> Global___StepRecorded:
+        """Command. A local step was made."""
+
+    @_builtins.property
+    def patch_marked(self) -> Global___PatchMarked:
+        """Command. The run takes the changed branch of a patch."""
+
     def __init__(
         self,
         *,
@@ -273,12 +313,20 @@ class HistoryEvent(_message.Message):
         workflow_cancelled: Global___WorkflowCancelled | None = ...,
         workflow_terminated: Global___WorkflowTerminated | None = ...,
         workflow_timed_out: Global___WorkflowTimedOut | None = ...,
+        workflow_continued: Global___WorkflowContinued | None = ...,
+        signal_received: Global___SignalReceived | None = ...,
+        update_received: Global___UpdateReceived | None = ...,
+        update_accepted: Global___UpdateAccepted | None = ...,
+        update_rejected: Global___UpdateRejected | None = ...,
+        update_completed: Global___UpdateCompleted | None = ...,
+        step_recorded: Global___StepRecorded | None = ...,
+        patch_marked: Global___PatchMarked | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "rollback_started", b"rollback_started", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "patch_marked", b"patch_marked", "rollback_started", b"rollback_started", "signal_received", b"signal_received", "step_recorded", b"step_recorded", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "update_accepted", b"update_accepted", "update_completed", b"update_completed", "update_received", b"update_received", "update_rejected", b"update_rejected", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_continued", b"workflow_continued", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "event_id", b"event_id", "rollback_started", b"rollback_started", "seen_event_id", b"seen_event_id", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "event_id", b"event_id", "patch_marked", b"patch_marked", "rollback_started", b"rollback_started", "seen_event_id", b"seen_event_id", "signal_received", b"signal_received", "step_recorded", b"step_recorded", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "update_accepted", b"update_accepted", "update_completed", b"update_completed", "update_received", b"update_received", "update_rejected", b"update_rejected", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_continued", b"workflow_continued", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["workflow_started", "workflow_cancel_requested", "activity_scheduled", "activity_cancel_requested", "activity_attempt_failed", "activity_completed", "activity_failed", "activity_cancelled", "timer_started", "timer_fired", "timer_cancelled", "compensation_registered", "compensate_requested", "compensate_finished", "rollback_started", "compensation_scheduled", "compensation_attempt_failed", "compensation_completed", "compensation_failed", "compensation_resolved", "workflow_completed", "workflow_failed", "workflow_cancelled", "workflow_terminated", "workflow_timed_out"]  # noqa: Y015
+    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["workflow_started", "workflow_cancel_requested", "activity_scheduled", "activity_cancel_requested", "activity_attempt_failed", "activity_completed", "activity_failed", "activity_cancelled", "timer_started", "timer_fired", "timer_cancelled", "compensation_registered", "compensate_requested", "compensate_finished", "rollback_started", "compensation_scheduled", "compensation_attempt_failed", "compensation_completed", "compensation_failed", "compensation_resolved", "workflow_completed", "workflow_failed", "workflow_cancelled", "workflow_terminated", "workflow_timed_out", "workflow_continued", "signal_received", "update_received", "update_accepted", "update_rejected", "update_completed", "step_recorded", "patch_marked"]  # noqa: Y015
     _WhichOneofArgType_attributes: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_attributes) -> _WhichOneofReturnType_attributes | None: ...
 
@@ -292,21 +340,35 @@ class WorkflowStarted(_message.Message):
 
     SPEC_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
+    CONTINUED_FROM_RUN_ID_FIELD_NUMBER: _builtins.int
+    FIRST_RUN_ID_FIELD_NUMBER: _builtins.int
+    EXECUTION_DEADLINE_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     """Who started it, as the client or its credentials named it."""
+    continued_from_run_id: _builtins.str
+    """The run before, which this one continues; empty: this is the first."""
+    first_run_id: _builtins.str
+    """The first run of the chain; empty: this one."""
     @_builtins.property
     def spec(self) -> _workflow_pb2.WorkflowSpec:
         """Everything that the run was started with."""
+
+    @_builtins.property
+    def execution_deadline(self) -> _timestamp_pb2.Timestamp:
+        """When the workflow must be over, through all its runs; not set: no limit."""
 
     def __init__(
         self,
         *,
         spec: _workflow_pb2.WorkflowSpec | None = ...,
         identity: _builtins.str = ...,
+        continued_from_run_id: _builtins.str = ...,
+        first_run_id: _builtins.str = ...,
+        execution_deadline: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["execution_deadline", b"execution_deadline", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["continued_from_run_id", b"continued_from_run_id", "execution_deadline", b"execution_deadline", "first_run_id", b"first_run_id", "identity", b"identity", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -998,3 +1060,225 @@ class WorkflowTimedOut(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkflowTimedOut: _TypeAlias = WorkflowTimedOut  # noqa: Y015
+
+@_typing.final
+class WorkflowContinued(_message.Message):
+    """WorkflowContinued records the command `ContinueWorkflow`, and closes the run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEW_RUN_ID_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    new_run_id: _builtins.str
+    """The run that goes on."""
+    @_builtins.property
+    def spec(self) -> _workflow_pb2.WorkflowSpec:
+        """What it was started with."""
+
+    def __init__(
+        self,
+        *,
+        new_run_id: _builtins.str = ...,
+        spec: _workflow_pb2.WorkflowSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["new_run_id", b"new_run_id", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkflowContinued: _TypeAlias = WorkflowContinued  # noqa: Y015
+
+@_typing.final
+class SignalReceived(_message.Message):
+    """SignalReceived is delivered to the code's handler of that name, or kept until there is one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def signal(self) -> _workflow_pb2.Signal:
+        """What was sent."""
+
+    def __init__(
+        self,
+        *,
+        signal: _workflow_pb2.Signal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["signal", b"signal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["signal", b"signal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalReceived: _TypeAlias = SignalReceived  # noqa: Y015
+
+@_typing.final
+class UpdateReceived(_message.Message):
+    """UpdateReceived is delivered to the code's handler of that name. The code answers by `UpdateRejected`, or by
+    `UpdateAccepted` and later `UpdateCompleted`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPDATE_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    update_id: _builtins.str
+    """The request id of the call."""
+    name: _builtins.str
+    """The name of a handler."""
+    identity: _builtins.str
+    """Who asked, as the client or its credentials named it."""
+    @_builtins.property
+    def arguments(self) -> _containers.RepeatedCompositeFieldContainer[_payload_pb2.Payload]:
+        """Arguments of the handler by position."""
+
+    def __init__(
+        self,
+        *,
+        update_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        arguments: _abc.Iterable[_payload_pb2.Payload] | None = ...,
+        identity: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "identity", b"identity", "name", b"name", "update_id", b"update_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateReceived: _TypeAlias = UpdateReceived  # noqa: Y015
+
+@_typing.final
+class UpdateAccepted(_message.Message):
+    """UpdateAccepted records the command `AcceptUpdate`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPDATE_ID_FIELD_NUMBER: _builtins.int
+    update_id: _builtins.str
+    """Which one."""
+    def __init__(
+        self,
+        *,
+        update_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["update_id", b"update_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateAccepted: _TypeAlias = UpdateAccepted  # noqa: Y015
+
+@_typing.final
+class UpdateRejected(_message.Message):
+    """UpdateRejected records the command `RejectUpdate`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPDATE_ID_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    update_id: _builtins.str
+    """Which one."""
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """Why."""
+
+    def __init__(
+        self,
+        *,
+        update_id: _builtins.str = ...,
+        failure: _failure_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "update_id", b"update_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateRejected: _TypeAlias = UpdateRejected  # noqa: Y015
+
+@_typing.final
+class UpdateCompleted(_message.Message):
+    """UpdateCompleted records the command `CompleteUpdate`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPDATE_ID_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    update_id: _builtins.str
+    """Which one."""
+    @_builtins.property
+    def result(self) -> _payload_pb2.Payload:
+        """What its handler returned."""
+
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """What its handler raised."""
+
+    def __init__(
+        self,
+        *,
+        update_id: _builtins.str = ...,
+        result: _payload_pb2.Payload | None = ...,
+        failure: _failure_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "result", b"result", "update_id", b"update_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "failure"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___UpdateCompleted: _TypeAlias = UpdateCompleted  # noqa: Y015
+
+@_typing.final
+class StepRecorded(_message.Message):
+    """StepRecorded records the command `RecordStep`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def command(self) -> _command_pb2.RecordStep:
+        """The command as it was issued."""
+
+    def __init__(
+        self,
+        *,
+        command: _command_pb2.RecordStep | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepRecorded: _TypeAlias = StepRecorded  # noqa: Y015
+
+@_typing.final
+class PatchMarked(_message.Message):
+    """PatchMarked records the command `MarkPatch`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATCH_ID_FIELD_NUMBER: _builtins.int
+    patch_id: _builtins.str
+    """Which one."""
+    def __init__(
+        self,
+        *,
+        patch_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["patch_id", b"patch_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PatchMarked: _TypeAlias = PatchMarked  # noqa: Y015

@@ -102,6 +102,7 @@ class ConnectRequest(_message.Message):
     GOODBYE_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    QUERY_ANSWERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """Only in the first frame of a stream, and alone."""
@@ -138,6 +139,10 @@ class ConnectRequest(_message.Message):
     def chunk(self) -> Global___Chunk:
         """A piece of a larger frame."""
 
+    @_builtins.property
+    def query_answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___QueryAnswer]:
+        """Answers to queries. Not acknowledged."""
+
     def __init__(
         self,
         *,
@@ -150,10 +155,11 @@ class ConnectRequest(_message.Message):
         goodbye: Global___Goodbye | None = ...,
         drain: Global___Drain | None = ...,
         chunk: Global___Chunk | None = ...,
+        query_answers: _abc.Iterable[Global___QueryAnswer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "drain", b"drain", "goodbye", b"goodbye", "hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_completions", b"activity_completions", "activity_heartbeats", b"activity_heartbeats", "chunk", b"chunk", "drain", b"drain", "forgotten_runs", b"forgotten_runs", "goodbye", b"goodbye", "hello", b"hello", "returned_tasks", b"returned_tasks", "workflow_task_completions", b"workflow_task_completions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_completions", b"activity_completions", "activity_heartbeats", b"activity_heartbeats", "chunk", b"chunk", "drain", b"drain", "forgotten_runs", b"forgotten_runs", "goodbye", b"goodbye", "hello", b"hello", "query_answers", b"query_answers", "returned_tasks", b"returned_tasks", "workflow_task_completions", b"workflow_task_completions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -173,6 +179,7 @@ class ConnectResponse(_message.Message):
     DRAIN_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    QUERIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """Only in the first frame of a stream."""
@@ -207,6 +214,10 @@ class ConnectResponse(_message.Message):
     def time(self) -> _timestamp_pb2.Timestamp:
         """The service's clock when the frame was written."""
 
+    @_builtins.property
+    def queries(self) -> _containers.RepeatedCompositeFieldContainer[Global___QueryTask]:
+        """Questions to runs' code. They take no slot."""
+
     def __init__(
         self,
         *,
@@ -218,10 +229,11 @@ class ConnectResponse(_message.Message):
         drain: Global___Drain | None = ...,
         chunk: Global___Chunk | None = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        queries: _abc.Iterable[Global___QueryTask] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "drain", b"drain", "time", b"time", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgements", b"acknowledgements", "activity_tasks", b"activity_tasks", "cancellations", b"cancellations", "chunk", b"chunk", "drain", b"drain", "time", b"time", "welcome", b"welcome", "workflow_tasks", b"workflow_tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgements", b"acknowledgements", "activity_tasks", b"activity_tasks", "cancellations", b"cancellations", "chunk", b"chunk", "drain", b"drain", "queries", b"queries", "time", b"time", "welcome", b"welcome", "workflow_tasks", b"workflow_tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -949,3 +961,105 @@ class Rejection(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Rejection: _TypeAlias = Rejection  # noqa: Y015
+
+@_typing.final
+class QueryTask(_message.Message):
+    """QueryTask asks a run's code a question. Nothing that the code does while it answers may ask for anything."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERY_ID_FIELD_NUMBER: _builtins.int
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    WORKFLOW_TYPE_FIELD_NUMBER: _builtins.int
+    AFTER_EVENT_ID_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    query_id: _builtins.str
+    """Names the question in its answer."""
+    workflow_id: _builtins.str
+    """The run."""
+    run_id: _builtins.str
+    """The run."""
+    workflow_type: _builtins.str
+    """The run's type."""
+    after_event_id: _builtins.int
+    """0: `events` are all that the code has seen. Else: the worker is taken to hold the run as the acknowledgement left it
+    that told this number; one that does not answers `miss`.
+    """
+    more: _builtins.bool
+    """True when more messages with this id follow; the question is asked with the last one."""
+    name: _builtins.str
+    """The name of a handler."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_history_pb2.HistoryEvent]:
+        """What the code has seen, in replay order."""
+
+    @_builtins.property
+    def arguments(self) -> _containers.RepeatedCompositeFieldContainer[_payload_pb2.Payload]:
+        """Arguments of the handler by position."""
+
+    def __init__(
+        self,
+        *,
+        query_id: _builtins.str = ...,
+        workflow_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        workflow_type: _builtins.str = ...,
+        after_event_id: _builtins.int = ...,
+        events: _abc.Iterable[_history_pb2.HistoryEvent] | None = ...,
+        more: _builtins.bool = ...,
+        name: _builtins.str = ...,
+        arguments: _abc.Iterable[_payload_pb2.Payload] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_event_id", b"after_event_id", "arguments", b"arguments", "events", b"events", "more", b"more", "name", b"name", "query_id", b"query_id", "run_id", b"run_id", "workflow_id", b"workflow_id", "workflow_type", b"workflow_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryTask: _TypeAlias = QueryTask  # noqa: Y015
+
+@_typing.final
+class QueryAnswer(_message.Message):
+    """QueryAnswer answers a query."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERY_ID_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    MISS_FIELD_NUMBER: _builtins.int
+    query_id: _builtins.str
+    """From the query."""
+    @_builtins.property
+    def result(self) -> _payload_pb2.Payload:
+        """What the handler returned."""
+
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """What the handler raised, or why the code could not be brought to answer."""
+
+    @_builtins.property
+    def miss(self) -> Global___WorkflowTaskMiss:
+        """The worker does not hold the run: send everything, with the same id."""
+
+    def __init__(
+        self,
+        *,
+        query_id: _builtins.str = ...,
+        result: _payload_pb2.Payload | None = ...,
+        failure: _failure_pb2.Failure | None = ...,
+        miss: Global___WorkflowTaskMiss | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "miss", b"miss", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "miss", b"miss", "outcome", b"outcome", "query_id", b"query_id", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "failure", "miss"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___QueryAnswer: _TypeAlias = QueryAnswer  # noqa: Y015

@@ -28,7 +28,7 @@ from romancy.v1 import failure_pb2 as romancy_dot_v1_dot_failure__pb2
 from romancy.v1 import payload_pb2 as romancy_dot_v1_dot_payload__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19romancy/v1/workflow.proto\x12\nromancy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18romancy/v1/failure.proto\x1a\x18romancy/v1/payload.proto\"\x9e\x04\n\x0cWorkflowSpec\x12\x15\n\rworkflow_type\x18\x01 \x01(\t\x12\x12\n\ntask_queue\x18\x02 \x01(\t\x12&\n\targuments\x18\x03 \x03(\x0b\x32\x13.romancy.v1.Payload\x12.\n\x0brun_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x36\n\x07headers\x18\x06 \x03(\x0b\x32%.romancy.v1.WorkflowSpec.HeadersEntry\x12\x30\n\x04memo\x18\x07 \x03(\x0b\x32\".romancy.v1.WorkflowSpec.MemoEntry\x12<\n\nattributes\x18\x08 \x03(\x0b\x32(.romancy.v1.WorkflowSpec.AttributesEntry\x12\x10\n\x08\x62uild_id\x18\t \x01(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a@\n\tMemoEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.romancy.v1.Payload:\x02\x38\x01\x1aM\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.AttributeValue:\x02\x38\x01\"\x8a\x01\n\x0e\x41ttributeValue\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x11\n\x07integer\x18\x02 \x01(\x03H\x00\x12\x10\n\x06number\x18\x03 \x01(\x01H\x00\x12\x0e\n\x04\x66lag\x18\x04 \x01(\x08H\x00\x12*\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x42\x07\n\x05value\"\x97\x01\n\x0fWorkflowOutcome\x12*\n\x06status\x18\x01 \x01(\x0e\x32\x1a.romancy.v1.WorkflowStatus\x12%\n\x06result\x18\x02 \x01(\x0b\x32\x13.romancy.v1.PayloadH\x00\x12&\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.romancy.v1.FailureH\x00\x42\t\n\x07outcome\"\xa7\x04\n\x0cWorkflowInfo\x12\x13\n\x0bworkflow_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x15\n\rworkflow_type\x18\x03 \x01(\t\x12\x12\n\ntask_queue\x18\x04 \x01(\t\x12*\n\x06status\x18\x05 \x01(\x0e\x32\x1a.romancy.v1.WorkflowStatus\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nclose_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0ehistory_length\x18\x08 \x01(\x03\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x10\n\x08\x62uild_id\x18\n \x01(\t\x12\x30\n\x04memo\x18\x0b \x03(\x0b\x32\".romancy.v1.WorkflowInfo.MemoEntry\x12<\n\nattributes\x18\x0c \x03(\x0b\x32(.romancy.v1.WorkflowInfo.AttributesEntry\x1a@\n\tMemoEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.romancy.v1.Payload:\x02\x38\x01\x1aM\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.AttributeValue:\x02\x38\x01\"\x94\x03\n\x0fPendingActivity\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\x12\x15\n\ractivity_type\x18\x02 \x01(\t\x12\x12\n\ntask_queue\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12,\n\x08\x64ue_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tworker_id\x18\x06 \x01(\t\x12\x30\n\x0cstarted_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x11heartbeat_details\x18\x08 \x01(\x0b\x32\x13.romancy.v1.Payload\x12\x32\n\x0eheartbeat_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x0clast_failure\x18\n \x01(\x0b\x32\x13.romancy.v1.Failure\x12\x18\n\x10\x63\x61ncel_requested\x18\x0b \x01(\x08\x12\x14\n\x0c\x63ompensation\x18\x0c \x01(\x08\"O\n\x0cPendingTimer\x12\x10\n\x08timer_id\x18\x01 \x01(\t\x12-\n\tfire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x92\x01\n\x13PendingWorkflowTask\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12,\n\x08\x64ue_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tworker_id\x18\x03 \x01(\t\x12)\n\x0clast_failure\x18\x04 \x01(\x0b\x32\x13.romancy.v1.Failure*\xa8\x02\n\x0eWorkflowStatus\x12\x1f\n\x1bWORKFLOW_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17WORKFLOW_STATUS_RUNNING\x10\x01\x12 \n\x1cWORKFLOW_STATUS_COMPENSATING\x10\x02\x12\x1d\n\x19WORKFLOW_STATUS_COMPLETED\x10\x03\x12\x1a\n\x16WORKFLOW_STATUS_FAILED\x10\x04\x12\x1d\n\x19WORKFLOW_STATUS_CANCELLED\x10\x05\x12\x1e\n\x1aWORKFLOW_STATUS_TERMINATED\x10\x06\x12\x1d\n\x19WORKFLOW_STATUS_TIMED_OUT\x10\x07\x12\x1d\n\x19WORKFLOW_STATUS_CONTINUED\x10\x08\x42P\n\rio.romancy.v1P\x01Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19romancy/v1/workflow.proto\x12\nromancy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18romancy/v1/failure.proto\x1a\x18romancy/v1/payload.proto\"\x84\x05\n\x0cWorkflowSpec\x12\x15\n\rworkflow_type\x18\x01 \x01(\t\x12\x12\n\ntask_queue\x18\x02 \x01(\t\x12&\n\targuments\x18\x03 \x03(\x0b\x32\x13.romancy.v1.Payload\x12.\n\x0brun_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x36\n\x07headers\x18\x06 \x03(\x0b\x32%.romancy.v1.WorkflowSpec.HeadersEntry\x12\x30\n\x04memo\x18\x07 \x03(\x0b\x32\".romancy.v1.WorkflowSpec.MemoEntry\x12<\n\nattributes\x18\x08 \x03(\x0b\x32(.romancy.v1.WorkflowSpec.AttributesEntry\x12\x10\n\x08\x62uild_id\x18\t \x01(\t\x12\x34\n\x11\x65xecution_timeout\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bstart_delay\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a@\n\tMemoEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.romancy.v1.Payload:\x02\x38\x01\x1aM\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.AttributeValue:\x02\x38\x01\"P\n\x06Signal\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\targuments\x18\x02 \x03(\x0b\x32\x13.romancy.v1.Payload\x12\x10\n\x08identity\x18\x03 \x01(\t\"\x8a\x01\n\x0e\x41ttributeValue\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x11\n\x07integer\x18\x02 \x01(\x03H\x00\x12\x10\n\x06number\x18\x03 \x01(\x01H\x00\x12\x0e\n\x04\x66lag\x18\x04 \x01(\x08H\x00\x12*\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x42\x07\n\x05value\"\xb1\x01\n\x0fWorkflowOutcome\x12*\n\x06status\x18\x01 \x01(\x0e\x32\x1a.romancy.v1.WorkflowStatus\x12%\n\x06result\x18\x02 \x01(\x0b\x32\x13.romancy.v1.PayloadH\x00\x12&\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.romancy.v1.FailureH\x00\x12\x18\n\x10\x63ontinued_run_id\x18\x04 \x01(\tB\t\n\x07outcome\"\xa7\x04\n\x0cWorkflowInfo\x12\x13\n\x0bworkflow_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x15\n\rworkflow_type\x18\x03 \x01(\t\x12\x12\n\ntask_queue\x18\x04 \x01(\t\x12*\n\x06status\x18\x05 \x01(\x0e\x32\x1a.romancy.v1.WorkflowStatus\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nclose_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0ehistory_length\x18\x08 \x01(\x03\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x10\n\x08\x62uild_id\x18\n \x01(\t\x12\x30\n\x04memo\x18\x0b \x03(\x0b\x32\".romancy.v1.WorkflowInfo.MemoEntry\x12<\n\nattributes\x18\x0c \x03(\x0b\x32(.romancy.v1.WorkflowInfo.AttributesEntry\x1a@\n\tMemoEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.romancy.v1.Payload:\x02\x38\x01\x1aM\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.AttributeValue:\x02\x38\x01\"\x94\x03\n\x0fPendingActivity\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\x12\x15\n\ractivity_type\x18\x02 \x01(\t\x12\x12\n\ntask_queue\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12,\n\x08\x64ue_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tworker_id\x18\x06 \x01(\t\x12\x30\n\x0cstarted_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x11heartbeat_details\x18\x08 \x01(\x0b\x32\x13.romancy.v1.Payload\x12\x32\n\x0eheartbeat_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x0clast_failure\x18\n \x01(\x0b\x32\x13.romancy.v1.Failure\x12\x18\n\x10\x63\x61ncel_requested\x18\x0b \x01(\x08\x12\x14\n\x0c\x63ompensation\x18\x0c \x01(\x08\"O\n\x0cPendingTimer\x12\x10\n\x08timer_id\x18\x01 \x01(\t\x12-\n\tfire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x92\x01\n\x13PendingWorkflowTask\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12,\n\x08\x64ue_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tworker_id\x18\x03 \x01(\t\x12)\n\x0clast_failure\x18\x04 \x01(\x0b\x32\x13.romancy.v1.Failure*\xa8\x02\n\x0eWorkflowStatus\x12\x1f\n\x1bWORKFLOW_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17WORKFLOW_STATUS_RUNNING\x10\x01\x12 \n\x1cWORKFLOW_STATUS_COMPENSATING\x10\x02\x12\x1d\n\x19WORKFLOW_STATUS_COMPLETED\x10\x03\x12\x1a\n\x16WORKFLOW_STATUS_FAILED\x10\x04\x12\x1d\n\x19WORKFLOW_STATUS_CANCELLED\x10\x05\x12\x1e\n\x1aWORKFLOW_STATUS_TERMINATED\x10\x06\x12\x1d\n\x19WORKFLOW_STATUS_TIMED_OUT\x10\x07\x12\x1d\n\x19WORKFLOW_STATUS_CONTINUED\x10\x08\x42P\n\rio.romancy.v1P\x01Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,30 +46,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKFLOWINFO_MEMOENTRY']._serialized_options = b'8\001'
   _globals['_WORKFLOWINFO_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_WORKFLOWINFO_ATTRIBUTESENTRY']._serialized_options = b'8\001'
-  _globals['_WORKFLOWSTATUS']._serialized_start=2190
-  _globals['_WORKFLOWSTATUS']._serialized_end=2486
+  _globals['_WORKFLOWSTATUS']._serialized_start=2400
+  _globals['_WORKFLOWSTATUS']._serialized_end=2696
   _globals['_WORKFLOWSPEC']._serialized_start=159
-  _globals['_WORKFLOWSPEC']._serialized_end=701
-  _globals['_WORKFLOWSPEC_HEADERSENTRY']._serialized_start=510
-  _globals['_WORKFLOWSPEC_HEADERSENTRY']._serialized_end=556
-  _globals['_WORKFLOWSPEC_MEMOENTRY']._serialized_start=558
-  _globals['_WORKFLOWSPEC_MEMOENTRY']._serialized_end=622
-  _globals['_WORKFLOWSPEC_ATTRIBUTESENTRY']._serialized_start=624
-  _globals['_WORKFLOWSPEC_ATTRIBUTESENTRY']._serialized_end=701
-  _globals['_ATTRIBUTEVALUE']._serialized_start=704
-  _globals['_ATTRIBUTEVALUE']._serialized_end=842
-  _globals['_WORKFLOWOUTCOME']._serialized_start=845
-  _globals['_WORKFLOWOUTCOME']._serialized_end=996
-  _globals['_WORKFLOWINFO']._serialized_start=999
-  _globals['_WORKFLOWINFO']._serialized_end=1550
-  _globals['_WORKFLOWINFO_MEMOENTRY']._serialized_start=558
-  _globals['_WORKFLOWINFO_MEMOENTRY']._serialized_end=622
-  _globals['_WORKFLOWINFO_ATTRIBUTESENTRY']._serialized_start=624
-  _globals['_WORKFLOWINFO_ATTRIBUTESENTRY']._serialized_end=701
-  _globals['_PENDINGACTIVITY']._serialized_start=1553
-  _globals['_PENDINGACTIVITY']._serialized_end=1957
-  _globals['_PENDINGTIMER']._serialized_start=1959
-  _globals['_PENDINGTIMER']._serialized_end=2038
-  _globals['_PENDINGWORKFLOWTASK']._serialized_start=2041
-  _globals['_PENDINGWORKFLOWTASK']._serialized_end=2187
+  _globals['_WORKFLOWSPEC']._serialized_end=803
+  _globals['_WORKFLOWSPEC_HEADERSENTRY']._serialized_start=612
+  _globals['_WORKFLOWSPEC_HEADERSENTRY']._serialized_end=658
+  _globals['_WORKFLOWSPEC_MEMOENTRY']._serialized_start=660
+  _globals['_WORKFLOWSPEC_MEMOENTRY']._serialized_end=724
+  _globals['_WORKFLOWSPEC_ATTRIBUTESENTRY']._serialized_start=726
+  _globals['_WORKFLOWSPEC_ATTRIBUTESENTRY']._serialized_end=803
+  _globals['_SIGNAL']._serialized_start=805
+  _globals['_SIGNAL']._serialized_end=885
+  _globals['_ATTRIBUTEVALUE']._serialized_start=888
+  _globals['_ATTRIBUTEVALUE']._serialized_end=1026
+  _globals['_WORKFLOWOUTCOME']._serialized_start=1029
+  _globals['_WORKFLOWOUTCOME']._serialized_end=1206
+  _globals['_WORKFLOWINFO']._serialized_start=1209
+  _globals['_WORKFLOWINFO']._serialized_end=1760
+  _globals['_WORKFLOWINFO_MEMOENTRY']._serialized_start=660
+  _globals['_WORKFLOWINFO_MEMOENTRY']._serialized_end=724
+  _globals['_WORKFLOWINFO_ATTRIBUTESENTRY']._serialized_start=726
+  _globals['_WORKFLOWINFO_ATTRIBUTESENTRY']._serialized_end=803
+  _globals['_PENDINGACTIVITY']._serialized_start=1763
+  _globals['_PENDINGACTIVITY']._serialized_end=2167
+  _globals['_PENDINGTIMER']._serialized_start=2169
+  _globals['_PENDINGTIMER']._serialized_end=2248
+  _globals['_PENDINGWORKFLOWTASK']._serialized_start=2251
+  _globals['_PENDINGWORKFLOWTASK']._serialized_end=2397
 # @@protoc_insertion_point(module_scope)

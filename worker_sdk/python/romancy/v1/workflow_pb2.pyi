@@ -148,6 +148,8 @@ class WorkflowSpec(_message.Message):
     MEMO_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     BUILD_ID_FIELD_NUMBER: _builtins.int
+    EXECUTION_TIMEOUT_FIELD_NUMBER: _builtins.int
+    START_DELAY_FIELD_NUMBER: _builtins.int
     workflow_type: _builtins.str
     """The registered name of the workflow. 1-255 bytes."""
     task_queue: _builtins.str
@@ -176,6 +178,16 @@ class WorkflowSpec(_message.Message):
     def attributes(self) -> _containers.MessageMap[_builtins.str, Global___AttributeValue]:
         """Typed values that lists can be filtered on. At most 32 keys and 16 KiB."""
 
+    @_builtins.property
+    def execution_timeout(self) -> _duration_pb2.Duration:
+        """Longest time from the start of the first run of a workflow to the beginning of the rollback of its last one, through
+        all that continue it; not set: no limit.
+        """
+
+    @_builtins.property
+    def start_delay(self) -> _duration_pb2.Duration:
+        """The code runs so long after the start at the earliest; not set: at once. Timeouts count from then on."""
+
     def __init__(
         self,
         *,
@@ -188,14 +200,48 @@ class WorkflowSpec(_message.Message):
         memo: _abc.Mapping[_builtins.str, _payload_pb2.Payload] | None = ...,
         attributes: _abc.Mapping[_builtins.str, Global___AttributeValue] | None = ...,
         build_id: _builtins.str = ...,
+        execution_timeout: _duration_pb2.Duration | None = ...,
+        start_delay: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["run_timeout", b"run_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["execution_timeout", b"execution_timeout", "run_timeout", b"run_timeout", "start_delay", b"start_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "attributes", b"attributes", "build_id", b"build_id", "headers", b"headers", "memo", b"memo", "priority", b"priority", "run_timeout", b"run_timeout", "task_queue", b"task_queue", "workflow_type", b"workflow_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "attributes", b"attributes", "build_id", b"build_id", "execution_timeout", b"execution_timeout", "headers", b"headers", "memo", b"memo", "priority", b"priority", "run_timeout", b"run_timeout", "start_delay", b"start_delay", "task_queue", b"task_queue", "workflow_type", b"workflow_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkflowSpec: _TypeAlias = WorkflowSpec  # noqa: Y015
+
+@_typing.final
+class Signal(_message.Message):
+    """Signal is a message for a run's code."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What it is about: the name of a handler. 1-255 bytes."""
+    identity: _builtins.str
+    """Who sent it, as the sender or its credentials named it."""
+    @_builtins.property
+    def arguments(self) -> _containers.RepeatedCompositeFieldContainer[_payload_pb2.Payload]:
+        """Arguments of the handler by position."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        arguments: _abc.Iterable[_payload_pb2.Payload] | None = ...,
+        identity: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "identity", b"identity", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Signal: _TypeAlias = Signal  # noqa: Y015
 
 @_typing.final
 class AttributeValue(_message.Message):
@@ -248,15 +294,18 @@ class WorkflowOutcome(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    CONTINUED_RUN_ID_FIELD_NUMBER: _builtins.int
     status: Global___WorkflowStatus.ValueType
     """The run's status."""
+    continued_run_id: _builtins.str
+    """The run that goes on (CONTINUED)."""
     @_builtins.property
     def result(self) -> _payload_pb2.Payload:
         """What the workflow function returned (COMPLETED)."""
 
     @_builtins.property
     def failure(self) -> _failure_pb2.Failure:
-        """Why there is no result (every other status)."""
+        """Why there is no result (every other status but CONTINUED)."""
 
     def __init__(
         self,
@@ -264,10 +313,11 @@ class WorkflowOutcome(_message.Message):
         status: Global___WorkflowStatus.ValueType = ...,
         result: _payload_pb2.Payload | None = ...,
         failure: _failure_pb2.Failure | None = ...,
+        continued_run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "result", b"result", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["continued_run_id", b"continued_run_id", "failure", b"failure", "outcome", b"outcome", "result", b"result", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "failure"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015

@@ -10,7 +10,9 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from romancy.v1 import failure_pb2 as _failure_pb2
 from romancy.v1 import history_pb2 as _history_pb2
+from romancy.v1 import payload_pb2 as _payload_pb2
 from romancy.v1 import workflow_pb2 as _workflow_pb2
 import builtins as _builtins
 import sys
@@ -78,6 +80,34 @@ ID_CONFLICT_POLICY_USE_EXISTING: IdConflictPolicy.ValueType  # 2
 ID_CONFLICT_POLICY_TERMINATE_EXISTING: IdConflictPolicy.ValueType  # 3
 """Terminate the open run and start the new one, in one transaction."""
 Global___IdConflictPolicy: _TypeAlias = IdConflictPolicy  # noqa: Y015
+
+class _UpdateStage:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UpdateStageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UpdateStage.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UPDATE_STAGE_UNSPECIFIED: _UpdateStage.ValueType  # 0
+    """The same as UPDATE_STAGE_COMPLETED."""
+    UPDATE_STAGE_RECEIVED: _UpdateStage.ValueType  # 1
+    """It is recorded."""
+    UPDATE_STAGE_ACCEPTED: _UpdateStage.ValueType  # 2
+    """The code found it valid and runs it."""
+    UPDATE_STAGE_COMPLETED: _UpdateStage.ValueType  # 3
+    """It was answered, or refused."""
+
+class UpdateStage(_UpdateStage, metaclass=_UpdateStageEnumTypeWrapper):
+    """UpdateStage is how far an update got."""
+
+UPDATE_STAGE_UNSPECIFIED: UpdateStage.ValueType  # 0
+"""The same as UPDATE_STAGE_COMPLETED."""
+UPDATE_STAGE_RECEIVED: UpdateStage.ValueType  # 1
+"""It is recorded."""
+UPDATE_STAGE_ACCEPTED: UpdateStage.ValueType  # 2
+"""The code found it valid and runs it."""
+UPDATE_STAGE_COMPLETED: UpdateStage.ValueType  # 3
+"""It was answered, or refused."""
+Global___UpdateStage: _TypeAlias = UpdateStage  # noqa: Y015
 
 @_typing.final
 class StartWorkflowRequest(_message.Message):
@@ -1056,3 +1086,299 @@ class ResolveCompensationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResolveCompensationResponse: _TypeAlias = ResolveCompensationResponse  # noqa: Y015
+
+@_typing.final
+class SignalWorkflowRequest(_message.Message):
+    """SignalWorkflowRequest names the run and what it is told."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Makes the call safe to repeat."""
+    identity: _builtins.str
+    """Who sends it; ignored where credentials tell."""
+    @_builtins.property
+    def workflow(self) -> Global___WorkflowRef:
+        """Which run."""
+
+    @_builtins.property
+    def signal(self) -> _workflow_pb2.Signal:
+        """What is sent; its `identity` is ignored."""
+
+    def __init__(
+        self,
+        *,
+        workflow: Global___WorkflowRef | None = ...,
+        signal: _workflow_pb2.Signal | None = ...,
+        request_id: _builtins.str = ...,
+        identity: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["signal", b"signal", "workflow", b"workflow"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "request_id", b"request_id", "signal", b"signal", "workflow", b"workflow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalWorkflowRequest: _TypeAlias = SignalWorkflowRequest  # noqa: Y015
+
+@_typing.final
+class SignalWorkflowResponse(_message.Message):
+    """SignalWorkflowResponse confirms that the signal is recorded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalWorkflowResponse: _TypeAlias = SignalWorkflowResponse  # noqa: Y015
+
+@_typing.final
+class SignalWithStartRequest(_message.Message):
+    """SignalWithStartRequest says what is to run, and what it is told."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def start(self) -> Global___StartWorkflowRequest:
+        """The start; its `request_id` is the call's, its `id_conflict_policy` and `wait` are ignored."""
+
+    @_builtins.property
+    def signal(self) -> _workflow_pb2.Signal:
+        """What is sent; its `identity` is ignored."""
+
+    def __init__(
+        self,
+        *,
+        start: Global___StartWorkflowRequest | None = ...,
+        signal: _workflow_pb2.Signal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["signal", b"signal", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["signal", b"signal", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalWithStartRequest: _TypeAlias = SignalWithStartRequest  # noqa: Y015
+
+@_typing.final
+class SignalWithStartResponse(_message.Message):
+    """SignalWithStartResponse names the run that got the signal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    STARTED_FIELD_NUMBER: _builtins.int
+    workflow_id: _builtins.str
+    """The name of the workflow."""
+    run_id: _builtins.str
+    """The run."""
+    started: _builtins.bool
+    """False when the run was there already."""
+    def __init__(
+        self,
+        *,
+        workflow_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        started: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id", "started", b"started", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalWithStartResponse: _TypeAlias = SignalWithStartResponse  # noqa: Y015
+
+@_typing.final
+class UpdateWorkflowRequest(_message.Message):
+    """UpdateWorkflowRequest names the run and what is asked of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name of a handler. 1-255 bytes."""
+    request_id: _builtins.str
+    """Names the update, and makes the call safe to repeat."""
+    wait_for: Global___UpdateStage.ValueType
+    """Answer as soon as this stage is reached."""
+    identity: _builtins.str
+    """Who asks; ignored where credentials tell."""
+    @_builtins.property
+    def workflow(self) -> Global___WorkflowRef:
+        """Which run."""
+
+    @_builtins.property
+    def arguments(self) -> _containers.RepeatedCompositeFieldContainer[_payload_pb2.Payload]:
+        """Arguments of the handler by position."""
+
+    @_builtins.property
+    def wait(self) -> _duration_pb2.Duration:
+        """How long to wait for it before answering; not set, or more: 60 s."""
+
+    def __init__(
+        self,
+        *,
+        workflow: Global___WorkflowRef | None = ...,
+        name: _builtins.str = ...,
+        arguments: _abc.Iterable[_payload_pb2.Payload] | None = ...,
+        request_id: _builtins.str = ...,
+        wait_for: Global___UpdateStage.ValueType = ...,
+        wait: _duration_pb2.Duration | None = ...,
+        identity: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wait", b"wait", "workflow", b"workflow"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "identity", b"identity", "name", b"name", "request_id", b"request_id", "wait", b"wait", "wait_for", b"wait_for", "workflow", b"workflow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateWorkflowRequest: _TypeAlias = UpdateWorkflowRequest  # noqa: Y015
+
+@_typing.final
+class UpdateWorkflowResponse(_message.Message):
+    """UpdateWorkflowResponse says how far the update got."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    UPDATE_ID_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    REJECTED_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run."""
+    update_id: _builtins.str
+    """The request id."""
+    stage: Global___UpdateStage.ValueType
+    """How far it got within `wait`."""
+    rejected: _builtins.bool
+    """True when it was refused: it changed nothing."""
+    @_builtins.property
+    def result(self) -> _payload_pb2.Payload:
+        """What the handler returned."""
+
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """What the handler raised, or why it was refused."""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        update_id: _builtins.str = ...,
+        stage: Global___UpdateStage.ValueType = ...,
+        result: _payload_pb2.Payload | None = ...,
+        failure: _failure_pb2.Failure | None = ...,
+        rejected: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "rejected", b"rejected", "result", b"result", "run_id", b"run_id", "stage", b"stage", "update_id", b"update_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "failure"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___UpdateWorkflowResponse: _TypeAlias = UpdateWorkflowResponse  # noqa: Y015
+
+@_typing.final
+class QueryWorkflowRequest(_message.Message):
+    """QueryWorkflowRequest names the run and what is asked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name of a handler. 1-255 bytes."""
+    @_builtins.property
+    def workflow(self) -> Global___WorkflowRef:
+        """Which run."""
+
+    @_builtins.property
+    def arguments(self) -> _containers.RepeatedCompositeFieldContainer[_payload_pb2.Payload]:
+        """Arguments of the handler by position."""
+
+    @_builtins.property
+    def wait(self) -> _duration_pb2.Duration:
+        """How long to wait for the answer; not set: 10 s. At most 60 s."""
+
+    def __init__(
+        self,
+        *,
+        workflow: Global___WorkflowRef | None = ...,
+        name: _builtins.str = ...,
+        arguments: _abc.Iterable[_payload_pb2.Payload] | None = ...,
+        wait: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wait", b"wait", "workflow", b"workflow"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "name", b"name", "wait", b"wait", "workflow", b"workflow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryWorkflowRequest: _TypeAlias = QueryWorkflowRequest  # noqa: Y015
+
+@_typing.final
+class QueryWorkflowResponse(_message.Message):
+    """QueryWorkflowResponse is the code's answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run."""
+    @_builtins.property
+    def result(self) -> _payload_pb2.Payload:
+        """What the handler returned."""
+
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """What the handler raised."""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        result: _payload_pb2.Payload | None = ...,
+        failure: _failure_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "result", b"result", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "failure"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___QueryWorkflowResponse: _TypeAlias = QueryWorkflowResponse  # noqa: Y015

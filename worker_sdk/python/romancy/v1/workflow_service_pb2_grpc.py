@@ -103,6 +103,26 @@ class WorkflowServiceStub:
                 request_serializer=romancy_dot_v1_dot_workflow__service__pb2.ResolveCompensationRequest.SerializeToString,
                 response_deserializer=romancy_dot_v1_dot_workflow__service__pb2.ResolveCompensationResponse.FromString,
                 _registered_method=True)
+        self.SignalWorkflow = channel.unary_unary(
+                '/romancy.v1.WorkflowService/SignalWorkflow',
+                request_serializer=romancy_dot_v1_dot_workflow__service__pb2.SignalWorkflowRequest.SerializeToString,
+                response_deserializer=romancy_dot_v1_dot_workflow__service__pb2.SignalWorkflowResponse.FromString,
+                _registered_method=True)
+        self.SignalWithStart = channel.unary_unary(
+                '/romancy.v1.WorkflowService/SignalWithStart',
+                request_serializer=romancy_dot_v1_dot_workflow__service__pb2.SignalWithStartRequest.SerializeToString,
+                response_deserializer=romancy_dot_v1_dot_workflow__service__pb2.SignalWithStartResponse.FromString,
+                _registered_method=True)
+        self.UpdateWorkflow = channel.unary_unary(
+                '/romancy.v1.WorkflowService/UpdateWorkflow',
+                request_serializer=romancy_dot_v1_dot_workflow__service__pb2.UpdateWorkflowRequest.SerializeToString,
+                response_deserializer=romancy_dot_v1_dot_workflow__service__pb2.UpdateWorkflowResponse.FromString,
+                _registered_method=True)
+        self.QueryWorkflow = channel.unary_unary(
+                '/romancy.v1.WorkflowService/QueryWorkflow',
+                request_serializer=romancy_dot_v1_dot_workflow__service__pb2.QueryWorkflowRequest.SerializeToString,
+                response_deserializer=romancy_dot_v1_dot_workflow__service__pb2.QueryWorkflowResponse.FromString,
+                _registered_method=True)
 
 
 class WorkflowServiceServicer:
@@ -208,6 +228,41 @@ class WorkflowServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SignalWorkflow(self, request, context):
+        """SignalWorkflow sends a message to a run's code. Durable when it answers; it is delivered however busy the run is.
+        Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_CLOSED, also when the run undoes itself).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignalWithStart(self, request, context):
+        """SignalWithStart sends a signal to the open run of a workflow id, or starts one that gets it first.
+        Fails as StartWorkflow does, but not because a run is open.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateWorkflow(self, request, context):
+        """UpdateWorkflow asks a run's code to change something, and waits for its answer. Durable before it waits: the same
+        request id asks nothing again and waits for the same answer.
+        Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_CLOSED), ABORTED (UPDATE_ABORTED: the run
+        ended, or began to undo itself, before it answered).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QueryWorkflow(self, request, context):
+        """QueryWorkflow asks a run's code for something without changing anything; nothing is recorded. A worker answers that
+        has the workflow type, after the code has seen all that was recorded when the call came.
+        Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), DEADLINE_EXCEEDED (QUERY_TIMEOUT: no worker answered within `wait`).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkflowServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -270,6 +325,26 @@ def add_WorkflowServiceServicer_to_server(servicer, server):
                     servicer.ResolveCompensation,
                     request_deserializer=romancy_dot_v1_dot_workflow__service__pb2.ResolveCompensationRequest.FromString,
                     response_serializer=romancy_dot_v1_dot_workflow__service__pb2.ResolveCompensationResponse.SerializeToString,
+            ),
+            'SignalWorkflow': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignalWorkflow,
+                    request_deserializer=romancy_dot_v1_dot_workflow__service__pb2.SignalWorkflowRequest.FromString,
+                    response_serializer=romancy_dot_v1_dot_workflow__service__pb2.SignalWorkflowResponse.SerializeToString,
+            ),
+            'SignalWithStart': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignalWithStart,
+                    request_deserializer=romancy_dot_v1_dot_workflow__service__pb2.SignalWithStartRequest.FromString,
+                    response_serializer=romancy_dot_v1_dot_workflow__service__pb2.SignalWithStartResponse.SerializeToString,
+            ),
+            'UpdateWorkflow': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateWorkflow,
+                    request_deserializer=romancy_dot_v1_dot_workflow__service__pb2.UpdateWorkflowRequest.FromString,
+                    response_serializer=romancy_dot_v1_dot_workflow__service__pb2.UpdateWorkflowResponse.SerializeToString,
+            ),
+            'QueryWorkflow': grpc.unary_unary_rpc_method_handler(
+                    servicer.QueryWorkflow,
+                    request_deserializer=romancy_dot_v1_dot_workflow__service__pb2.QueryWorkflowRequest.FromString,
+                    response_serializer=romancy_dot_v1_dot_workflow__service__pb2.QueryWorkflowResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -605,6 +680,114 @@ class WorkflowService:
             '/romancy.v1.WorkflowService/ResolveCompensation',
             romancy_dot_v1_dot_workflow__service__pb2.ResolveCompensationRequest.SerializeToString,
             romancy_dot_v1_dot_workflow__service__pb2.ResolveCompensationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignalWorkflow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/romancy.v1.WorkflowService/SignalWorkflow',
+            romancy_dot_v1_dot_workflow__service__pb2.SignalWorkflowRequest.SerializeToString,
+            romancy_dot_v1_dot_workflow__service__pb2.SignalWorkflowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignalWithStart(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/romancy.v1.WorkflowService/SignalWithStart',
+            romancy_dot_v1_dot_workflow__service__pb2.SignalWithStartRequest.SerializeToString,
+            romancy_dot_v1_dot_workflow__service__pb2.SignalWithStartResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateWorkflow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/romancy.v1.WorkflowService/UpdateWorkflow',
+            romancy_dot_v1_dot_workflow__service__pb2.UpdateWorkflowRequest.SerializeToString,
+            romancy_dot_v1_dot_workflow__service__pb2.UpdateWorkflowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryWorkflow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/romancy.v1.WorkflowService/QueryWorkflow',
+            romancy_dot_v1_dot_workflow__service__pb2.QueryWorkflowRequest.SerializeToString,
+            romancy_dot_v1_dot_workflow__service__pb2.QueryWorkflowResponse.FromString,
             options,
             channel_credentials,
             insecure,

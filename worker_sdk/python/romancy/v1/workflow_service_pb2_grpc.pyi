@@ -79,6 +79,25 @@ class WorkflowServiceStub:
     """ResolveCompensation says what becomes of a compensation that failed for good.
     Fails with NOT_FOUND (WORKFLOW_NOT_FOUND, COMPENSATION_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_CLOSED).
     """
+    SignalWorkflow: _grpc.UnaryUnaryMultiCallable[_workflow_service_pb2.SignalWorkflowRequest, _workflow_service_pb2.SignalWorkflowResponse]
+    """SignalWorkflow sends a message to a run's code. Durable when it answers; it is delivered however busy the run is.
+    Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_CLOSED, also when the run undoes itself).
+    """
+    SignalWithStart: _grpc.UnaryUnaryMultiCallable[_workflow_service_pb2.SignalWithStartRequest, _workflow_service_pb2.SignalWithStartResponse]
+    """SignalWithStart sends a signal to the open run of a workflow id, or starts one that gets it first.
+    Fails as StartWorkflow does, but not because a run is open.
+    """
+    UpdateWorkflow: _grpc.UnaryUnaryMultiCallable[_workflow_service_pb2.UpdateWorkflowRequest, _workflow_service_pb2.UpdateWorkflowResponse]
+    """UpdateWorkflow asks a run's code to change something, and waits for its answer. Durable before it waits: the same
+    request id asks nothing again and waits for the same answer.
+    Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_CLOSED), ABORTED (UPDATE_ABORTED: the run
+    ended, or began to undo itself, before it answered).
+    """
+    QueryWorkflow: _grpc.UnaryUnaryMultiCallable[_workflow_service_pb2.QueryWorkflowRequest, _workflow_service_pb2.QueryWorkflowResponse]
+    """QueryWorkflow asks a run's code for something without changing anything; nothing is recorded. A worker answers that
+    has the workflow type, after the code has seen all that was recorded when the call came.
+    Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), DEADLINE_EXCEEDED (QUERY_TIMEOUT: no worker answered within `wait`).
+    """
 
 @_typing.type_check_only
 class WorkflowServiceAsyncStub(WorkflowServiceStub):
@@ -130,6 +149,25 @@ class WorkflowServiceAsyncStub(WorkflowServiceStub):
     ResolveCompensation: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.ResolveCompensationRequest, _workflow_service_pb2.ResolveCompensationResponse]  # type: ignore[assignment]
     """ResolveCompensation says what becomes of a compensation that failed for good.
     Fails with NOT_FOUND (WORKFLOW_NOT_FOUND, COMPENSATION_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_CLOSED).
+    """
+    SignalWorkflow: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.SignalWorkflowRequest, _workflow_service_pb2.SignalWorkflowResponse]  # type: ignore[assignment]
+    """SignalWorkflow sends a message to a run's code. Durable when it answers; it is delivered however busy the run is.
+    Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_CLOSED, also when the run undoes itself).
+    """
+    SignalWithStart: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.SignalWithStartRequest, _workflow_service_pb2.SignalWithStartResponse]  # type: ignore[assignment]
+    """SignalWithStart sends a signal to the open run of a workflow id, or starts one that gets it first.
+    Fails as StartWorkflow does, but not because a run is open.
+    """
+    UpdateWorkflow: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.UpdateWorkflowRequest, _workflow_service_pb2.UpdateWorkflowResponse]  # type: ignore[assignment]
+    """UpdateWorkflow asks a run's code to change something, and waits for its answer. Durable before it waits: the same
+    request id asks nothing again and waits for the same answer.
+    Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_CLOSED), ABORTED (UPDATE_ABORTED: the run
+    ended, or began to undo itself, before it answered).
+    """
+    QueryWorkflow: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.QueryWorkflowRequest, _workflow_service_pb2.QueryWorkflowResponse]  # type: ignore[assignment]
+    """QueryWorkflow asks a run's code for something without changing anything; nothing is recorded. A worker answers that
+    has the workflow type, after the code has seen all that was recorded when the call came.
+    Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), DEADLINE_EXCEEDED (QUERY_TIMEOUT: no worker answered within `wait`).
     """
 
 class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -251,6 +289,49 @@ class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_workflow_service_pb2.ResolveCompensationResponse, _abc.Awaitable[_workflow_service_pb2.ResolveCompensationResponse]]:
         """ResolveCompensation says what becomes of a compensation that failed for good.
         Fails with NOT_FOUND (WORKFLOW_NOT_FOUND, COMPENSATION_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_CLOSED).
+        """
+
+    @_abc_1.abstractmethod
+    def SignalWorkflow(
+        self,
+        request: _workflow_service_pb2.SignalWorkflowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workflow_service_pb2.SignalWorkflowResponse, _abc.Awaitable[_workflow_service_pb2.SignalWorkflowResponse]]:
+        """SignalWorkflow sends a message to a run's code. Durable when it answers; it is delivered however busy the run is.
+        Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_CLOSED, also when the run undoes itself).
+        """
+
+    @_abc_1.abstractmethod
+    def SignalWithStart(
+        self,
+        request: _workflow_service_pb2.SignalWithStartRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workflow_service_pb2.SignalWithStartResponse, _abc.Awaitable[_workflow_service_pb2.SignalWithStartResponse]]:
+        """SignalWithStart sends a signal to the open run of a workflow id, or starts one that gets it first.
+        Fails as StartWorkflow does, but not because a run is open.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateWorkflow(
+        self,
+        request: _workflow_service_pb2.UpdateWorkflowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workflow_service_pb2.UpdateWorkflowResponse, _abc.Awaitable[_workflow_service_pb2.UpdateWorkflowResponse]]:
+        """UpdateWorkflow asks a run's code to change something, and waits for its answer. Durable before it waits: the same
+        request id asks nothing again and waits for the same answer.
+        Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_CLOSED), ABORTED (UPDATE_ABORTED: the run
+        ended, or began to undo itself, before it answered).
+        """
+
+    @_abc_1.abstractmethod
+    def QueryWorkflow(
+        self,
+        request: _workflow_service_pb2.QueryWorkflowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workflow_service_pb2.QueryWorkflowResponse, _abc.Awaitable[_workflow_service_pb2.QueryWorkflowResponse]]:
+        """QueryWorkflow asks a run's code for something without changing anything; nothing is recorded. A worker answers that
+        has the workflow type, after the code has seen all that was recorded when the call came.
+        Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), DEADLINE_EXCEEDED (QUERY_TIMEOUT: no worker answered within `wait`).
         """
 
 def add_WorkflowServiceServicer_to_server(servicer: WorkflowServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,225 @@
+"""Context: what workflow code may call besides activities and asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import uuid
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from random import Random
+from typing import Any, Final, NoReturn, ParamSpec, Protocol, TypeVar, TypeVarTuple
+
+from romancy.v1.command_pb2 import RecordStep
+from romancy.v1.payload_pb2 import Payload
+
+from romancy._checks import check_type
+from romancy._failure import from_failure, step_error, to_failure
+from romancy._handlers import Handlers, handler_of
+from romancy._loop import WorkflowLoop
+from romancy._signature import Signature, local_names
+from romancy.activity import ActivityDefinition
+from romancy.errors import CompensationError
+from romancy.options import Seconds, to_duration
+
+P = ParamSpec("P")
+_T = TypeVar("_T")
+_Args = TypeVarTuple("_Args")
+
+LONG_HISTORY: Final = 4_096
+"""So many events make a history long: replaying it takes a tenth of a second."""
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowInfo:
+    """What a run may know about itself."""
+
+    workflow_id: str
+    run_id: str
+    workflow_type: str
+    task_queue: str
+    start_time: datetime
+    priority: int
+    headers: Mapping[str, str]
+    continued_from_run_id: str
+    """The run before, which this one continues; empty: this is the first."""
+    first_run_id: str
+    """The first run of the chain."""
+
+
+class Recurrence(BaseException):
+    """What `ctx.recur` raises to leave the code. Not an Exception, so that `except Exception` lets it through."""
+
+    def __init__(self, arguments: Sequence[Payload]) -> None:
+        super().__init__("the workflow goes on in its next run")
+        self.arguments = arguments
+
+
+def from_ms(time_ms: int) -> datetime:
+    """A time in ms since 1970, in UTC. Exact: no float is involved."""
+    return _EPOCH + timedelta(milliseconds=time_ms)
+
+
+class Definition(Protocol):
+    """What a run needs of its workflow's definition."""
+
+    def encode_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Payload]: ...
+
+
+class WorkflowContext:
+    """What workflow code may call. The first argument of every workflow function."""
+
+    def __init__(self, loop: WorkflowLoop, handlers: Handlers, info: WorkflowInfo, definition: Definition) -> None:
+        self._loop = loop
+        self._handlers = handlers
+        self._definition = definition
+        self.info = info
+
+    @property
+    def is_replaying(self) -> bool:
+        """True while the code does again what is recorded: for logs, never to decide anything by."""
+        return self._loop.replaying
+
+    @property
+    def history_length(self) -> int:
+        """How many events the run has, as far as the code has seen. The same on replay."""
+        return self._loop.last_event_id
+
+    @property
+    def should_recur(self) -> bool:
+        """Whether the history is so long (4,096 events) that it is time for `return await ctx.recur(...)`."""
+        return self._loop.last_event_id >= LONG_HISTORY
+
+    def now(self) -> datetime:
+        """The time of the last thing that happened to the run, in UTC. The same on replay."""
+        return from_ms(self._loop.now_ms)
+
+    def random(self) -> Random:
+        """The run's own generator of random numbers: `ctx.random().choice(...)`. The same on replay."""
+        if self._loop.machine.reading:
+            return Random(f"{self.info.run_id}/reading")  # a query leaves no trace, also not here
+        return self._random
+
+    def uuid4(self) -> uuid.UUID:
+        """A new random id. The same on replay."""
+        generator = self.random() if self._loop.machine.reading else self._uuids
+        return uuid.UUID(int=generator.getrandbits(128), version=4)
+
+    # One stream for each purpose: a change that draws once more from one does not shift the other.
+
+    @cached_property
+    def _random(self) -> Random:
+        return Random(f"{self.info.run_id}/random")
+
+    @cached_property
+    def _uuids(self) -> Random:
+        return Random(f"{self.info.run_id}/uuid4")
+
+    async def sleep(self, duration: Seconds) -> None:
+        """Wait durably. A duration of zero or less is over at once, and recorded all the same."""
+        await self._loop.run_timer(to_duration(duration))
+
+    async def sleep_until(self, time: datetime) -> None:
+        """Wait durably until a time, which must have a time zone. One in the past is reached at once."""
+        if time.tzinfo is None:
+            raise ValueError(f"{time!r} has no time zone; use ctx.now() or datetime(..., tzinfo=UTC)")
+        await self._loop.run_timer(to_duration(time - self.now()))
+
+    async def wait_condition(self, condition: Callable[[], bool], timeout: Seconds | None = None) -> None:
+        """Wait until `condition()` is true. It is called after each thing that happened to the run: keep it cheap.
+
+        Raises TimeoutError when that takes longer than `timeout`.
+        """
+        if timeout is None:
+            await self._loop.run_condition(condition)
+            return
+        async with asyncio.timeout(to_duration(timeout).ToMilliseconds() / 1000):
+            await self._loop.run_condition(condition)
+
+    async def step(
+        self,
+        fn: Callable[[*_Args], Coroutine[Any, Any, _T] | _T],
+        *args: *_Args,
+        name: str | None = None,
+        raises: Sequence[type[BaseException]] = (),
+    ) -> _T:
+        """Call `fn` here, in the worker, and record what it returned: on replay it is not called again.
+
+        For what is cheap and quick, such as reading a file or a feature flag: all other runs of the worker wait
+        meanwhile, nothing is retried, and nothing is undone. If the worker dies before the record is written, it is
+        called again.
+        Raises StepError, with the type and text of what `fn` raised, or that itself where its class is in `raises`.
+        """
+        signature = Signature(fn, name or str(getattr(fn, "__name__", "step")), names=local_names(fn))
+        recorded = await self._loop.run_step(signature.name, lambda: self._make_step(signature, args, raises))
+        if recorded.HasField("failure"):
+            raise step_error(recorded.failure, raises)
+        result: _T = signature.decode_result(recorded.result)
+        return result
+
+    def _make_step(
+        self, signature: Signature, args: Sequence[Any], raises: Sequence[type[BaseException]]
+    ) -> RecordStep:
+        step = RecordStep()
+        try:
+            with self._loop.outside():
+                value = signature.fn(*args)
+                if inspect.iscoroutine(value):
+                    value = asyncio.run(value)
+            step.result.CopyFrom(signature.encode_result(value))
+        except Exception as error:
+            step.failure.CopyFrom(to_failure(error, raises))
+        return step
+
+    def patched(self, patch_id: str) -> bool:
+        """Whether this run takes the changed branch of a patch: `if ctx.patched("fraud-check"): ... else: (old code)`.
+
+        Runs that passed this place before the change take the old branch, for good; all others the new one, which is
+        recorded. When no run is open that took the old branch, delete it together with this call.
+        """
+        check_type("patch_id", patch_id, str, "a text")
+        return self._loop.machine.mark_patch(patch_id)
+
+    async def recur(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Go on in a new run of the same workflow id, with new arguments and an empty history.
+
+        Write `return await ctx.recur(...)`. Signals and updates that were not read go along; compensations and what
+        is open do not. Raises TypeError and ConversionError when the arguments do not fit.
+        """
+        raise Recurrence(self._definition.encode_arguments(args, kwargs))
+
+    # What others may say to the run: decorators for functions inside of a workflow function, as `workflow.signal` is
+    # one for methods.
+
+    def signal(self, fn: Callable[P, Any], /, *, name: str | None = None) -> Callable[P, Any]:
+        """Have `fn` called with each signal of its name. It may be async, and run while the workflow goes on."""
+        self._handlers.add(handler_of("signal", fn, name))
+        return fn
+
+    def query(self, fn: Callable[P, _T], /, *, name: str | None = None) -> Callable[P, _T]:
+        """Have queries of its name answered by `fn`, which may only read."""
+        self._handlers.add(handler_of("query", fn, name))
+        return fn
+
+    def update(
+        self, fn: Callable[P, _T], /, *, name: str | None = None, validator: Callable[P, None] | None = None
+    ) -> Callable[P, _T]:
+        """Have updates of its name carried out by `fn`, unless `validator` raises. What `fn` raises is the answer."""
+        self._handlers.add(handler_of("update", fn, name, validator))
+        return fn
+
+    def compensate_with(self, compensation: ActivityDefinition[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Register a compensation that belongs to no activity: it runs, in its turn, when the workflow is undone."""
+        self._loop.machine.register_compensation(compensation.compensation_command(args, kwargs))
+
+    async def compensate(self) -> None:
+        """Undo now, newest first, what is registered, and go on when that is done.
+
+        Raises CompensationError when a compensation failed for good; the others have run all the same.
+        """
+        finished = (await self._loop.run_compensate()).compensate_finished
+        if finished.HasField("failure"):
+            raise from_failure(CompensationError, finished.failure)
