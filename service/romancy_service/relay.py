@@ -19,6 +19,7 @@ from romancy_service.clock import Clock
 from romancy_service.core.run import Run
 from romancy_service.core.task import Fence, Task, TaskKind
 from romancy_service.core.triggers import LoseTask, TaskDue
+from romancy_service.courier import Courier
 from romancy_service.engine import Engine
 from romancy_service.errors import RomancyError, StaleTask, StoreUnavailable, WorkflowNotFound
 from romancy_service.sessions import Session
@@ -41,10 +42,11 @@ FROZEN_S: Final = 3.0
 class Relay:
     """Feeds the engine with what is due."""
 
-    def __init__(self, store: Store, clock: Clock, engine: Engine, lease_ms: int) -> None:
+    def __init__(self, store: Store, clock: Clock, engine: Engine, courier: Courier, lease_ms: int) -> None:
         self._store = store
         self._clock = clock
         self._engine = engine
+        self._courier = courier
         self._lease_ms = lease_ms
         self._heap: list[tuple[int, str, str]] = []
         """Timers and deadlines that will soon be due: (due_ms, run id, task id)."""
@@ -101,7 +103,7 @@ class Relay:
             if task.kind in (TaskKind.TIMER, TaskKind.DEADLINE):
                 if task.due_ms <= horizon_ms:
                     self._hold(task.due_ms, run.run_id, task_id)
-            elif task.cancel_requested:
+            elif task.cancel_requested and task.kind is TaskKind.ACTIVITY:
                 self.look_now()
 
     def _hold(self, due_ms: int, run_id: str, task_id: str) -> None:
@@ -160,6 +162,8 @@ class Relay:
                 break
         if not whole:
             return
+        for run_id in await self._store.with_errands(now_ms, BATCH, self.part, self.parts):
+            self._courier.visit(run_id)
         held = {(run_id, task_id) for _, run_id, task_id in self._heap}
         for run_id, task_id, due_ms in await self._store.due_within(now_ms, HORIZON_MS, _HELD, self.part, self.parts):
             if (run_id, task_id) not in held:

@@ -21,6 +21,7 @@ from romancy.v1.workflow_service_pb2_grpc import add_WorkflowServiceServicer_to_
 
 from romancy_service.clock import Clock, DatabaseClock
 from romancy_service.config import Config
+from romancy_service.courier import Courier
 from romancy_service.dispatch import Dispatch
 from romancy_service.engine import Engine
 from romancy_service.errors import StoreUnavailable
@@ -34,6 +35,7 @@ from romancy_service.rpc.admin_service import AdminService
 from romancy_service.rpc.edge import Edge
 from romancy_service.rpc.worker_service import WorkerService
 from romancy_service.rpc.workflow_service import WorkflowService
+from romancy_service.starter import Starter
 from romancy_service.store.store import Store, open_store
 from romancy_service.tokens import Tokens
 from romancy_service.updates import Updates
@@ -121,11 +123,13 @@ async def _parts(config: Config, store: Store, clock: Clock) -> AsyncIterator[Ru
     heartbeats, results = Heartbeats(store, clock), Results(store)
     queries, updates = Queries(store, dispatch, results), Updates(store, results, limits)
     node = Node(replica_id, store, clock, limits, tokens, engine, dispatch, heartbeats, results, queries, updates)
-    relay = Relay(store, clock, engine, limits.session_lease_ms)
+    courier = Courier(store, engine, Starter(engine, store))
+    relay = Relay(store, clock, engine, courier, limits.session_lease_ms)
     lobby = Lobby(node, relay.saw_end)
     engine.observe(results.observe)
     engine.doubt(results.doubt)
     engine.observe(relay.observe)
+    engine.observe(courier.observe)
     peers = _Peers(node, relay)
     await peers.beat()
 
@@ -140,6 +144,7 @@ async def _parts(config: Config, store: Store, clock: Clock) -> AsyncIterator[Ru
             ("engine", engine.run()),
             ("dispatch", dispatch.run()),
             ("relay", relay.run()),
+            ("courier", courier.run()),
             ("heartbeats", heartbeats.run()),
             ("results", results.run()),
             ("lobby", lobby.run()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+from romancy.v1.history_pb2 import Parent
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPENSATING, WORKFLOW_STATUS_COMPLETED, Signal, WorkflowInfo
 from romancy.v1.workflow_service_pb2 import (
     ID_CONFLICT_POLICY_TERMINATE_EXISTING,
@@ -44,11 +45,16 @@ class Starter:
         self._store = store
 
     async def start(
-        self, namespace: str, request: StartWorkflowRequest, identity: str, signal: Signal | None = None
+        self,
+        namespace: str,
+        request: StartWorkflowRequest,
+        identity: str,
+        signal: Signal | None = None,
+        parent: Parent | None = None,
     ) -> StartWorkflowResponse:
         """Start the run, or find the one that the request id or the policies name.
 
-        With `signal`, the run that was started, or was open, gets it.
+        With `signal`, the run that was started, or was open, gets it. With `parent`, it is that run's child.
 
         Tries first and looks only when that was refused: nearly every start is of an id that was never used.
         Raises WorkflowAlreadyOpen, WorkflowIdUsed, RequestIdReused.
@@ -58,7 +64,7 @@ class Starter:
         # A start without a request id gets one, so that an unknown outcome is resolved by it and not by a second start.
         method = _METHOD if signal is None else _WITH_SIGNAL
         key = RequestKey(namespace, request.request_id or run.run_id, method, lambda _: response.SerializeToString())
-        trigger = StartRun(request.spec, identity, [] if signal is None else [signal])
+        trigger = StartRun(request.spec, identity, [] if signal is None else [signal], parent=parent)
         look = request.id_reuse_policy not in (ID_REUSE_POLICY_UNSPECIFIED, ID_REUSE_POLICY_ALLOW)
         for _ in range(_TRIES):
             if look:

@@ -31,6 +31,8 @@ from romancy.v1.workflow_pb2 import (
     WorkflowStatus,
 )
 
+from romancy_service.core import children
+from romancy_service.core.errand import errand
 from romancy_service.core.limits import WORKFLOW_TASK_MS
 from romancy_service.core.replay import is_input
 from romancy_service.core.run import Run
@@ -38,14 +40,19 @@ from romancy_service.core.saga import Saga, Undo
 from romancy_service.core.task import (
     DEADLINE_TASK_ID,
     NEVER_MS,
+    REPORT_TASK_ID,
     WORKFLOW_TASK_ID,
     Task,
     TaskKind,
     activity_task_id,
     compensation_task_id,
+    send_task_id,
     timer_task_id,
 )
 from romancy_service.core.times import duration_ms, limit_ms, timestamp_ms
+
+_OF_CODE = (TaskKind.WORKFLOW, TaskKind.TIMER, TaskKind.DEADLINE)
+"""What a run has no use for when its code has ended."""
 
 
 class CorruptHistory(Exception):
@@ -78,6 +85,7 @@ def apply(run: Run, event: HistoryEvent) -> None:
             run.cancel_requested = True
             run.failure = _cancellation(event.workflow_cancel_requested)
             _ask_activities_to_stop(run)
+            children.ask_all_to_stop(run)
         case "activity_scheduled":
             _schedule(run, event.activity_scheduled.command)
         case "activity_cancel_requested":
@@ -165,6 +173,24 @@ def apply(run: Run, event: HistoryEvent) -> None:
             run.counters.steps[name] = run.counters.steps.get(name, 0) + 1
         case "patch_marked":
             run.counters.patches.append(event.patch_marked.patch_id)
+        case "child_requested":
+            children.requested(run, event.child_requested.command)
+        case "child_started":
+            children.started(run, event.child_started)
+        case "child_start_failed":
+            children.closed(run, event.child_start_failed.child_id, None)
+        case "child_cancel_requested":
+            children.ask_to_stop(run, event.child_cancel_requested.child_id)
+        case "child_cancel_delivered":
+            children.told_to_stop(run, event.child_cancel_delivered.child_id)
+        case "child_closed":
+            children.closed(run, event.child_closed.child_id, event.child_closed.outcome)
+        case "send_requested":
+            send = event.send_requested.command
+            run.counters.sends += 1
+            run.put_task(errand(run, send_task_id(send.send_id), TaskKind.SEND, send))
+        case "send_finished":
+            run.drop_task(send_task_id(event.send_finished.send_id))
         case "workflow_terminated":
             reason = event.workflow_terminated.reason
             failure = Failure(message=reason, type="Terminated", source=FAILURE_SOURCE_TERMINATED)
@@ -225,6 +251,8 @@ def _start(run: Run, started: WorkflowStarted) -> None:
     run.status = WORKFLOW_STATUS_RUNNING
     run.start_ms = run.last_event_ms
     run.counters.first_run_id = started.first_run_id
+    if started.HasField("parent"):
+        run.counters.parent = (started.parent.run_id, started.parent.child_id)
     due_ms = NEVER_MS
     if spec.HasField("run_timeout"):
         due_ms = _first_task_ms(run, spec) + duration_ms(spec.run_timeout)
@@ -318,9 +346,11 @@ def _start_rollback(run: Run, rollback: RollbackStarted) -> None:
     run.sticky_session = ""
     run.counters.open_compensates.clear()
     run.counters.open_updates.clear()
-    for task_id in [t.task_id for t in run.tasks.values() if t.kind is not TaskKind.ACTIVITY]:
+    for task_id in [t.task_id for t in run.tasks.values() if t.kind in _OF_CODE]:
         run.drop_task(task_id)
     _ask_activities_to_stop(run)
+    children.abandon(run)
+    children.ask_all_to_stop(run)
 
 
 def _schedule_compensation(run: Run, compensation_id: str) -> None:
@@ -356,5 +386,8 @@ def _end(run: Run, status: WorkflowStatus.ValueType, outcome: WorkflowOutcome) -
     run.outcome = outcome
     run.unseen = []
     run.sticky_session = ""
-    for task_id in list(run.tasks):
+    for task_id in [t.task_id for t in run.tasks.values() if t.kind not in (TaskKind.CHILD, TaskKind.SEND)]:
         run.drop_task(task_id)
+    children.let_go(run)
+    if run.counters.parent is not None and status != WORKFLOW_STATUS_CONTINUED:
+        run.put_task(Task(REPORT_TASK_ID, TaskKind.REPORT, due_ms=run.last_event_ms))

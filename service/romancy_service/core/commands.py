@@ -15,17 +15,23 @@ from romancy.v1.command_pb2 import (
     Compensation,
     CompleteUpdate,
     ContinueWorkflow,
+    ParentClosePolicy,
     RecordStep,
     RegisterCompensation,
     ScheduleActivity,
+    Send,
+    StartChild,
 )
 from romancy.v1.history_pb2 import (
     ActivityCancelRequested,
     ActivityScheduled,
+    ChildCancelRequested,
+    ChildRequested,
     CompensateRequested,
     CompensationRegistered,
     PatchMarked,
     RollbackStarted,
+    SendRequested,
     StepRecorded,
     TimerCancelled,
     TimerStarted,
@@ -46,13 +52,21 @@ from romancy_service.core.check import (
     check_payloads,
     check_priority,
     check_retry_policy,
+    check_text,
 )
 from romancy_service.core.emit import Emitter
 from romancy_service.core.failures import cut
 from romancy_service.core.limits import Limits
 from romancy_service.core.run import Run
 from romancy_service.core.spec import check_signal, check_spec
-from romancy_service.core.task import DEADLINE_TASK_ID, WORKFLOW_TASK_ID, activity_task_id, timer_task_id
+from romancy_service.core.task import (
+    DEADLINE_TASK_ID,
+    WORKFLOW_TASK_ID,
+    activity_task_id,
+    child_task_id,
+    send_task_id,
+    timer_task_id,
+)
 from romancy_service.core.times import duration_ms, timestamp
 from romancy_service.errors import InvalidField
 
@@ -76,6 +90,9 @@ class _Draft:
     compensates: int = 0
     steps: Counter[str] = field(default_factory=Counter)
     """Made in this task, by name."""
+    children: Counter[str] = field(default_factory=Counter)
+    """Asked for in this task, by workflow type."""
+    sends: int = 0
     patches: set[str] = field(default_factory=set)
     updates: dict[str, bool | None] = field(default_factory=dict)
     """Whether they were accepted in this task; None: answered."""
@@ -104,9 +121,11 @@ def check_commands(run: Run, commands: Sequence[Command], limits: Limits) -> Non
     open_tasks = len(run.tasks) - ours + len(draft.opened) - len(draft.dropped)
     if open_tasks > limits.open_activities:
         raise InvalidField(
-            "commands", f"the run would have {open_tasks} open activities and timers, at most {limits.open_activities} "
-            "are allowed; let the workflow wait for some of them first", limit=limits.open_activities,
-        )  # fmt: skip
+            "commands",
+            f"the run would have {open_tasks} open activities, timers and children, at most {limits.open_activities} "
+            "are allowed; let the workflow wait for some of them first",
+            limit=limits.open_activities,
+        )
 
 
 def _check(draft: _Draft, command: Command) -> None:
@@ -150,6 +169,12 @@ def _check(draft: _Draft, command: Command) -> None:
         case "reject_update":
             _check_update(draft, "reject_update", command.reject_update.update_id, accepted=False, then=None)
             check_failure("reject_update.failure", command.reject_update.failure, draft.limits)
+        case "start_child":
+            _check_start_child(draft, command.start_child)
+        case "cancel_child":
+            _check_cancel_child(draft, command.cancel_child.child_id)
+        case "send":
+            _check_send(draft, command.send)
         case "complete_update":
             _check_update(draft, "complete_update", command.complete_update.update_id, accepted=True, then=None)
             _check_outcome("complete_update", command.complete_update, draft.limits)
@@ -201,6 +226,46 @@ def _check_continue(draft: _Draft, command: ContinueWorkflow) -> None:
     check_spec("continue_workflow.spec", command.spec, draft.limits)
     for number, signal in enumerate(command.unread_signals):
         check_signal(f"continue_workflow.unread_signals[{number}]", signal, draft.limits)
+
+
+def _check_start_child(draft: _Draft, command: StartChild) -> None:
+    check_spec("start_child.spec", command.spec, draft.limits)
+    child_type = command.spec.workflow_type
+    draft.children[child_type] += 1
+    count = draft.run.counters.children.get(child_type, 0) + draft.children[child_type]
+    _check_counted("start_child.child_id", command.child_id, f"{child_type}:{count}")
+    if command.workflow_id:
+        check_id("start_child.workflow_id", command.workflow_id, draft.limits)
+    if command.parent_close_policy not in ParentClosePolicy.values():
+        raise InvalidField(
+            "start_child.parent_close_policy", "is none that this service knows", value=command.parent_close_policy
+        )
+    if command.HasField("compensation"):
+        _check_compensation("start_child.compensation", command.compensation, draft.limits)
+    draft.opened.add(child_task_id(command.child_id))
+
+
+def _check_cancel_child(draft: _Draft, child_id: str) -> None:
+    child_type, _, number = child_id.rpartition(":")
+    asked_for = draft.run.counters.children.get(child_type, 0) + draft.children[child_type]
+    if not _is_counted(number, asked_for):
+        raise InvalidField("cancel_child.child_id", f"the run has no child {child_id!r}")
+
+
+def _check_send(draft: _Draft, command: Send) -> None:
+    draft.sends += 1
+    _check_counted("send.send_id", command.send_id, str(draft.run.counters.sends + draft.sends))
+    check_id("send.workflow_id", command.workflow_id, draft.limits)
+    if command.run_id:
+        check_id("send.run_id", command.run_id, draft.limits)
+    match command.WhichOneof("message"):
+        case "signal":
+            check_signal("send.signal", command.signal, draft.limits)
+        case "cancel":
+            check_text("send.cancel.reason", command.cancel.reason, draft.limits.reason_bytes)
+        case None:
+            raise InvalidField("send.message", "is missing", "set signal or cancel")
+    draft.opened.add(send_task_id(command.send_id))
 
 
 def _check_step(draft: _Draft, command: RecordStep) -> None:
@@ -318,6 +383,12 @@ def record_command(emit: Emitter, command: Command, limits: Limits) -> None:
             failure = cut(command.reject_update.failure, limits)
             update_id = command.reject_update.update_id
             emit.command(update_rejected=UpdateRejected(update_id=update_id, failure=failure))
+        case "start_child":
+            emit.command(child_requested=ChildRequested(command=_child(emit.run, command.start_child)))
+        case "cancel_child":
+            emit.command(child_cancel_requested=ChildCancelRequested(child_id=command.cancel_child.child_id))
+        case "send":
+            emit.command(send_requested=SendRequested(command=command.send))
         case "complete_update":
             emit.command(update_completed=_completed_update(command.complete_update, limits))
         case "continue_workflow":
@@ -335,3 +406,11 @@ def _completed_update(command: CompleteUpdate, limits: Limits) -> UpdateComplete
     if command.HasField("failure"):
         return UpdateCompleted(update_id=command.update_id, failure=cut(command.failure, limits))
     return UpdateCompleted(update_id=command.update_id, result=command.result)
+
+
+def _child(run: Run, command: StartChild) -> StartChild:
+    """The command with what it left open."""
+    child = StartChild()
+    child.CopyFrom(command)
+    child.workflow_id = command.workflow_id or f"{run.run_id}/{command.child_id}"
+    return child

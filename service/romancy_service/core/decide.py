@@ -17,6 +17,7 @@ from romancy.v1.history_pb2 import (
     COMPENSATION_RESOLUTION_UNSPECIFIED,
     CompensationResolved,
     HistoryEvent,
+    Parent,
     RollbackStarted,
     SignalReceived,
     TimerFired,
@@ -37,20 +38,25 @@ from romancy.v1.workflow_pb2 import (
     WorkflowSpec,
 )
 
-from romancy_service.core import attempts
+from romancy_service.core import attempts, errands
 from romancy_service.core.apply import see
 from romancy_service.core.commands import check_commands, record_command
 from romancy_service.core.emit import Emitter
+from romancy_service.core.fenced import fenced
 from romancy_service.core.limits import Limits
 from romancy_service.core.rollback import advance, saga_of
 from romancy_service.core.run import Run
 from romancy_service.core.saga import Saga
-from romancy_service.core.task import Fence, Task, TaskKind
+from romancy_service.core.task import Task, TaskKind
 from romancy_service.core.times import duration_ms, timestamp, timestamp_ms
 from romancy_service.core.triggers import (
+    BeginChild,
     CompleteActivity,
     CompleteWorkflowTask,
+    EndChild,
     FailWorkflowTask,
+    FinishErrand,
+    FinishSend,
     LoseTask,
     Note,
     RequestCancel,
@@ -59,6 +65,7 @@ from romancy_service.core.triggers import (
     SendSignal,
     StartRun,
     TaskDue,
+    TellChild,
     Terminate,
     Trigger,
 )
@@ -112,7 +119,7 @@ def _decide(emit: Emitter, trigger: Trigger, limits: Limits) -> Reply:
         case CompleteWorkflowTask():
             return _complete_workflow_task(emit, trigger, limits)
         case FailWorkflowTask():
-            task = _fenced(emit.run, trigger.fence)
+            task = fenced(emit.run, trigger.fence)
             return _fail_workflow_task(emit, task, trigger.failure)
         case LoseTask():
             return _lose_task(emit, trigger)
@@ -127,6 +134,9 @@ def _decide(emit: Emitter, trigger: Trigger, limits: Limits) -> Reply:
             return Reply()
         case RequestUpdate():
             return _request_update(emit, trigger, limits)
+        case BeginChild() | TellChild() | EndChild() | FinishSend() | FinishErrand():
+            errands.finish(emit, trigger)
+            return Reply()
         case RequestCancel():
             return _request_cancel(emit, trigger)
         case Terminate():
@@ -145,6 +155,7 @@ def _start(emit: Emitter, trigger: StartRun) -> Reply:
         identity=trigger.identity,
         continued_from_run_id=trigger.continued_from_run_id,
         first_run_id=trigger.first_run_id,
+        parent=trigger.parent,
     )
     deadline_ms = trigger.execution_deadline_ms
     if not deadline_ms and trigger.spec.HasField("execution_timeout"):
@@ -170,19 +181,9 @@ def _request_update(emit: Emitter, trigger: RequestUpdate, limits: Limits) -> Re
     return Reply()
 
 
-def _fenced(run: Run, fence: Fence) -> Task:
-    """The task that a trigger consumes. Whether the lease is right too is checked by the commit."""
-    task = run.tasks.get(fence.task_id)
-    if task is None:
-        raise StaleTask(fence.task_id, "it is closed")
-    if task.attempt != fence.attempt:
-        raise StaleTask(fence.task_id, f"attempt {fence.attempt} was replaced by attempt {task.attempt}")
-    return task
-
-
 def _complete_activity(emit: Emitter, trigger: CompleteActivity, limits: Limits) -> Reply:
     run = emit.run
-    task = _fenced(run, trigger.fence)
+    task = fenced(run, trigger.fence)
     then = _then_that_fits(emit, trigger)
     clock_ms = emit.now_ms
     if then is not None:
@@ -224,7 +225,7 @@ def _then_that_fits(emit: Emitter, trigger: CompleteActivity) -> Then | None:
 
 def _complete_workflow_task(emit: Emitter, trigger: CompleteWorkflowTask, limits: Limits) -> Reply:
     run = emit.run
-    task = _fenced(run, trigger.fence)
+    task = fenced(run, trigger.fence)
     if 1 <= trigger.seen_event_id <= run.seen_event_id:
         # All workflow tasks of a run look alike to their fence; what one brought, no later one brings.
         raise StaleTask(task.task_id, f"what it answers, up to event {trigger.seen_event_id}, was answered before")
@@ -288,6 +289,7 @@ def _continue(
         continued_from_run_id=run.run_id,
         first_run_id=run.counters.first_run_id or run.run_id,
         execution_deadline_ms=deadline_ms,
+        parent=Parent(run_id=run.counters.parent[0], child_id=run.counters.parent[1]) if run.counters.parent else None,
     )
 
 
@@ -314,7 +316,7 @@ def _workflow_task_wait_ms(failures: int) -> int:
 
 def _lose_task(emit: Emitter, trigger: LoseTask) -> Reply:
     run = emit.run
-    task = _fenced(run, trigger.fence)
+    task = fenced(run, trigger.fence)
     if task.kind is TaskKind.WORKFLOW:
         return _fail_workflow_task(emit, task, None)
     attempts.lost(emit, task)
@@ -323,7 +325,7 @@ def _lose_task(emit: Emitter, trigger: LoseTask) -> Reply:
 
 def _task_due(emit: Emitter, trigger: TaskDue) -> Reply:
     run = emit.run
-    task = _fenced(run, trigger.fence)
+    task = fenced(run, trigger.fence)
     owned = bool(trigger.fence.owner)
     match task.kind:
         case TaskKind.TIMER:
@@ -335,6 +337,8 @@ def _task_due(emit: Emitter, trigger: TaskDue) -> Reply:
             emit.note(rollback_started=RollbackStarted(closing_status=WORKFLOW_STATUS_TIMED_OUT, failure=failure))
         case TaskKind.WORKFLOW:
             return _fail_workflow_task(emit, task, None)
+        case TaskKind.CHILD | TaskKind.SEND | TaskKind.REPORT:
+            raise StaleTask(task.task_id, "it is the courier's, and has no time of its own")
         case TaskKind.ACTIVITY:
             _activity_due(emit, task, trigger, owned=owned)
         case _:

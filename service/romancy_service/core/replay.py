@@ -19,6 +19,10 @@ INPUTS: Final = frozenset(
         "compensate_finished",
         "signal_received",
         "update_received",
+        "child_started",
+        "child_start_failed",
+        "child_closed",
+        "send_finished",
     }
 )
 """The events that workflow code gets to see, as history.proto marks them."""

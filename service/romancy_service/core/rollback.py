@@ -16,6 +16,7 @@ from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_TIMED_OUT,
 )
 
+from romancy_service.core import children
 from romancy_service.core.apply import rollback_outcome
 from romancy_service.core.emit import Emitter
 from romancy_service.core.run import Run
@@ -41,7 +42,7 @@ def advance(emit: Emitter) -> None:
     run = emit.run
     if run.status == WORKFLOW_STATUS_COMPENSATING:
         # Otherwise `pay` could complete after `refund` ran.
-        if not any(run.activities()) and run.compensation() is None:
+        if not any(run.activities()) and not children.waited_for(run) and run.compensation() is None:
             _advance_rollback(emit)
     elif run.status == WORKFLOW_STATUS_RUNNING and run.counters.open_compensates and run.compensation() is None:
         _advance_compensates(emit)

@@ -39,6 +39,11 @@ class Counters:
     """Those that are marked."""
     open_updates: dict[str, bool] = field(default_factory=dict)
     """Updates that are not answered -> whether the code accepted them."""
+    children: dict[str, int] = field(default_factory=dict)
+    """By workflow type."""
+    sends: int = 0
+    parent: tuple[str, str] | None = None
+    """Run id of the parent, and which of its children this run is."""
     first_run_id: str = ""
     """The first run of the chain; empty: this one."""
     execution_deadline_ms: int = 0
@@ -110,6 +115,10 @@ class Run:
     def activities(self) -> Iterator[Task]:
         """The open activities, without compensations."""
         return (t for t in self.tasks.values() if t.kind is TaskKind.ACTIVITY and not t.is_compensation)
+
+    def children(self) -> Iterator[Task]:
+        """The open children, started or not."""
+        return (task for task in self.tasks.values() if task.kind is TaskKind.CHILD)
 
     def compensation(self) -> Task | None:
         """The compensation that is under way."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import insort
 from dataclasses import dataclass, field
 
-from romancy.v1.command_pb2 import COMPENSATE_WHEN_ALWAYS, Compensation, ScheduleActivity
+from romancy.v1.command_pb2 import COMPENSATE_WHEN_ALWAYS, Compensation, ScheduleActivity, StartChild
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.payload_pb2 import Payload
 
@@ -24,10 +24,14 @@ class Undo:
     compensation: Compensation
     result: Payload | None = None
     """What the activity returned; None when its outcome is unknown or it failed."""
+    child_id: str = ""
+    """The child that is undone, where it is one."""
 
     @property
     def compensation_id(self) -> str:
         """Its name in events and for operators."""
+        if self.child_id:
+            return f"undo-child/{self.child_id}"
         return f"undo/{self.activity_id}" if self.activity_id else f"undo/#{self.event_id}"
 
     def command(self) -> ScheduleActivity:
@@ -63,6 +67,8 @@ class Saga:
 
     open: dict[str, ScheduleActivity] = field(default_factory=dict)
     """Open activities that have a compensation."""
+    open_children: dict[str, StartChild] = field(default_factory=dict)
+    """Open children that have one."""
     ledger: list[Undo] = field(default_factory=list)
     """What is to be undone, by event id."""
     running: Undo | None = None
@@ -82,6 +88,18 @@ class Saga:
         always = attempt > 0 and command.compensation.when == COMPENSATE_WHEN_ALWAYS
         if result is not None or unknown or always:
             self.ledger.append(Undo(event_id, activity_id, command.task_queue, command.compensation, result))
+
+    def child_requested(self, command: StartChild) -> None:
+        """A child was asked for."""
+        if command.HasField("compensation"):
+            self.open_children[command.child_id] = command
+
+    def child_closed(self, event_id: int, child_id: str, result: Payload | None) -> None:
+        """A child was closed. It is undone if it completed: if not, it undid itself."""
+        command = self.open_children.pop(child_id, None)
+        if command is not None and result is not None:
+            queue = command.spec.task_queue
+            self.ledger.append(Undo(event_id, "", queue, command.compensation, result, child_id))
 
     def newest(self, up_to_event_id: int) -> Undo | None:
         """What is undone next among what was closed by then."""
@@ -110,4 +128,5 @@ class Saga:
         failed = [failed.undo for failed in self.failed.values()]
         undos = [*self.ledger, *([self.running] if self.running else []), *failed]
         left = sorted(undos, key=lambda undo: undo.event_id, reverse=True)
-        return [*self.open, *(undo.activity_id or undo.compensation_id for undo in left)]
+        names = (undo.activity_id or undo.child_id or undo.compensation_id for undo in left)
+        return [*self.open, *self.open_children, *names]

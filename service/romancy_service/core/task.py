@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
-from romancy.v1.command_pb2 import ScheduleActivity
+from romancy.v1.command_pb2 import ScheduleActivity, Send, StartChild
 from romancy.v1.failure_pb2 import Failure
 
 NEVER_MS: Final = 2**62
@@ -14,17 +14,24 @@ NEVER_MS: Final = 2**62
 
 WORKFLOW_TASK_ID: Final = "w"
 DEADLINE_TASK_ID: Final = "d"
+REPORT_TASK_ID: Final = "r"
 COMPENSATION_PREFIX: Final = "c/"
 """`c/` and not `a/undo/`, so that an activity type that begins with `undo/` cannot pass for a compensation."""
 
 
 class TaskKind(IntEnum):
-    """What a task is. Workers take the first two; the others are the relay's."""
+    """What a task is. Workers take the first two; timers are the relay's, the rest the courier's."""
 
     WORKFLOW = 1
     ACTIVITY = 2
     TIMER = 3
     DEADLINE = 4
+    CHILD = 5
+    """A child: to be started, open, or to be closed, by its attempt."""
+    SEND = 6
+    """A message for another workflow."""
+    REPORT = 7
+    """The end of this run, for its parent. The only task that a closed run brings about."""
 
 
 def activity_task_id(activity_id: str) -> str:
@@ -35,6 +42,16 @@ def activity_task_id(activity_id: str) -> str:
 def compensation_task_id(compensation_id: str) -> str:
     """The key of an open compensation among its run's tasks."""
     return f"{COMPENSATION_PREFIX}{compensation_id}"
+
+
+def child_task_id(child_id: str) -> str:
+    """The key of an open child among its run's tasks."""
+    return f"h/{child_id}"
+
+
+def send_task_id(send_id: str) -> str:
+    """The key of a message that is on its way."""
+    return f"s/{send_id}"
 
 
 def timer_task_id(timer_id: str) -> str:
@@ -60,6 +77,8 @@ class Task:
     """A worker may have it from then on; a timer fires then."""
     command: ScheduleActivity | None = None
     """Activities and compensations: what to run."""
+    errand: StartChild | Send | None = None
+    """Children and messages: what is to be brought about elsewhere."""
     scheduled_ms: int = 0
     start_by_ms: int = NEVER_MS
     close_by_ms: int = NEVER_MS
@@ -92,7 +111,7 @@ class Task:
     @property
     def unowned_relay_ms(self) -> int:
         """When the service must look at the task while no worker has it."""
-        if self.kind in (TaskKind.TIMER, TaskKind.DEADLINE):
+        if self.kind > TaskKind.ACTIVITY:
             return self.due_ms
         if self.cancel_requested:
             return 0

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from romancy.v1.command_pb2 import Command
 from romancy.v1.failure_pb2 import Failure
-from romancy.v1.history_pb2 import CompensationResolution, UpdateReceived
+from romancy.v1.history_pb2 import CompensationResolution, Parent, UpdateReceived
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.worker_service_pb2 import Then
-from romancy.v1.workflow_pb2 import Signal, WorkflowSpec
+from romancy.v1.workflow_pb2 import Signal, WorkflowOutcome, WorkflowSpec
 
 from romancy_service.core.task import Fence
 
@@ -27,6 +27,7 @@ class StartRun:
     first_run_id: str = ""
     execution_deadline_ms: int = 0
     """0: as its spec says."""
+    parent: Parent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,51 @@ class TaskDue:
 
 
 @dataclass(frozen=True, slots=True)
+class BeginChild:
+    """A child is open now, or cannot be."""
+
+    fence: Fence
+    child_id: str
+    workflow_id: str
+    run_id: str = ""
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TellChild:
+    """A child was told to stop."""
+
+    fence: Fence
+    child_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndChild:
+    """A child is closed."""
+
+    child_id: str
+    workflow_id: str
+    run_id: str
+    outcome: WorkflowOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class FinishSend:
+    """Another workflow was told what it was to be told, or could not be."""
+
+    fence: Fence
+    send_id: str
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FinishErrand:
+    """What a closed run had left to be done is done."""
+
+    fence: Fence
+
+
+@dataclass(frozen=True, slots=True)
 class RequestCancel:
     """Somebody wants the run to stop and undo what it did."""
 
@@ -134,6 +180,11 @@ Trigger = (
     | FailWorkflowTask
     | LoseTask
     | TaskDue
+    | BeginChild
+    | TellChild
+    | EndChild
+    | FinishSend
+    | FinishErrand
     | RequestCancel
     | Terminate
     | ResolveCompensation

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any, Final, Protocol
 from zlib import crc32
 
-from romancy.v1.command_pb2 import ScheduleActivity
+from romancy.v1.command_pb2 import ScheduleActivity, Send, StartChild
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_RUNNING, WorkflowOutcome
@@ -85,7 +85,7 @@ def run_of(row: Row) -> Run:
         last_event_ms=row["last_event_ms"],
         last_input_id=row["last_input_id"],
         seen_event_id=row["seen_event_id"],
-        counters=Counters(**json.loads(row["counters"])),
+        counters=_counters(row["counters"]),
         cancel_requested=bool(row["cancel_requested"]),
         closing_status=row["closing_status"],
         failure=None if row["failure"] is None else Failure.FromString(row["failure"]),
@@ -111,6 +111,13 @@ def loaded_run(row: Row, task_rows: Iterable[Row], batches: Iterable[bytes]) -> 
     return run
 
 
+def _counters(text: str) -> Counters:
+    values = json.loads(text)
+    if "parent" in values:
+        values["parent"] = tuple(values["parent"])
+    return Counters(**values)
+
+
 _COUNTERS: Final = tuple(each.name for each in fields(Counters))
 
 
@@ -133,7 +140,7 @@ def task_row(run: Run, task: Task, owner: str, epoch: int, now_ms: int) -> tuple
         task.priority,
         task.attempt,
         task.due_ms,
-        _bytes(task.command),
+        _bytes(task.command or task.errand),
         task.scheduled_ms,
         task.start_by_ms,
         task.close_by_ms,
@@ -160,17 +167,23 @@ def unowned_relay_ms(task: Task, now_ms: int) -> int:
     return task.unowned_relay_ms or now_ms
 
 
+_ERRANDS: Final[dict[TaskKind, type[StartChild] | type[Send]]] = {TaskKind.CHILD: StartChild, TaskKind.SEND: Send}
+
+
 def task_of(row: Row) -> Task:
     """The task of a row of `tasks`, with its lease."""
+    kind, command = TaskKind(row["kind"]), row["command"]
+    errand = _ERRANDS[kind].FromString(command) if kind in _ERRANDS else None
     return Task(
         task_id=row["task_id"],
-        kind=TaskKind(row["kind"]),
+        kind=kind,
         queue=row["queue"],
         type=row["type"],
         priority=row["priority"],
         attempt=row["attempt"],
         due_ms=row["due_ms"],
-        command=None if row["command"] is None else ScheduleActivity.FromString(row["command"]),
+        command=ScheduleActivity.FromString(command) if kind is TaskKind.ACTIVITY else None,
+        errand=errand,
         scheduled_ms=row["scheduled_ms"],
         start_by_ms=row["start_by_ms"],
         close_by_ms=row["close_by_ms"],

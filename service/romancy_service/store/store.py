@@ -153,13 +153,20 @@ _REQUESTS: Final = select(requests).where(
     requests.c.namespace == bindparam("namespace"), among(requests.c.request_id, "request_ids")
 )
 _OURS: Final = tasks.c.part_hash % bindparam("parts", type_=Integer) == bindparam("part", type_=Integer)
+_IS_DUE: Final = (
+    text(RELAYED),
+    tasks.c.relay_ms <= bindparam("now_ms"),
+    or_(_OURS, tasks.c.relay_ms <= bindparam("overdue_ms")),
+)
 DUE: Final = (
     select(tasks)
-    .where(
-        text(RELAYED),
-        tasks.c.relay_ms <= bindparam("now_ms"),
-        or_(_OURS, tasks.c.relay_ms <= bindparam("overdue_ms")),
-    )
+    .where(*_IS_DUE, tasks.c.kind < int(TaskKind.CHILD))
+    .order_by(tasks.c.relay_ms)
+    .limit(bindparam("limit", type_=Integer))
+)
+ERRANDS: Final = (
+    select(tasks.c.run_id)
+    .where(*_IS_DUE, tasks.c.kind >= int(TaskKind.CHILD))
     .order_by(tasks.c.relay_ms)
     .limit(bindparam("limit", type_=Integer))
 )
@@ -170,6 +177,7 @@ _DUE_WITHIN: Final = (
         tasks.c.relay_ms > bindparam("now_ms"),
         tasks.c.relay_ms <= bindparam("until_ms"),
         tasks.c.kind >= int(TaskKind.TIMER),
+        tasks.c.kind < int(TaskKind.CHILD),
         _OURS,
     )
     .order_by(tasks.c.relay_ms)
@@ -256,6 +264,11 @@ class Store(Lookups, Presence):
         """
         rows = await self._read(DUE, now_ms=now_ms, overdue_ms=now_ms - 1_000, limit=limit, part=part, parts=parts)
         return [_due_task(row) for row in rows]
+
+    async def with_errands(self, now_ms: int, limit: int, part: int, parts: int) -> set[str]:
+        """Runs that have something to be done in other runs, by the same rules as `due`."""
+        rows = await self._read(ERRANDS, now_ms=now_ms, overdue_ms=now_ms - 1_000, limit=limit, part=part, parts=parts)
+        return {row["run_id"] for row in rows}
 
     async def due_within(
         self, now_ms: int, horizon_ms: int, limit: int, part: int, parts: int

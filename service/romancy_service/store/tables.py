@@ -164,7 +164,7 @@ tasks = Table(
     _ms("heartbeat_ms"),
     _bytes("heartbeat_details", nullable=True),
     PrimaryKeyConstraint("run_id", "task_id", name="tasks_pk"),
-    CheckConstraint("kind between 1 and 4", name="tasks_kind"),
+    CheckConstraint("kind between 1 and 7", name="tasks_kind"),
     CheckConstraint("attempt >= 1", name="tasks_attempt"),
     CheckConstraint("(owner = '') = (owner_epoch = 0)", name="tasks_owner"),
     CheckConstraint("owner = '' or kind <= 2", name="tasks_owned_kind"),

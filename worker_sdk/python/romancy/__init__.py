@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         heartbeat,
         is_cancelled,
     )
+    from romancy.children import Child, OtherWorkflow
     from romancy.client import Client, WorkflowHandle
     from romancy.context import WorkflowContext, WorkflowInfo
     from romancy.errors import (
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
         ActivityLost,
         ActivityTimeout,
         ApplicationError,
+        ChildCancelled,
+        ChildError,
+        ChildNotStarted,
         CompensationError,
         ConversionError,
         DefinitionError,
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
         QueryError,
         RemoteError,
         RomancyError,
+        SendError,
         StepError,
         TerminalError,
         UpdateError,
@@ -79,6 +84,10 @@ __all__ = [
     "ActivityOptions",
     "ActivityTimeout",
     "ApplicationError",
+    "Child",
+    "ChildCancelled",
+    "ChildError",
+    "ChildNotStarted",
     "Client",
     "CompensationError",
     "ConversionError",
@@ -86,6 +95,7 @@ __all__ = [
     "DeterminismWarning",
     "Divergence",
     "NonDeterminism",
+    "OtherWorkflow",
     "OutsideActivity",
     "OutsideWorkflow",
     "QueryError",
@@ -94,6 +104,7 @@ __all__ = [
     "RequestRefused",
     "RetryPolicy",
     "RomancyError",
+    "SendError",
     "ServiceUnavailable",
     "StepError",
     "TerminalError",
@@ -125,7 +136,7 @@ __all__ = [
     "workflow",
 ]
 
-_HOMES: Final = ("errors", "options", "activity", "context", "workflow", "refusals", "client", "worker")
+_HOMES: Final = ("errors", "options", "activity", "children", "context", "workflow", "refusals", "client", "worker")
 """The modules that have the public names, each after those that it needs."""
 
 

@@ -37,6 +37,8 @@ from romancy.errors import (
     ActivityLost,
     ActivityTimeout,
     ApplicationError,
+    ChildCancelled,
+    ChildError,
     ConversionError,
     DefinitionError,
     RemoteError,
@@ -124,6 +126,12 @@ def activity_error(failure: Failure, raises: Sequence[type[BaseException]]) -> B
         if declared.__name__ == failure.type:
             return _itself(declared, error)
     return error
+
+
+def child_error(outcome: WorkflowOutcome) -> ChildError:
+    """What awaiting a child raises that ended without a result."""
+    kind = ChildCancelled if outcome.status == WORKFLOW_STATUS_CANCELLED else ChildError
+    return from_failure(kind, outcome.failure)
 
 
 def step_error(failure: Failure, raises: Sequence[type[BaseException]]) -> BaseException:

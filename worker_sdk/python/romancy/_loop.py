@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, TypeVarTuple
 
 from google.protobuf.duration_pb2 import Duration
 
-from romancy.v1.command_pb2 import Command, FailWorkflow, RecordStep, ScheduleActivity
+from romancy.v1.command_pb2 import Command, FailWorkflow, RecordStep, ScheduleActivity, Send
 from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.payload_pb2 import Payload
 
@@ -245,6 +245,17 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         except asyncio.CancelledError:
             self.machine.cancel_timer(timer_id)
             raise
+
+    async def run_send(self, command: Send) -> HistoryEvent:
+        """Tell another workflow something, and wait until it is recorded there."""
+        answer = self.create_future()
+        send_id = self.machine.send(command, answer.set_result)
+        try:
+            event: HistoryEvent = await answer
+        except asyncio.CancelledError:
+            self.machine.drop_send(send_id)
+            raise
+        return event
 
     async def run_condition(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition is met."""

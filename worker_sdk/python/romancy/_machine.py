@@ -17,6 +17,7 @@ from google.protobuf.duration_pb2 import Duration
 from romancy.v1.command_pb2 import (
     AcceptUpdate,
     CancelActivity,
+    CancelChild,
     CancelTimer,
     Command,
     Compensate,
@@ -27,6 +28,8 @@ from romancy.v1.command_pb2 import (
     RegisterCompensation,
     RejectUpdate,
     ScheduleActivity,
+    Send,
+    StartChild,
     StartTimer,
 )
 from romancy.v1.failure_pb2 import Failure
@@ -50,6 +53,10 @@ INPUTS: Final = frozenset(
         "compensate_finished",
         "signal_received",
         "update_received",
+        "child_started",
+        "child_start_failed",
+        "child_closed",
+        "send_finished",
     }
 )
 """The events that workflow code gets to see."""
@@ -120,7 +127,12 @@ class Machine:
         self._patches: dict[str, bool] = {}
         self.reading = ""
         """Who runs that may ask for nothing; empty: the code itself."""
+        self._child_counts: Counter[str] = Counter()
+        self._send_count = 0
         self._activities: dict[str, Resolve] = {}
+        self._children: dict[str, Resolve] = {}
+        """Called with the child's start, and again with its end."""
+        self._sends: dict[str, Resolve] = {}
         self._timers: dict[str, Resolve] = {}
         self._compensates: dict[str, Resolve] = {}
 
@@ -165,6 +177,14 @@ class Machine:
                 resolve = self._activities.pop(event.activity_cancelled.activity_id, None)
             case "timer_fired":
                 resolve = self._timers.pop(event.timer_fired.timer_id, None)
+            case "child_started":
+                resolve = self._children.get(event.child_started.child_id)
+            case "child_start_failed":
+                resolve = self._children.pop(event.child_start_failed.child_id, None)
+            case "child_closed":
+                resolve = self._children.pop(event.child_closed.child_id, None)
+            case "send_finished":
+                resolve = self._sends.pop(event.send_finished.send_id, None)
             case "compensate_finished":
                 resolve = self._compensates.pop(event.compensate_finished.compensate_id, None)
         if resolve is not None:
@@ -183,6 +203,8 @@ class Machine:
             *(f"activity {activity_id}" for activity_id in self._activities),
             *(f"timer {timer_id}" for timer_id in self._timers),
             *(f"compensate {compensate_id}" for compensate_id in self._compensates),
+            *(f"child {child_id}" for child_id in self._children),
+            *(f"send {send_id}" for send_id in self._sends),
         ]
 
     # The code.
@@ -214,6 +236,32 @@ class Machine:
         """Forget a timer; nothing happens when it fired."""
         if self._timers.pop(timer_id, None) is not None:
             self._issue("CancelTimer", timer_id, Command(cancel_timer=CancelTimer(timer_id=timer_id)))
+
+    def start_child(self, command: StartChild, resolve: Resolve) -> str:
+        """Ask for a child, whose id is filled in and returned. Its start and its end are answered."""
+        child_type = command.spec.workflow_type
+        self._child_counts[child_type] += 1
+        child_id = command.child_id = f"{child_type}:{self._child_counts[child_type]}"
+        if self._issue("StartChild", child_id, Command(start_child=command)):
+            self._children[child_id] = resolve
+        return child_id
+
+    def cancel_child(self, child_id: str) -> None:
+        """Ask a child to stop; nothing happens when it is closed. Its end is still answered."""
+        if child_id in self._children:
+            self._issue("CancelChild", child_id, Command(cancel_child=CancelChild(child_id=child_id)))
+
+    def send(self, command: Send, resolve: Resolve) -> str:
+        """Tell another workflow something; the id is filled in and returned."""
+        self._send_count += 1
+        send_id = command.send_id = str(self._send_count)
+        if self._issue("Send", send_id, Command(send=command)):
+            self._sends[send_id] = resolve
+        return send_id
+
+    def drop_send(self, send_id: str) -> None:
+        """Give the answer of a send up. It is sent all the same."""
+        self._sends.pop(send_id, None)
 
     def register_compensation(self, compensation: Compensation) -> None:
         """Put a compensation on the saga's list."""
@@ -292,6 +340,8 @@ class Machine:
         self._activities.clear()
         self._timers.clear()
         self._compensates.clear()
+        self._children.clear()
+        self._sends.clear()
 
     def _issue(self, kind: str, name: str, command: Command) -> bool:
         """Match a command with the next recorded one, or add it to the new ones. False: the code is to be ignored."""
@@ -357,6 +407,12 @@ def _recorded(event: HistoryEvent) -> str:
             return f"RejectUpdate {event.update_rejected.update_id}"
         case "update_completed":
             return f"CompleteUpdate {event.update_completed.update_id}"
+        case "child_requested":
+            return f"StartChild {event.child_requested.command.child_id}"
+        case "child_cancel_requested":
+            return f"CancelChild {event.child_cancel_requested.child_id}"
+        case "send_requested":
+            return f"Send {event.send_requested.command.send_id}"
         case "workflow_continued":
             return "ContinueWorkflow"
         case "workflow_completed":

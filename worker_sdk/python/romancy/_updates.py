@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Generic, TypeVar
 
-from romancy.v1.payload_pb2 import Payload
 from romancy.v1.workflow_service_pb2 import (
     UPDATE_STAGE_COMPLETED,
     UpdateStage,
@@ -13,9 +12,8 @@ from romancy.v1.workflow_service_pb2 import (
 )
 
 from romancy._calls import Calls
+from romancy._calls_by_name import decode_answer
 from romancy._failure import from_failure
-from romancy._methods import HandlerMethod
-from romancy.converter import codec
 from romancy.errors import UpdateError, UpdateRejected
 
 R = TypeVar("R", covariant=True)
@@ -51,23 +49,3 @@ class UpdateHandle(Generic[R]):
                 raise from_failure(UpdateRejected, answer.failure)
             if answer.stage >= stage:
                 return answer
-
-
-def encode_call(kind: str, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, list[Payload]]:
-    """The name of a handler and its arguments as payloads. Raises TypeError and ConversionError."""
-    if isinstance(method, HandlerMethod):
-        if method.handler.kind != kind:
-            raise TypeError(f"{method!r} is no {kind}: it is a {method.handler.kind}")
-        return method.name, method.encode_arguments(args, kwargs)
-    if isinstance(method, str):
-        if kwargs:
-            raise TypeError(f"{kind} {method!r} is given by its name, so its arguments go by position")
-        return method, [codec(Any).encode(value, f"argument {n} of {method}") for n, value in enumerate(args, 1)]
-    raise TypeError(f"{method!r} is no {kind}: give a method decorated with @workflow.{kind}, or the name of one")
-
-
-def decode_answer(method: Any, payload: Payload) -> Any:
-    """What a handler returned. Raises ConversionError."""
-    if isinstance(method, HandlerMethod):
-        return method.decode_result(payload)
-    return codec(Any).decode(payload, f"the answer of {method}")

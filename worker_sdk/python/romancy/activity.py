@@ -99,7 +99,9 @@ class ActivityDefinition(Generic[P, R]):
         self._always = compensate == "always"
         self._signature = Signature(fn, self.name, names=names)
         self._schedule = self.activity_options.schedule(self.name)
-        self._compensation = None if compensation is None else self._prepare_compensation(compensation)
+        self._compensation = (
+            None if compensation is None else Undoing(self.name, self._signature, compensation, always=self._always)
+        )
         self.__doc__ = fn.__doc__
         self.__name__ = fn.__name__
         self.__qualname__ = fn.__qualname__
@@ -181,13 +183,7 @@ class ActivityDefinition(Generic[P, R]):
         command.MergeFrom(self._schedule)
         command.arguments.extend(arguments)
         if self._compensation is not None:
-            template, places = self._compensation
-            undo = command.compensation
-            undo.MergeFrom(template)
-            for place in places:
-                undo.arguments.append(
-                    CompensationArgument(payload=arguments[place]) if isinstance(place, int) else place
-                )
+            command.compensation.CopyFrom(self._compensation.of(arguments))
         return command
 
     def compensation_command(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compensation:
@@ -219,38 +215,45 @@ class ActivityDefinition(Generic[P, R]):
                     ),
                 )
 
-    def _prepare_compensation(
-        self, undo: ActivityDefinition[..., Any]
-    ) -> tuple[Compensation, list[int | CompensationArgument]]:
-        """The compensation without values, and for each argument where it comes from."""
-        own = {parameter.name: place for place, parameter in enumerate(self._signature.parameters)}
+
+class Undoing:
+    """How a compensation gets its arguments from what it undoes: by the names of its parameters."""
+
+    def __init__(self, name: str, signature: Signature, undo: ActivityDefinition[..., Any], *, always: bool) -> None:
+        """Raises DefinitionError when a parameter of `undo` is none of `signature`, and not `result`."""
+        own = {parameter.name: place for place, parameter in enumerate(signature.parameters)}
         if _RESULT in own:
             raise DefinitionError(
-                f"{self.name} has a parameter called 'result', which is what its compensation {undo.name} would call "
+                f"{name} has a parameter called 'result', which is what its compensation {undo.name} would call "
                 "its result: rename the parameter"
             )
-        places: list[int | CompensationArgument] = []
+        self._places: list[int | CompensationArgument] = []
         for parameter in undo._signature.parameters:
             if parameter.name == _RESULT:
                 if undo._signature.is_evaluable():  # else check() does it, once all names are defined
                     _check_takes_none(undo)
-                places.append(CompensationArgument(activity_result=ActivityResult()))
+                self._places.append(CompensationArgument(activity_result=ActivityResult()))
             elif parameter.name in own:
-                places.append(own[parameter.name])
+                self._places.append(own[parameter.name])
             elif parameter.default is not inspect.Parameter.empty:
                 payload = codec(Any).encode(parameter.default, f"default of {parameter.name!r} of {undo.name}")
-                places.append(CompensationArgument(payload=payload))
+                self._places.append(CompensationArgument(payload=payload))
             else:
                 raise DefinitionError(
-                    f"{undo.name} cannot undo {self.name}: its parameter {parameter.name!r} is none of "
+                    f"{undo.name} cannot undo {name}: its parameter {parameter.name!r} is none of "
                     f"{', '.join([*own, _RESULT])}"
                 )
-        template = undo.activity_options.compensation(undo.name)
-        if self._always:
-            template.when = COMPENSATE_WHEN_ALWAYS
-        else:
-            template.when = COMPENSATE_WHEN_UNSPECIFIED
-        return template, places
+        self._template = undo.activity_options.compensation(undo.name)
+        self._template.when = COMPENSATE_WHEN_ALWAYS if always else COMPENSATE_WHEN_UNSPECIFIED
+
+    def of(self, arguments: Sequence[Payload]) -> Compensation:
+        """The compensation of one call."""
+        compensation = Compensation()
+        compensation.CopyFrom(self._template)
+        for place in self._places:
+            argument = CompensationArgument(payload=arguments[place]) if isinstance(place, int) else place
+            compensation.arguments.append(argument)
+        return compensation
 
 
 class AsyncActivity(ActivityDefinition[P, R]):

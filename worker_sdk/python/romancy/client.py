@@ -62,13 +62,14 @@ from romancy.v1.workflow_service_pb2 import (
 )
 
 from romancy._calls import Calls, backoff_s, is_passing
+from romancy._calls_by_name import decode_answer, encode_call
 from romancy._channel import DEFAULT_TARGET, Endpoint
 from romancy._checks import check_choice, check_type, refuse_unknown
 from romancy._failure import from_failure, outcome_error
 from romancy._methods import HandlerMethod, UpdateMethod
 from romancy._results import Results
 from romancy._starts import Starts
-from romancy._updates import UpdateHandle, decode_answer, encode_call
+from romancy._updates import UpdateHandle
 from romancy.context import WorkflowContext
 from romancy.converter import codec
 from romancy.errors import QueryError

@@ -10,19 +10,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from random import Random
-from typing import Any, Final, NoReturn, ParamSpec, Protocol, TypeVar, TypeVarTuple
+from typing import Any, Final, NoReturn, ParamSpec, Protocol, TypeVar, TypeVarTuple, Unpack
 
-from romancy.v1.command_pb2 import RecordStep
+from romancy.v1.command_pb2 import RecordStep, StartChild
 from romancy.v1.payload_pb2 import Payload
+from romancy.v1.workflow_pb2 import WorkflowSpec
 
-from romancy._checks import check_type
+from romancy._checks import check_choice, check_type, refuse_unknown
 from romancy._failure import from_failure, step_error, to_failure
 from romancy._handlers import Handlers, handler_of
 from romancy._loop import WorkflowLoop
 from romancy._signature import Signature, local_names
 from romancy.activity import ActivityDefinition
+from romancy.children import CLOSE_POLICIES, Child, ChildOptions, OtherWorkflow
 from romancy.errors import CompensationError
-from romancy.options import Seconds, to_duration
+from romancy.options import Seconds, check_seconds, to_duration
 
 P = ParamSpec("P")
 _T = TypeVar("_T")
@@ -173,6 +175,79 @@ class WorkflowContext:
         except Exception as error:
             step.failure.CopyFrom(to_failure(error, raises))
         return step
+
+    # Other workflows --------------------------------------------------------------------------------------------------
+
+    async def start_child(
+        self,
+        workflow: Callable[[WorkflowContext, *_Args], Coroutine[Any, Any, _T]],
+        *args: *_Args,
+        compensation: ActivityDefinition[..., Any] | None = None,
+        **options: Unpack[ChildOptions],
+    ) -> Child[_T]:
+        """Start a workflow of its own as this one's child, and go on when it is open.
+
+        `compensation` undoes it when it completed and this workflow is undone. It takes those of the child's arguments
+        that its parameters name, and `result`. Raises ChildNotStarted.
+        """
+        child = self._child(workflow, args, compensation, options)
+        await child.started()
+        return child
+
+    async def run_child(
+        self,
+        workflow: Callable[[WorkflowContext, *_Args], Coroutine[Any, Any, _T]],
+        *args: *_Args,
+        compensation: ActivityDefinition[..., Any] | None = None,
+        **options: Unpack[ChildOptions],
+    ) -> _T:
+        """Start a child and wait for its result. When the waiting is cancelled, the child is asked to stop.
+
+        Raises ChildNotStarted and ChildError.
+        """
+        child: Child[_T] = self._child(workflow, args, compensation, options)
+        await child.started()
+        try:
+            return await child.result()
+        except asyncio.CancelledError:
+            child.request_cancel()
+            raise
+
+    def _child(
+        self, workflow: Any, args: tuple[Any, ...], compensation: ActivityDefinition[..., Any] | None, options: Any
+    ) -> Child[Any]:
+        refuse_unknown("a child", options, ChildOptions.__annotations__)
+        policy = options.get("when_parent_closes", "cancel")
+        check_choice("when_parent_closes", policy, CLOSE_POLICIES)
+        check_seconds("run_timeout", options.get("run_timeout"))
+        definition = getattr(workflow, "__romancy_workflow__", workflow)
+        if not hasattr(definition, "encode_arguments"):
+            raise TypeError(f"{workflow!r} is no workflow: decorate it with @workflow")
+        timeout = options.get("run_timeout")
+        arguments = definition.encode_arguments(args, {})
+        command = StartChild(
+            workflow_id=options.get("id", ""),
+            spec=WorkflowSpec(
+                workflow_type=definition.name,
+                task_queue=options.get("task_queue") or self.info.task_queue,
+                arguments=arguments,
+                run_timeout=None if timeout is None else to_duration(timeout),
+                priority=options.get("priority", self.info.priority),
+                headers=self.info.headers,
+            ),
+            parent_close_policy=CLOSE_POLICIES[policy],
+            compensation=None if compensation is None else definition.undoing(compensation).of(arguments),
+        )
+        child: Child[Any] = Child(self._loop, definition.decode_result)
+        child.request(command)
+        return child
+
+    def workflow(self, workflow_id: str, run_id: str = "") -> OtherWorkflow:
+        """Another workflow, to tell it something; its newest run, if no run is given."""
+        check_type("workflow_id", workflow_id, str, "a text")
+        return OtherWorkflow(self._loop, workflow_id, run_id)
+
+    # Changing code ----------------------------------------------------------------------------------------------------
 
     def patched(self, patch_id: str) -> bool:
         """Whether this run takes the changed branch of a patch: `if ctx.patched("fraud-check"): ... else: (old code)`.

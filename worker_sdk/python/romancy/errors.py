@@ -89,6 +89,22 @@ class ActivityCancelled(ActivityError):
     """An activity stopped because it was asked to, while workflow code still awaited it."""
 
 
+class ChildError(RemoteError):
+    """A child ended without a result. `type` and `message` are those of its failure."""
+
+
+class ChildCancelled(ChildError):
+    """A child was cancelled, and what it did was undone, or will be."""
+
+
+class ChildNotStarted(ChildError):
+    """A child could not be started, for example because a run of its workflow id is open."""
+
+
+class SendError(RemoteError):
+    """Another workflow could not be told something: it is not there, or closed."""
+
+
 class StepError(RemoteError):
     """A local step failed. `type` and `message` are those of what it raised."""
 

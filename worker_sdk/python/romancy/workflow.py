@@ -18,6 +18,7 @@ from romancy._lint import lint
 from romancy._loop import running_loop
 from romancy._methods import HandlerMethod, UpdateMethod
 from romancy._signature import Signature, local_names
+from romancy.activity import ActivityDefinition, Undoing
 from romancy.context import WorkflowContext
 from romancy.errors import DefinitionError
 
@@ -73,6 +74,10 @@ class WorkflowDefinition(Generic[P, R]):
     def encode_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Payload]:
         """What a client gives, as payloads. Raises TypeError and ConversionError, naming the argument."""
         return self._signature.encode_arguments(args, kwargs)
+
+    def undoing(self, compensation: ActivityDefinition[..., Any]) -> Undoing:
+        """How a compensation undoes it, where it is a child. Raises DefinitionError."""
+        return Undoing(self.name, self._signature, compensation, always=False)
 
     def decode_arguments(self, payloads: Sequence[Payload]) -> tuple[list[Any], dict[str, Any]]:
         """Positional and keyword arguments for `fn`, after the context. Raises ConversionError."""
@@ -147,6 +152,8 @@ class WorkflowDecorator(Protocol):
 class _Workflow:
     """`@workflow`, `@workflow(name=...)`, and in a class `@workflow.run`, `.signal`, `.query`, `.update`."""
 
+    __name__: str
+
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a class is callable too, but none takes a context and is awaited
         self, fn: Callable[Concatenate[WorkflowContext, P], Coroutine[Any, Any, R]], /
@@ -217,6 +224,7 @@ class _Workflow:
 
 
 workflow: Final = _Workflow()
+workflow.__name__ = "workflow"
 
 
 def _decorated(make: Callable[[Any], Any], fn: Any) -> Any:
@@ -231,17 +239,14 @@ def _class_workflow(cls: type[Any], name: str | None) -> None:
     if name is not None:
         check_type(f"name of {cls.__name__}", name, str, "a text", DefinitionError)
     definition.of(cls, name)
+    cls.__romancy_workflow__ = definition
     for fn in (definition.fn, *(handler.fn for handler in definition.handlers)):
         _warn(fn)
 
 
 def definition_of(workflow: Any) -> Any:
     """The definition that a decorated class stands for; anything else as it is."""
-    if isinstance(workflow, type):
-        for value in vars(workflow).values():
-            if isinstance(value, ClassWorkflow):
-                return value
-    return workflow
+    return getattr(workflow, "__romancy_workflow__", workflow)
 
 
 def _warn(fn: Callable[..., Any]) -> None:

@@ -29,7 +29,7 @@ from romancy.v1 import retry_pb2 as romancy_dot_v1_dot_retry__pb2
 from romancy.v1 import workflow_pb2 as romancy_dot_v1_dot_workflow__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18romancy/v1/command.proto\x12\nromancy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18romancy/v1/failure.proto\x1a\x18romancy/v1/payload.proto\x1a\x16romancy/v1/retry.proto\x1a\x19romancy/v1/workflow.proto\"\xb3\x06\n\x07\x43ommand\x12\x39\n\x11schedule_activity\x18\x01 \x01(\x0b\x32\x1c.romancy.v1.ScheduleActivityH\x00\x12\x35\n\x0f\x63\x61ncel_activity\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.CancelActivityH\x00\x12-\n\x0bstart_timer\x18\x03 \x01(\x0b\x32\x16.romancy.v1.StartTimerH\x00\x12/\n\x0c\x63\x61ncel_timer\x18\x04 \x01(\x0b\x32\x17.romancy.v1.CancelTimerH\x00\x12\x41\n\x15register_compensation\x18\x05 \x01(\x0b\x32 .romancy.v1.RegisterCompensationH\x00\x12,\n\ncompensate\x18\x06 \x01(\x0b\x32\x16.romancy.v1.CompensateH\x00\x12\x39\n\x11\x63omplete_workflow\x18\x07 \x01(\x0b\x32\x1c.romancy.v1.CompleteWorkflowH\x00\x12\x31\n\rfail_workflow\x18\x08 \x01(\x0b\x32\x18.romancy.v1.FailWorkflowH\x00\x12\x35\n\x0f\x63\x61ncel_workflow\x18\t \x01(\x0b\x32\x1a.romancy.v1.CancelWorkflowH\x00\x12\x39\n\x11\x63ontinue_workflow\x18\n \x01(\x0b\x32\x1c.romancy.v1.ContinueWorkflowH\x00\x12-\n\x0brecord_step\x18\x0b \x01(\x0b\x32\x16.romancy.v1.RecordStepH\x00\x12+\n\nmark_patch\x18\x0c \x01(\x0b\x32\x15.romancy.v1.MarkPatchH\x00\x12\x31\n\raccept_update\x18\r \x01(\x0b\x32\x18.romancy.v1.AcceptUpdateH\x00\x12\x31\n\rreject_update\x18\x0e \x01(\x0b\x32\x18.romancy.v1.RejectUpdateH\x00\x12\x35\n\x0f\x63omplete_update\x18\x0f \x01(\x0b\x32\x1a.romancy.v1.CompleteUpdateH\x00\x42\x0c\n\nattributes\"\xb8\x02\n\x0c\x43ompensation\x12\x15\n\ractivity_type\x18\x01 \x01(\t\x12\x12\n\ntask_queue\x18\x02 \x01(\t\x12\x33\n\targuments\x18\x03 \x03(\x0b\x32 .romancy.v1.CompensationArgument\x12-\n\x0cretry_policy\x18\x04 \x01(\x0b\x32\x17.romancy.v1.RetryPolicy\x12\x39\n\x16start_to_close_timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11heartbeat_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x04when\x18\x07 \x01(\x0e\x32\x1a.romancy.v1.CompensateWhen\"~\n\x14\x43ompensationArgument\x12&\n\x07payload\x18\x01 \x01(\x0b\x32\x13.romancy.v1.PayloadH\x00\x12\x35\n\x0f\x61\x63tivity_result\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.ActivityResultH\x00\x42\x07\n\x05value\"\x10\n\x0e\x41\x63tivityResult\"\xda\x04\n\x10ScheduleActivity\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\x12\x15\n\ractivity_type\x18\x02 \x01(\t\x12\x12\n\ntask_queue\x18\x03 \x01(\t\x12&\n\targuments\x18\x04 \x03(\x0b\x32\x13.romancy.v1.Payload\x12-\n\x0cretry_policy\x18\x05 \x01(\x0b\x32\x17.romancy.v1.RetryPolicy\x12<\n\x19schedule_to_close_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12<\n\x19schedule_to_start_timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x39\n\x16start_to_close_timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11heartbeat_timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x61t_most_once\x18\n \x01(\x08\x12.\n\x0c\x63ompensation\x18\x0b \x01(\x0b\x32\x18.romancy.v1.Compensation\x12\x10\n\x08priority\x18\x0c \x01(\x05\x12:\n\x07headers\x18\r \x03(\x0b\x32).romancy.v1.ScheduleActivity.HeadersEntry\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"%\n\x0e\x43\x61ncelActivity\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\"K\n\nStartTimer\x12\x10\n\x08timer_id\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x1f\n\x0b\x43\x61ncelTimer\x12\x10\n\x08timer_id\x18\x01 \x01(\t\"F\n\x14RegisterCompensation\x12.\n\x0c\x63ompensation\x18\x01 \x01(\x0b\x32\x18.romancy.v1.Compensation\"#\n\nCompensate\x12\x15\n\rcompensate_id\x18\x01 \x01(\t\"7\n\x10\x43ompleteWorkflow\x12#\n\x06result\x18\x01 \x01(\x0b\x32\x13.romancy.v1.Payload\"4\n\x0c\x46\x61ilWorkflow\x12$\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x13.romancy.v1.Failure\"\x10\n\x0e\x43\x61ncelWorkflow\"f\n\x10\x43ontinueWorkflow\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x18.romancy.v1.WorkflowSpec\x12*\n\x0eunread_signals\x18\x02 \x03(\x0b\x32\x12.romancy.v1.Signal\"w\n\nRecordStep\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12%\n\x06result\x18\x02 \x01(\x0b\x32\x13.romancy.v1.PayloadH\x00\x12&\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.romancy.v1.FailureH\x00\x42\t\n\x07outcome\"\x1d\n\tMarkPatch\x12\x10\n\x08patch_id\x18\x01 \x01(\t\"!\n\x0c\x41\x63\x63\x65ptUpdate\x12\x11\n\tupdate_id\x18\x01 \x01(\t\"G\n\x0cRejectUpdate\x12\x11\n\tupdate_id\x18\x01 \x01(\t\x12$\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x13.romancy.v1.Failure\"}\n\x0e\x43ompleteUpdate\x12\x11\n\tupdate_id\x18\x01 \x01(\t\x12%\n\x06result\x18\x02 \x01(\x0b\x32\x13.romancy.v1.PayloadH\x00\x12&\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.romancy.v1.FailureH\x00\x42\t\n\x07outcome*r\n\x0e\x43ompensateWhen\x12\x1f\n\x1b\x43OMPENSATE_WHEN_UNSPECIFIED\x10\x00\x12#\n\x1f\x43OMPENSATE_WHEN_DONE_OR_UNKNOWN\x10\x01\x12\x1a\n\x16\x43OMPENSATE_WHEN_ALWAYS\x10\x02\x42P\n\rio.romancy.v1P\x01Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18romancy/v1/command.proto\x12\nromancy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18romancy/v1/failure.proto\x1a\x18romancy/v1/payload.proto\x1a\x16romancy/v1/retry.proto\x1a\x19romancy/v1/workflow.proto\"\xb5\x07\n\x07\x43ommand\x12\x39\n\x11schedule_activity\x18\x01 \x01(\x0b\x32\x1c.romancy.v1.ScheduleActivityH\x00\x12\x35\n\x0f\x63\x61ncel_activity\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.CancelActivityH\x00\x12-\n\x0bstart_timer\x18\x03 \x01(\x0b\x32\x16.romancy.v1.StartTimerH\x00\x12/\n\x0c\x63\x61ncel_timer\x18\x04 \x01(\x0b\x32\x17.romancy.v1.CancelTimerH\x00\x12\x41\n\x15register_compensation\x18\x05 \x01(\x0b\x32 .romancy.v1.RegisterCompensationH\x00\x12,\n\ncompensate\x18\x06 \x01(\x0b\x32\x16.romancy.v1.CompensateH\x00\x12\x39\n\x11\x63omplete_workflow\x18\x07 \x01(\x0b\x32\x1c.romancy.v1.CompleteWorkflowH\x00\x12\x31\n\rfail_workflow\x18\x08 \x01(\x0b\x32\x18.romancy.v1.FailWorkflowH\x00\x12\x35\n\x0f\x63\x61ncel_workflow\x18\t \x01(\x0b\x32\x1a.romancy.v1.CancelWorkflowH\x00\x12\x39\n\x11\x63ontinue_workflow\x18\n \x01(\x0b\x32\x1c.romancy.v1.ContinueWorkflowH\x00\x12-\n\x0brecord_step\x18\x0b \x01(\x0b\x32\x16.romancy.v1.RecordStepH\x00\x12+\n\nmark_patch\x18\x0c \x01(\x0b\x32\x15.romancy.v1.MarkPatchH\x00\x12\x31\n\raccept_update\x18\r \x01(\x0b\x32\x18.romancy.v1.AcceptUpdateH\x00\x12\x31\n\rreject_update\x18\x0e \x01(\x0b\x32\x18.romancy.v1.RejectUpdateH\x00\x12\x35\n\x0f\x63omplete_update\x18\x0f \x01(\x0b\x32\x1a.romancy.v1.CompleteUpdateH\x00\x12-\n\x0bstart_child\x18\x10 \x01(\x0b\x32\x16.romancy.v1.StartChildH\x00\x12/\n\x0c\x63\x61ncel_child\x18\x11 \x01(\x0b\x32\x17.romancy.v1.CancelChildH\x00\x12 \n\x04send\x18\x12 \x01(\x0b\x32\x10.romancy.v1.SendH\x00\x42\x0c\n\nattributes\"\xb8\x02\n\x0c\x43ompensation\x12\x15\n\ractivity_type\x18\x01 \x01(\t\x12\x12\n\ntask_queue\x18\x02 \x01(\t\x12\x33\n\targuments\x18\x03 \x03(\x0b\x32 .romancy.v1.CompensationArgument\x12-\n\x0cretry_policy\x18\x04 \x01(\x0b\x32\x17.romancy.v1.RetryPolicy\x12\x39\n\x16start_to_close_timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11heartbeat_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x04when\x18\x07 \x01(\x0e\x32\x1a.romancy.v1.CompensateWhen\"~\n\x14\x43ompensationArgument\x12&\n\x07payload\x18\x01 \x01(\x0b\x32\x13.romancy.v1.PayloadH\x00\x12\x35\n\x0f\x61\x63tivity_result\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.ActivityResultH\x00\x42\x07\n\x05value\"\x10\n\x0e\x41\x63tivityResult\"\xda\x04\n\x10ScheduleActivity\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\x12\x15\n\ractivity_type\x18\x02 \x01(\t\x12\x12\n\ntask_queue\x18\x03 \x01(\t\x12&\n\targuments\x18\x04 \x03(\x0b\x32\x13.romancy.v1.Payload\x12-\n\x0cretry_policy\x18\x05 \x01(\x0b\x32\x17.romancy.v1.RetryPolicy\x12<\n\x19schedule_to_close_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12<\n\x19schedule_to_start_timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x39\n\x16start_to_close_timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11heartbeat_timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x61t_most_once\x18\n \x01(\x08\x12.\n\x0c\x63ompensation\x18\x0b \x01(\x0b\x32\x18.romancy.v1.Compensation\x12\x10\n\x08priority\x18\x0c \x01(\x05\x12:\n\x07headers\x18\r \x03(\x0b\x32).romancy.v1.ScheduleActivity.HeadersEntry\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"%\n\x0e\x43\x61ncelActivity\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\"K\n\nStartTimer\x12\x10\n\x08timer_id\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x1f\n\x0b\x43\x61ncelTimer\x12\x10\n\x08timer_id\x18\x01 \x01(\t\"F\n\x14RegisterCompensation\x12.\n\x0c\x63ompensation\x18\x01 \x01(\x0b\x32\x18.romancy.v1.Compensation\"#\n\nCompensate\x12\x15\n\rcompensate_id\x18\x01 \x01(\t\"7\n\x10\x43ompleteWorkflow\x12#\n\x06result\x18\x01 \x01(\x0b\x32\x13.romancy.v1.Payload\"4\n\x0c\x46\x61ilWorkflow\x12$\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x13.romancy.v1.Failure\"\x10\n\x0e\x43\x61ncelWorkflow\"f\n\x10\x43ontinueWorkflow\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x18.romancy.v1.WorkflowSpec\x12*\n\x0eunread_signals\x18\x02 \x03(\x0b\x32\x12.romancy.v1.Signal\"w\n\nRecordStep\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12%\n\x06result\x18\x02 \x01(\x0b\x32\x13.romancy.v1.PayloadH\x00\x12&\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.romancy.v1.FailureH\x00\x42\t\n\x07outcome\"\x1d\n\tMarkPatch\x12\x10\n\x08patch_id\x18\x01 \x01(\t\"!\n\x0c\x41\x63\x63\x65ptUpdate\x12\x11\n\tupdate_id\x18\x01 \x01(\t\"G\n\x0cRejectUpdate\x12\x11\n\tupdate_id\x18\x01 \x01(\t\x12$\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x13.romancy.v1.Failure\"}\n\x0e\x43ompleteUpdate\x12\x11\n\tupdate_id\x18\x01 \x01(\t\x12%\n\x06result\x18\x02 \x01(\x0b\x32\x13.romancy.v1.PayloadH\x00\x12&\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.romancy.v1.FailureH\x00\x42\t\n\x07outcome\"\xc7\x01\n\nStartChild\x12\x10\n\x08\x63hild_id\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12&\n\x04spec\x18\x03 \x01(\x0b\x32\x18.romancy.v1.WorkflowSpec\x12:\n\x13parent_close_policy\x18\x04 \x01(\x0e\x32\x1d.romancy.v1.ParentClosePolicy\x12.\n\x0c\x63ompensation\x18\x05 \x01(\x0b\x32\x18.romancy.v1.Compensation\"\x1f\n\x0b\x43\x61ncelChild\x12\x10\n\x08\x63hild_id\x18\x01 \x01(\t\"\x97\x01\n\x04Send\x12\x0f\n\x07send_id\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12$\n\x06signal\x18\x04 \x01(\x0b\x32\x12.romancy.v1.SignalH\x00\x12(\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32\x16.romancy.v1.SendCancelH\x00\x42\t\n\x07message\"\x1c\n\nSendCancel\x12\x0e\n\x06reason\x18\x01 \x01(\t*r\n\x0e\x43ompensateWhen\x12\x1f\n\x1b\x43OMPENSATE_WHEN_UNSPECIFIED\x10\x00\x12#\n\x1f\x43OMPENSATE_WHEN_DONE_OR_UNKNOWN\x10\x01\x12\x1a\n\x16\x43OMPENSATE_WHEN_ALWAYS\x10\x02*\x9c\x01\n\x11ParentClosePolicy\x12#\n\x1fPARENT_CLOSE_POLICY_UNSPECIFIED\x10\x00\x12\x1e\n\x1aPARENT_CLOSE_POLICY_CANCEL\x10\x01\x12!\n\x1dPARENT_CLOSE_POLICY_TERMINATE\x10\x02\x12\x1f\n\x1bPARENT_CLOSE_POLICY_ABANDON\x10\x03\x42P\n\rio.romancy.v1P\x01Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,46 +39,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\rio.romancy.v1P\001Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1'
   _globals['_SCHEDULEACTIVITY_HEADERSENTRY']._loaded_options = None
   _globals['_SCHEDULEACTIVITY_HEADERSENTRY']._serialized_options = b'8\001'
-  _globals['_COMPENSATEWHEN']._serialized_start=2941
-  _globals['_COMPENSATEWHEN']._serialized_end=3055
+  _globals['_COMPENSATEWHEN']._serialized_start=3490
+  _globals['_COMPENSATEWHEN']._serialized_end=3604
+  _globals['_PARENTCLOSEPOLICY']._serialized_start=3607
+  _globals['_PARENTCLOSEPOLICY']._serialized_end=3763
   _globals['_COMMAND']._serialized_start=176
-  _globals['_COMMAND']._serialized_end=995
-  _globals['_COMPENSATION']._serialized_start=998
-  _globals['_COMPENSATION']._serialized_end=1310
-  _globals['_COMPENSATIONARGUMENT']._serialized_start=1312
-  _globals['_COMPENSATIONARGUMENT']._serialized_end=1438
-  _globals['_ACTIVITYRESULT']._serialized_start=1440
-  _globals['_ACTIVITYRESULT']._serialized_end=1456
-  _globals['_SCHEDULEACTIVITY']._serialized_start=1459
-  _globals['_SCHEDULEACTIVITY']._serialized_end=2061
-  _globals['_SCHEDULEACTIVITY_HEADERSENTRY']._serialized_start=2015
-  _globals['_SCHEDULEACTIVITY_HEADERSENTRY']._serialized_end=2061
-  _globals['_CANCELACTIVITY']._serialized_start=2063
-  _globals['_CANCELACTIVITY']._serialized_end=2100
-  _globals['_STARTTIMER']._serialized_start=2102
-  _globals['_STARTTIMER']._serialized_end=2177
-  _globals['_CANCELTIMER']._serialized_start=2179
-  _globals['_CANCELTIMER']._serialized_end=2210
-  _globals['_REGISTERCOMPENSATION']._serialized_start=2212
-  _globals['_REGISTERCOMPENSATION']._serialized_end=2282
-  _globals['_COMPENSATE']._serialized_start=2284
-  _globals['_COMPENSATE']._serialized_end=2319
-  _globals['_COMPLETEWORKFLOW']._serialized_start=2321
-  _globals['_COMPLETEWORKFLOW']._serialized_end=2376
-  _globals['_FAILWORKFLOW']._serialized_start=2378
-  _globals['_FAILWORKFLOW']._serialized_end=2430
-  _globals['_CANCELWORKFLOW']._serialized_start=2432
-  _globals['_CANCELWORKFLOW']._serialized_end=2448
-  _globals['_CONTINUEWORKFLOW']._serialized_start=2450
-  _globals['_CONTINUEWORKFLOW']._serialized_end=2552
-  _globals['_RECORDSTEP']._serialized_start=2554
-  _globals['_RECORDSTEP']._serialized_end=2673
-  _globals['_MARKPATCH']._serialized_start=2675
-  _globals['_MARKPATCH']._serialized_end=2704
-  _globals['_ACCEPTUPDATE']._serialized_start=2706
-  _globals['_ACCEPTUPDATE']._serialized_end=2739
-  _globals['_REJECTUPDATE']._serialized_start=2741
-  _globals['_REJECTUPDATE']._serialized_end=2812
-  _globals['_COMPLETEUPDATE']._serialized_start=2814
-  _globals['_COMPLETEUPDATE']._serialized_end=2939
+  _globals['_COMMAND']._serialized_end=1125
+  _globals['_COMPENSATION']._serialized_start=1128
+  _globals['_COMPENSATION']._serialized_end=1440
+  _globals['_COMPENSATIONARGUMENT']._serialized_start=1442
+  _globals['_COMPENSATIONARGUMENT']._serialized_end=1568
+  _globals['_ACTIVITYRESULT']._serialized_start=1570
+  _globals['_ACTIVITYRESULT']._serialized_end=1586
+  _globals['_SCHEDULEACTIVITY']._serialized_start=1589
+  _globals['_SCHEDULEACTIVITY']._serialized_end=2191
+  _globals['_SCHEDULEACTIVITY_HEADERSENTRY']._serialized_start=2145
+  _globals['_SCHEDULEACTIVITY_HEADERSENTRY']._serialized_end=2191
+  _globals['_CANCELACTIVITY']._serialized_start=2193
+  _globals['_CANCELACTIVITY']._serialized_end=2230
+  _globals['_STARTTIMER']._serialized_start=2232
+  _globals['_STARTTIMER']._serialized_end=2307
+  _globals['_CANCELTIMER']._serialized_start=2309
+  _globals['_CANCELTIMER']._serialized_end=2340
+  _globals['_REGISTERCOMPENSATION']._serialized_start=2342
+  _globals['_REGISTERCOMPENSATION']._serialized_end=2412
+  _globals['_COMPENSATE']._serialized_start=2414
+  _globals['_COMPENSATE']._serialized_end=2449
+  _globals['_COMPLETEWORKFLOW']._serialized_start=2451
+  _globals['_COMPLETEWORKFLOW']._serialized_end=2506
+  _globals['_FAILWORKFLOW']._serialized_start=2508
+  _globals['_FAILWORKFLOW']._serialized_end=2560
+  _globals['_CANCELWORKFLOW']._serialized_start=2562
+  _globals['_CANCELWORKFLOW']._serialized_end=2578
+  _globals['_CONTINUEWORKFLOW']._serialized_start=2580
+  _globals['_CONTINUEWORKFLOW']._serialized_end=2682
+  _globals['_RECORDSTEP']._serialized_start=2684
+  _globals['_RECORDSTEP']._serialized_end=2803
+  _globals['_MARKPATCH']._serialized_start=2805
+  _globals['_MARKPATCH']._serialized_end=2834
+  _globals['_ACCEPTUPDATE']._serialized_start=2836
+  _globals['_ACCEPTUPDATE']._serialized_end=2869
+  _globals['_REJECTUPDATE']._serialized_start=2871
+  _globals['_REJECTUPDATE']._serialized_end=2942
+  _globals['_COMPLETEUPDATE']._serialized_start=2944
+  _globals['_COMPLETEUPDATE']._serialized_end=3069
+  _globals['_STARTCHILD']._serialized_start=3072
+  _globals['_STARTCHILD']._serialized_end=3271
+  _globals['_CANCELCHILD']._serialized_start=3273
+  _globals['_CANCELCHILD']._serialized_end=3304
+  _globals['_SEND']._serialized_start=3307
+  _globals['_SEND']._serialized_end=3458
+  _globals['_SENDCANCEL']._serialized_start=3460
+  _globals['_SENDCANCEL']._serialized_end=3488
 # @@protoc_insertion_point(module_scope)

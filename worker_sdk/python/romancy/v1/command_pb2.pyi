@@ -48,6 +48,34 @@ COMPENSATE_WHEN_ALWAYS: CompensateWhen.ValueType  # 2
 """Undo it as soon as any attempt was sent to a worker, also when it failed in its own words."""
 Global___CompensateWhen: _TypeAlias = CompensateWhen  # noqa: Y015
 
+class _ParentClosePolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ParentClosePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ParentClosePolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PARENT_CLOSE_POLICY_UNSPECIFIED: _ParentClosePolicy.ValueType  # 0
+    """The same as PARENT_CLOSE_POLICY_CANCEL."""
+    PARENT_CLOSE_POLICY_CANCEL: _ParentClosePolicy.ValueType  # 1
+    """It is asked to stop and undoes what it did. One that was not started yet never is."""
+    PARENT_CLOSE_POLICY_TERMINATE: _ParentClosePolicy.ValueType  # 2
+    """It ends at once; nothing is undone. One that was not started yet never is."""
+    PARENT_CLOSE_POLICY_ABANDON: _ParentClosePolicy.ValueType  # 3
+    """It goes on, and is started if it was not yet. It is not waited for when its parent is undone."""
+
+class ParentClosePolicy(_ParentClosePolicy, metaclass=_ParentClosePolicyEnumTypeWrapper):
+    """ParentClosePolicy says what becomes of an open child when its parent closes."""
+
+PARENT_CLOSE_POLICY_UNSPECIFIED: ParentClosePolicy.ValueType  # 0
+"""The same as PARENT_CLOSE_POLICY_CANCEL."""
+PARENT_CLOSE_POLICY_CANCEL: ParentClosePolicy.ValueType  # 1
+"""It is asked to stop and undoes what it did. One that was not started yet never is."""
+PARENT_CLOSE_POLICY_TERMINATE: ParentClosePolicy.ValueType  # 2
+"""It ends at once; nothing is undone. One that was not started yet never is."""
+PARENT_CLOSE_POLICY_ABANDON: ParentClosePolicy.ValueType  # 3
+"""It goes on, and is started if it was not yet. It is not waited for when its parent is undone."""
+Global___ParentClosePolicy: _TypeAlias = ParentClosePolicy  # noqa: Y015
+
 @_typing.final
 class Command(_message.Message):
     """Command is one thing that workflow code asks for. Workers send them in the order in which the code issued them; each
@@ -71,6 +99,9 @@ class Command(_message.Message):
     ACCEPT_UPDATE_FIELD_NUMBER: _builtins.int
     REJECT_UPDATE_FIELD_NUMBER: _builtins.int
     COMPLETE_UPDATE_FIELD_NUMBER: _builtins.int
+    START_CHILD_FIELD_NUMBER: _builtins.int
+    CANCEL_CHILD_FIELD_NUMBER: _builtins.int
+    SEND_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def schedule_activity(self) -> Global___ScheduleActivity:
         """Run an activity."""
@@ -131,6 +162,18 @@ class Command(_message.Message):
     def complete_update(self) -> Global___CompleteUpdate:
         """Answer an accepted update."""
 
+    @_builtins.property
+    def start_child(self) -> Global___StartChild:
+        """Start another workflow, of which this run is the parent."""
+
+    @_builtins.property
+    def cancel_child(self) -> Global___CancelChild:
+        """Ask an open child to stop."""
+
+    @_builtins.property
+    def send(self) -> Global___Send:
+        """Tell another workflow something."""
+
     def __init__(
         self,
         *,
@@ -149,12 +192,15 @@ class Command(_message.Message):
         accept_update: Global___AcceptUpdate | None = ...,
         reject_update: Global___RejectUpdate | None = ...,
         complete_update: Global___CompleteUpdate | None = ...,
+        start_child: Global___StartChild | None = ...,
+        cancel_child: Global___CancelChild | None = ...,
+        send: Global___Send | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accept_update", b"accept_update", "attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_update", b"complete_update", "complete_workflow", b"complete_workflow", "continue_workflow", b"continue_workflow", "fail_workflow", b"fail_workflow", "mark_patch", b"mark_patch", "record_step", b"record_step", "register_compensation", b"register_compensation", "reject_update", b"reject_update", "schedule_activity", b"schedule_activity", "start_timer", b"start_timer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accept_update", b"accept_update", "attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_child", b"cancel_child", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_update", b"complete_update", "complete_workflow", b"complete_workflow", "continue_workflow", b"continue_workflow", "fail_workflow", b"fail_workflow", "mark_patch", b"mark_patch", "record_step", b"record_step", "register_compensation", b"register_compensation", "reject_update", b"reject_update", "schedule_activity", b"schedule_activity", "send", b"send", "start_child", b"start_child", "start_timer", b"start_timer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_update", b"accept_update", "attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_update", b"complete_update", "complete_workflow", b"complete_workflow", "continue_workflow", b"continue_workflow", "fail_workflow", b"fail_workflow", "mark_patch", b"mark_patch", "record_step", b"record_step", "register_compensation", b"register_compensation", "reject_update", b"reject_update", "schedule_activity", b"schedule_activity", "start_timer", b"start_timer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_update", b"accept_update", "attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_child", b"cancel_child", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_update", b"complete_update", "complete_workflow", b"complete_workflow", "continue_workflow", b"continue_workflow", "fail_workflow", b"fail_workflow", "mark_patch", b"mark_patch", "record_step", b"record_step", "register_compensation", b"register_compensation", "reject_update", b"reject_update", "schedule_activity", b"schedule_activity", "send", b"send", "start_child", b"start_child", "start_timer", b"start_timer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["schedule_activity", "cancel_activity", "start_timer", "cancel_timer", "register_compensation", "compensate", "complete_workflow", "fail_workflow", "cancel_workflow", "continue_workflow", "record_step", "mark_patch", "accept_update", "reject_update", "complete_update"]  # noqa: Y015
+    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["schedule_activity", "cancel_activity", "start_timer", "cancel_timer", "register_compensation", "compensate", "complete_workflow", "fail_workflow", "cancel_workflow", "continue_workflow", "record_step", "mark_patch", "accept_update", "reject_update", "complete_update", "start_child", "cancel_child", "send"]  # noqa: Y015
     _WhichOneofArgType_attributes: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_attributes) -> _WhichOneofReturnType_attributes | None: ...
 
@@ -727,3 +773,135 @@ class CompleteUpdate(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___CompleteUpdate: _TypeAlias = CompleteUpdate  # noqa: Y015
+
+@_typing.final
+class StartChild(_message.Message):
+    """StartChild asks for another workflow. `ChildStarted` or `ChildStartFailed` answers it, and later `ChildClosed`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHILD_ID_FIELD_NUMBER: _builtins.int
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    PARENT_CLOSE_POLICY_FIELD_NUMBER: _builtins.int
+    COMPENSATION_FIELD_NUMBER: _builtins.int
+    child_id: _builtins.str
+    """`{workflow_type}:{n}`, n counting the run's children of that type from 1. The service refuses any other value."""
+    workflow_id: _builtins.str
+    """The child's workflow id; empty: `{run_id}/{child_id}`."""
+    parent_close_policy: Global___ParentClosePolicy.ValueType
+    """What becomes of it when this run closes first."""
+    @_builtins.property
+    def spec(self) -> _workflow_pb2.WorkflowSpec:
+        """What is run. An empty task queue means the run's own."""
+
+    @_builtins.property
+    def compensation(self) -> Global___Compensation:
+        """What undoes it when it completed; not set: nothing does."""
+
+    def __init__(
+        self,
+        *,
+        child_id: _builtins.str = ...,
+        workflow_id: _builtins.str = ...,
+        spec: _workflow_pb2.WorkflowSpec | None = ...,
+        parent_close_policy: Global___ParentClosePolicy.ValueType = ...,
+        compensation: Global___Compensation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compensation", b"compensation", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_id", b"child_id", "compensation", b"compensation", "parent_close_policy", b"parent_close_policy", "spec", b"spec", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartChild: _TypeAlias = StartChild  # noqa: Y015
+
+@_typing.final
+class CancelChild(_message.Message):
+    """CancelChild asks an open child to stop. Its end arrives as an input like any other."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHILD_ID_FIELD_NUMBER: _builtins.int
+    child_id: _builtins.str
+    """Which child."""
+    def __init__(
+        self,
+        *,
+        child_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_id", b"child_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelChild: _TypeAlias = CancelChild  # noqa: Y015
+
+@_typing.final
+class Send(_message.Message):
+    """Send tells another workflow of the namespace something, once. `SendFinished` answers it. What one run sends to another
+    arrives in the order in which it was sent.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEND_ID_FIELD_NUMBER: _builtins.int
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
+    send_id: _builtins.str
+    """The run's sends, counted from 1, as decimal text. The service refuses any other value."""
+    workflow_id: _builtins.str
+    """The workflow that is told."""
+    run_id: _builtins.str
+    """The run of it; empty: the newest."""
+    @_builtins.property
+    def signal(self) -> _workflow_pb2.Signal:
+        """A signal."""
+
+    @_builtins.property
+    def cancel(self) -> Global___SendCancel:
+        """A request to stop."""
+
+    def __init__(
+        self,
+        *,
+        send_id: _builtins.str = ...,
+        workflow_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        signal: _workflow_pb2.Signal | None = ...,
+        cancel: Global___SendCancel | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "message", b"message", "signal", b"signal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "message", b"message", "run_id", b"run_id", "send_id", b"send_id", "signal", b"signal", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["signal", "cancel"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___Send: _TypeAlias = Send  # noqa: Y015
+
+@_typing.final
+class SendCancel(_message.Message):
+    """SendCancel asks a workflow to stop and undo what it did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why; recorded. At most 4 KiB."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendCancel: _TypeAlias = SendCancel  # noqa: Y015

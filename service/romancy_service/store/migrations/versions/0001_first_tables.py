@@ -148,7 +148,7 @@ def upgrade() -> None:
         sa.CheckConstraint("(owner = '') = (owner_epoch = 0)", name="tasks_owner"),
         sa.CheckConstraint("owner = '' or kind <= 2", name="tasks_owned_kind"),
         sa.CheckConstraint("attempt >= 1", name="tasks_attempt"),
-        sa.CheckConstraint("kind between 1 and 4", name="tasks_kind"),
+        sa.CheckConstraint("kind between 1 and 7", name="tasks_kind"),
         sa.PrimaryKeyConstraint("run_id", "task_id", name="tasks_pk"),
         postgresql_with=_BUSY,
     )

@@ -1,0 +1,252 @@
+"""Courier: does the errands of runs: starts their children, closes them, reports their ends, delivers their messages.
+
+An errand is a row of the run that asked for it, until it is done. It is done in two commits: one in the other run, safe
+to repeat (by a request id, or by what the other run knows already), then one that takes the row away. So it does not
+matter how often, or by how many replicas, an errand is done. What one run sends to another is sent in order: the next
+message goes when the one before is recorded there, whoever recorded it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import structlog
+
+from romancy.v1.command_pb2 import PARENT_CLOSE_POLICY_TERMINATE, Send, StartChild
+from romancy.v1.failure_pb2 import FAILURE_SOURCE_SERVICE, Failure
+from romancy.v1.history_pb2 import Parent
+from romancy.v1.workflow_service_pb2 import StartWorkflowRequest
+
+from romancy_service.core import children
+from romancy_service.core.run import OPEN_STATUSES, Run
+from romancy_service.core.task import NEVER_MS, REPORT_TASK_ID, Fence, Task, TaskKind
+from romancy_service.core.triggers import (
+    BeginChild,
+    EndChild,
+    FinishErrand,
+    FinishSend,
+    RequestCancel,
+    SendSignal,
+    TellChild,
+    Terminate,
+    Trigger,
+)
+from romancy_service.engine import Engine
+from romancy_service.errors import (
+    RomancyError,
+    StaleTask,
+    StoreUnavailable,
+    TooMuchContention,
+    WorkflowClosed,
+    WorkflowNotFound,
+)
+from romancy_service.starter import Starter
+from romancy_service.store.store import Store
+from romancy_service.submission import Recorded, RequestKey
+
+_log = structlog.get_logger("romancy.courier")
+
+ERRANDS: Final = (TaskKind.CHILD, TaskKind.SEND, TaskKind.REPORT)
+VISITS: Final = 64
+"""So many runs are visited at a time."""
+_TRIES: Final = 5
+"""So often is a run looked for that closed between the look and the message, before that is the answer."""
+_NOT_NOW: Final = (StoreUnavailable, TooMuchContention)
+
+
+class Courier:
+    """Visits the runs that have errands."""
+
+    def __init__(self, store: Store, engine: Engine, starter: Starter) -> None:
+        self._store = store
+        self._engine = engine
+        self._starter = starter
+        self._waiting: dict[str, None] = {}
+        self._visiting: set[str] = set()
+        self._wake = asyncio.Event()
+
+    def observe(self, run: Run) -> None:
+        """A run was written here."""
+        for task_id in run.touched:
+            task = run.tasks.get(task_id)
+            if task is not None and task.kind in ERRANDS and task.due_ms < NEVER_MS:
+                self.visit(run.run_id)
+                return
+
+    def visit(self, run_id: str) -> None:
+        """A run has something to be done."""
+        self._waiting[run_id] = None
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Visit runs, until cancelled. What fails for now is found again by the relay."""
+        async with asyncio.TaskGroup() as visits:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                for run_id in [run_id for run_id in self._waiting if run_id not in self._visiting]:
+                    if len(self._visiting) >= VISITS:
+                        break
+                    del self._waiting[run_id]
+                    self._visiting.add(run_id)
+                    visits.create_task(self._visit(run_id))
+
+    async def _visit(self, run_id: str) -> None:
+        try:
+            run = (await self._store.load([run_id])).get(run_id)
+            if run is not None:
+                await self._do_all(run, [t for t in run.tasks.values() if t.kind in ERRANDS and t.due_ms < NEVER_MS])
+        except _NOT_NOW as error:
+            _log.warning("errands put off", run_id=run_id, error=str(error))
+        except Exception:
+            _log.exception("errands failed; they are tried again", run_id=run_id)
+        finally:
+            self._visiting.discard(run_id)
+            self._wake.set()
+
+    async def _do_all(self, run: Run, errands: Iterable[Task]) -> None:
+        """One after the other for each other workflow, all of these at the same time."""
+        by_target: dict[str, list[Task]] = defaultdict(list)
+        for task in sorted(errands, key=lambda task: task.scheduled_ms):
+            by_target["" if task.errand is None else task.errand.workflow_id].append(task)
+        outcomes = await asyncio.gather(*(self._do(run, tasks) for tasks in by_target.values()), return_exceptions=True)
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
+
+    async def _do(self, run: Run, tasks: Sequence[Task]) -> None:
+        for task in tasks:
+            try:
+                match task.kind:
+                    case TaskKind.CHILD:
+                        await self._see_to_child(run, task)
+                    case TaskKind.SEND:
+                        await self._send(run, task)
+                    case _:
+                        await self._report(run)
+            except StaleTask:
+                pass  # another replica did it, or something else came first
+
+    # Children -----------------------------------------------------------------------------------------------------
+
+    async def _see_to_child(self, run: Run, task: Task) -> None:
+        command = task.errand
+        assert isinstance(command, StartChild)
+        if task.attempt == children.START:
+            await self._start(run, task, command)
+        elif task.attempt == children.OPEN:
+            await self._tell(run, command, terminate=False)
+            await self._engine.submit(run.run_id, TellChild(_fence(task), command.child_id))
+        elif not await self._prevent(run, task, command):
+            await self._tell(run, command, terminate=command.parent_close_policy == PARENT_CLOSE_POLICY_TERMINATE)
+            await self._engine.submit(run.run_id, FinishErrand(_fence(task)))
+
+    async def _start(self, run: Run, task: Task, command: StartChild) -> None:
+        request = StartWorkflowRequest(
+            workflow_id=command.workflow_id, spec=command.spec, request_id=_start_id(run, command)
+        )
+        parent = Parent(workflow_id=run.workflow_id, run_id=run.run_id, child_id=command.child_id)
+        run_id, failure = "", None
+        try:
+            started = await self._starter.start(run.namespace, request, f"run {run.run_id}", parent=parent)
+            run_id = started.run_id
+        except _NOT_NOW:
+            raise
+        except RomancyError as error:
+            failure = _failure(error)
+        begin = BeginChild(_fence(task), command.child_id, command.workflow_id, run_id, failure)
+        await self._engine.submit(run.run_id, begin)
+
+    async def _prevent(self, run: Run, task: Task, command: StartChild) -> bool:
+        """Take the id by which the child would be started, so that it never is. False: it was."""
+        key = RequestKey(run.namespace, _start_id(run, command), "ChildDropped", lambda _: b"")
+        done = await self._engine.submit(run.run_id, FinishErrand(_fence(task)), key)
+        return not isinstance(done, Recorded) or done.method == key.method
+
+    async def _tell(self, run: Run, command: StartChild, *, terminate: bool) -> None:
+        """Ask the child to stop, or end it. Nothing happens when it is closed."""
+        reason = f"its parent, run {run.run_id} of {run.workflow_id}, " + ("closed" if not run.is_open else "stops it")
+        trigger: Trigger = Terminate(reason, "its parent") if terminate else RequestCancel(reason, "its parent")
+        for _ in range(_TRIES):
+            child = await self._child(run, command)
+            if child is None:
+                return
+            try:
+                await self._engine.submit(child, trigger)
+            except (WorkflowClosed, WorkflowNotFound):
+                continue  # it goes on in another run, or is closed
+            return
+
+    async def _child(self, run: Run, command: StartChild) -> str | None:
+        """The open run of the child; by now somebody else may have its workflow id."""
+        key = (run.namespace, command.workflow_id)
+        latest = (await self._store.latest([key])).get(key)
+        if latest is None or latest[1] not in OPEN_STATUSES:
+            return None
+        found = (await self._store.load([latest[0]])).get(latest[0])
+        ours = found is not None and found.counters.parent == (run.run_id, command.child_id)
+        return latest[0] if ours else None
+
+    async def _report(self, run: Run) -> None:
+        """Tell the parent how its child ended."""
+        parent, outcome = run.counters.parent, run.outcome
+        assert parent is not None
+        assert outcome is not None
+        try:
+            await self._engine.submit(parent[0], EndChild(parent[1], run.workflow_id, run.run_id, outcome))
+        except (StaleTask, WorkflowNotFound):
+            pass  # it knows, or does not want to
+        await self._engine.submit(run.run_id, FinishErrand(Fence(REPORT_TASK_ID, 1, "")))
+
+    # Messages -----------------------------------------------------------------------------------------------------
+
+    async def _send(self, run: Run, task: Task) -> None:
+        send = task.errand
+        assert isinstance(send, Send)
+        failure = None
+        try:
+            await self._deliver(run, send)
+        except _NOT_NOW:
+            raise
+        except RomancyError as error:
+            failure = _failure(error)
+        await self._engine.submit(run.run_id, FinishSend(_fence(task), send.send_id, failure))
+
+    async def _deliver(self, run: Run, send: Send) -> None:
+        key = RequestKey(run.namespace, f"send/{run.run_id}/{send.send_id}", "Send", lambda _: b"")
+        identity = f"run {run.run_id}"
+        trigger: Trigger
+        if send.HasField("signal"):
+            send.signal.identity = identity
+            trigger = SendSignal(send.signal)
+        else:
+            trigger = RequestCancel(send.cancel.reason, identity)
+        tried = ""
+        while True:
+            target = (await self._store.find_runs([(run.namespace, send.workflow_id, send.run_id)]))[0]
+            if target is None:
+                raise WorkflowNotFound(send.run_id or send.workflow_id)
+            try:
+                await self._engine.submit(target, trigger, key)
+            except WorkflowClosed:
+                if target == tried:
+                    raise
+                tried = target  # another run of it may go on
+            else:
+                return
+
+
+def _fence(task: Task) -> Fence:
+    return Fence(task.task_id, task.attempt, "")
+
+
+def _start_id(run: Run, command: StartChild) -> str:
+    """The request id of a child's start."""
+    return f"child/{run.run_id}/{command.child_id}"
+
+
+def _failure(error: RomancyError) -> Failure:
+    return Failure(type=error.reason, message=str(error), source=FAILURE_SOURCE_SERVICE)
