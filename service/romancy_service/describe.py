@@ -12,11 +12,11 @@ from romancy.v1.workflow_pb2 import (
 )
 from romancy.v1.workflow_service_pb2 import GetWorkflowResponse
 
-from romancy_service.core.apply import fold
 from romancy_service.core.run import Run
 from romancy_service.core.saga import Saga
 from romancy_service.core.task import COMPENSATION_PREFIX, WORKFLOW_TASK_ID, Task, TaskKind
 from romancy_service.core.times import timestamp
+from romancy_service.ledger import read_saga
 from romancy_service.node import Node
 from romancy_service.store.lookups import RunSummary, RunView
 
@@ -41,11 +41,10 @@ def describe_summary(run: RunSummary) -> WorkflowInfo:
 async def describe(node: Node, view: RunView) -> GetWorkflowResponse:
     """Everything about one run."""
     run = view.run
-    events = await node.store.read_history(run.run_id, 0, 1, max_bytes=1)
+    events = await node.store.show_history(run.run_id, 0, 1, max_bytes=1)
     saga: Saga | None = None
     if run.status == WORKFLOW_STATUS_COMPENSATING:
-        history = await node.store.read_history(run.run_id, 0, run.last_event_id, max_bytes=2**40)
-        saga = fold(run.namespace, run.workflow_id, run.run_id, history).saga
+        saga = await read_saga(run, node.store.history_pages(run.run_id, for_client=True))
     response = GetWorkflowResponse(
         info=describe_summary(view.summary),
         spec=events[0].workflow_started.spec if events else None,

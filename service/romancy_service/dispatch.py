@@ -274,7 +274,7 @@ class Dispatch:
 
     async def _send_history(self, session: Session, held: InHand, run: Run, task: Task) -> None:
         try:
-            events = await self._store.read_history(held.run_id, 0, 1 << 40, max_bytes=1 << 40)
+            events = [event async for page in self._store.history_pages(held.run_id) for event in page]
         except StoreUnavailable as error:
             _log.warning("history not read; the task is sent later", run_id=held.run_id, error=str(error))
             session.put_down(held.token)

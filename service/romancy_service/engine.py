@@ -17,7 +17,7 @@ from typing import Final, Protocol
 import structlog
 
 from romancy_service.clock import Clock
-from romancy_service.core.apply import CorruptHistory, fold
+from romancy_service.core.apply import CorruptHistory
 from romancy_service.core.decide import Reply, decide
 from romancy_service.core.limits import Limits
 from romancy_service.core.rollback import NeedsHistory
@@ -33,6 +33,7 @@ from romancy_service.errors import (
     TooMuchContention,
     WorkflowNotFound,
 )
+from romancy_service.ledger import read_saga
 from romancy_service.store.store import Change, CommitResult, Lease, Request, Store
 from romancy_service.submission import Recorded, RequestKey, Submission
 
@@ -40,7 +41,6 @@ _log = structlog.get_logger("romancy.engine")
 
 BATCH_RUNS: Final = 128
 """So many runs go into one commit at most: beyond, a transition gets no cheaper and a lone one waits longer."""
-_WHOLE_HISTORY: Final = 2**40
 MAX_TRIES: Final = 50
 """So often is a trigger decided again because its run changed meanwhile. Each time somebody else made progress."""
 
@@ -272,11 +272,8 @@ class Engine:
         return runs
 
     async def _fold_saga(self, run: Run, submissions: list[Submission]) -> None:
-        events = await self._store.read_history(run.run_id, 0, run.last_event_id, max_bytes=_WHOLE_HISTORY)
         try:
-            # Another replica may have written more since the run was read; what it added is not this run's saga.
-            ours = [event for event in events if event.event_id <= run.last_event_id]
-            run.saga = fold(run.namespace, run.workflow_id, run.run_id, ours).saga
+            run.saga = await read_saga(run, self._store.history_pages(run.run_id))
         except CorruptHistory as error:
             _log.error("corrupt history", run_id=run.run_id, error=str(error))
             for submission in submissions:

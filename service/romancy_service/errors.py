@@ -215,6 +215,16 @@ class StoreUnavailable(RomancyError):
     reason = "STORE_UNAVAILABLE"
 
 
+class QueryTooSlow(StoreUnavailable):
+    """What a client asked for takes the database longer than one client may keep it busy. Nothing was to be written."""
+
+    reason = "QUERY_TOO_SLOW"
+
+    def __init__(self, limit_s: float) -> None:
+        text = f"the database took longer than {limit_s:g} s and was stopped; narrow the filter, or ask again later"
+        super().__init__(text, limit_s=f"{limit_s:g}")
+
+
 class TooMuchContention(RomancyError):
     """Others changed the run each time this was decided."""
 

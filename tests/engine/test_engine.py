@@ -106,7 +106,7 @@ async def stored(store: Store, run: Run) -> Run:
     """The run as it is in the database; what is stored is the fold of its history."""
     (found,) = (await store.load([run.run_id])).values()
     folded = fold(
-        "default", run.workflow_id, run.run_id, await store.read_history(run.run_id, 0, 10_000, max_bytes=1 << 30)
+        "default", run.workflow_id, run.run_id, await store.show_history(run.run_id, 0, 10_000, max_bytes=1 << 30)
     )
     assert (found.status, found.last_event_id, found.counters) == (folded.status, folded.last_event_id, folded.counters)
     return found

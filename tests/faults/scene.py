@@ -161,7 +161,7 @@ class Scene:
             loaded = await store.load([row["run_id"] for row in rows])
             histories = {}
             for run_id, run in loaded.items():
-                events = await store.read_history(run_id, 0, EVERYTHING, max_bytes=EVERYTHING)
+                events = await store.show_history(run_id, 0, EVERYTHING, max_bytes=EVERYTHING)
                 assert_run_is_folded(run, events)
                 histories[run_id] = events
             return histories

@@ -45,7 +45,7 @@ async def test_all_events_of_a_run_are_read_in_order_however_many_commits_they_t
     await store_all(store, code(run, schedule("pay:1"), schedule("ship:1")))
     await store_all(store, completes(run, "ship:1"))
 
-    events = await store.read_history(run.run_id, 0, EVERYTHING, EVERYTHING)
+    events = await store.show_history(run.run_id, 0, EVERYTHING, EVERYTHING)
 
     assert [event.event_id for event in events] == [1, 2, 3, 4]
     assert [event.WhichOneof("attributes") for event in events][-1] == "activity_completed"

@@ -172,13 +172,13 @@ class WorkflowService(WorkflowServiceServicer):
         limits = self._node.limits
         size = page_size("page_size", request.page_size, limits.page_events, limits.max_page_events)
         run_id = await self._find(request.workflow)
-        events = await self._node.store.read_history(
+        events = await self._node.store.show_history(
             run_id, request.after_event_id, size + 1, max_bytes=limits.page_bytes
         )
         page = _fit(events[:size], limits.page_bytes)
         more = len(events) > len(page)
         if not more and page:
-            more = bool(await self._node.store.read_history(run_id, page[-1].event_id, 1, max_bytes=1))
+            more = bool(await self._node.store.show_history(run_id, page[-1].event_id, 1, max_bytes=1))
         return GetHistoryResponse(run_id=run_id, events=page, more=more)
 
     async def WatchHistory(self, request: WatchHistoryRequest, context: Context) -> AsyncIterator[WatchHistoryResponse]:
@@ -191,7 +191,7 @@ class WorkflowService(WorkflowServiceServicer):
         try:
             while True:
                 grown.clear()
-                events = await store.read_history(run_id, after, limits.page_events, max_bytes=limits.page_bytes)
+                events = await store.show_history(run_id, after, limits.page_events, max_bytes=limits.page_bytes)
                 if events:
                     page = _fit(events, limits.page_bytes)
                     after = page[-1].event_id

@@ -1,10 +1,14 @@
-"""Lookups: what is read off the hot path. Nothing here is written, and nothing is decided on what is read."""
+"""Lookups: what is read off the hot path. Nothing here is written, and nothing is decided on what is read.
+
+What clients ask for goes by connections of its own, so that it holds up nothing of the service's own: `_show` what is
+found by key, `_search` what may walk over many rows.
+"""
 
 from __future__ import annotations
 
 import sys
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,7 +29,7 @@ from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.workflow_pb2 import WorkflowOutcome, WorkflowStatus
 from romancy.v1.workflow_service_pb2 import WorkflowFilter
 
-from romancy_service.core.limits import COUNTED
+from romancy_service.core.limits import COUNTED, MIB
 from romancy_service.core.run import Run
 from romancy_service.core.task import TaskKind
 from romancy_service.core.times import timestamp_ms
@@ -35,6 +39,8 @@ from romancy_service.store.sql import Statements, among
 from romancy_service.store.tables import CLAIMABLE, TEXT, history, runs, sessions, tasks
 
 _PAGE_ROWS: Final = 1_000
+_PAGE_BYTES: Final = 2 * MIB
+"""So much of a history is read at a time by whoever reads all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,38 +143,26 @@ _BACKLOG: Final = select(
 class Lookups(Statements):
     """Reads runs, histories, requests and backlogs."""
 
-    async def read_history(
+    async def show_history(
         self, run_id: str, after_event_id: int, max_events: int, max_bytes: int
     ) -> list[HistoryEvent]:
-        """Events with larger numbers, in order: at most so many, and so many bytes; but one, if there is any."""
-        events: list[HistoryEvent] = []
-        size = 0
-        while len(events) < max_events and size < max_bytes:
-            last_event_id = events[-1].event_id if events else after_event_id
-            rows = await self._read(
-                _HISTORY_PAGE,
-                run_id=run_id,
-                after_event_id=last_event_id,
-                rows=min(max_events - len(events), _PAGE_ROWS),
-                bytes=max_bytes - size,
-            )
-            if not rows:
-                break
-            for event in (event for row in rows for event in events_of(row["events"])):
-                if event.event_id <= last_event_id:
-                    continue
-                size += event.ByteSize()
-                if len(events) == max_events or (events and size > max_bytes):
-                    return events
-                events.append(event)
-        return events
+        """For a client: events with larger numbers, in order; at most so many, and so many bytes, but one if any."""
+        return await _history(self._show, run_id, after_event_id, max_events, max_bytes)
+
+    async def history_pages(self, run_id: str, *, for_client: bool = False) -> AsyncIterator[list[HistoryEvent]]:
+        """A run's whole history, in order, in pages of some megabytes."""
+        query = self._show if for_client else self._read
+        after_event_id = 0
+        while page := await _history(query, run_id, after_event_id, _PAGE_ROWS, _PAGE_BYTES):
+            yield page
+            after_event_id = page[-1].event_id
 
     async def find_runs(self, refs: Sequence[tuple[str, str, str]]) -> list[str | None]:
         """For each (namespace, workflow id, run id) the run's id; without a run id that of the newest run."""
         run_ids = [run_id for _, _, run_id in refs if run_id]
         named = {}
         if run_ids:
-            rows = await self._read(_NAMED_RUNS, run_ids=run_ids)
+            rows = await self._show(_NAMED_RUNS, run_ids=run_ids)
             named = {(row["namespace"], row["run_id"]): row["workflow_id"] for row in rows}
         found: list[str | None] = []
         for namespace, workflow_id, run_id in refs:
@@ -188,22 +182,22 @@ class Lookups(Statements):
         return {key: newest for key, newest in found.items() if newest is not None}
 
     async def _newest(self, namespace: str, workflow_id: str) -> tuple[str, WorkflowStatus.ValueType] | None:
-        rows = await self._read(_LATEST, namespace=namespace, workflow_id=workflow_id)
+        rows = await self._show(_LATEST, namespace=namespace, workflow_id=workflow_id)
         return (rows[0]["run_id"], rows[0]["status"]) if rows else None
 
     async def outcomes(self, run_ids: Sequence[str]) -> dict[str, tuple[str, WorkflowOutcome]]:
         """By run id: the namespace and outcome of the runs that have one."""
-        rows = await self._read(_OUTCOMES, run_ids=run_ids)
+        rows = await self._show(_OUTCOMES, run_ids=run_ids)
         return {row["run_id"]: (row["namespace"], outcome) for row in rows if (outcome := outcome_of(row)) is not None}
 
     async def get_run(self, run_id: str) -> RunView | None:
         """One run for people."""
-        found = await self._read(_RUN, run_id=run_id)
+        found = await self._show(_RUN, run_id=run_id)
         if not found:
             return None
-        task_rows = await self._read(_TASKS, run_id=run_id)
+        task_rows = await self._show(_TASKS, run_id=run_id)
         run = loaded_run(found[0], task_rows, [])
-        session_rows = await self._read(_SESSIONS, namespace=run.namespace)
+        session_rows = await self._show(_SESSIONS, namespace=run.namespace)
         return RunView(
             run=run,
             summary=_summary(found[0]),
@@ -223,13 +217,13 @@ class Lookups(Statements):
             start_ms, run_id = literal(after[0], BigInteger), literal(after[1], TEXT)
             statement = statement.where(tuple_(runs.c.start_ms, runs.c.run_id) < tuple_(start_ms, run_id))
         statement = statement.order_by(runs.c.start_ms.desc(), runs.c.run_id.desc()).limit(limit)
-        return [_summary(row) for row in await self._read(statement)]
+        return [_summary(row) for row in await self._search(statement)]
 
     async def count_runs(self, namespace: str, selection: WorkflowFilter) -> tuple[int, bool]:
         """How many, and whether that is an estimate: it is above 10,000."""
         matching: Select[tuple[str]] = select(runs.c.run_id).where(*_conditions(namespace, selection))
         counted = select(func.count().label("count")).select_from(matching.limit(COUNTED + 1).subquery())
-        count: int = (await self._read(counted))[0]["count"]
+        count: int = (await self._search(counted))[0]["count"]
         return (count, False) if count <= COUNTED else (max(await self._estimate(matching), count), True)
 
     @abstractmethod
@@ -241,16 +235,45 @@ class Lookups(Statements):
         found = []
         kind, task_type = 0, ""
         # One probe of the index for each type, so that what waits is counted, and nothing else is walked over.
-        while waiting := await self._read(
+        while waiting := await self._search(
             _WAITING, namespace=namespace, queue=queue, after_kind=kind, after_type=task_type
         ):
             kind, task_type = waiting[0]["kind"], waiting[0]["type"]
-            counted = await self._read(
+            counted = await self._search(
                 _BACKLOG, namespace=namespace, queue=queue, kind=kind, type=task_type, now_ms=now_ms
             )
             if counted[0]["count"]:
                 found.append((TaskKind(kind), task_type, counted[0]["count"], counted[0]["oldest_ms"]))
         return found
+
+
+_Query = Callable[..., Awaitable[Sequence[Row]]]
+
+
+async def _history(
+    query: _Query, run_id: str, after_event_id: int, max_events: int, max_bytes: int
+) -> list[HistoryEvent]:
+    events: list[HistoryEvent] = []
+    size = 0
+    while len(events) < max_events and size < max_bytes:
+        last_event_id = events[-1].event_id if events else after_event_id
+        rows = await query(
+            _HISTORY_PAGE,
+            run_id=run_id,
+            after_event_id=last_event_id,
+            rows=min(max_events - len(events), _PAGE_ROWS),
+            bytes=max_bytes - size,
+        )
+        if not rows:
+            break
+        for event in (event for row in rows for event in events_of(row["events"])):
+            if event.event_id <= last_event_id:
+                continue
+            size += event.ByteSize()
+            if len(events) == max_events or (events and size > max_bytes):
+                return events
+            events.append(event)
+    return events
 
 
 def _summary(row: Row) -> RunSummary:

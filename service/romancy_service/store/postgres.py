@@ -1,8 +1,9 @@
 """The store on Postgres: any number of replicas share one database.
 
-Connections by what their statements need: the lanes and whatever else finds rows by key; claims, which walk along an
-index; lookups, whose plans depend on what is looked for; one that only renews leases, so that no load can make sessions
-look lost; one that listens.
+Connections by what their statements need, and by whom nobody may be held up: the lanes and whatever else finds rows by
+key; claims, which walk along an index; the service's own lookups, whose plans depend on what is looked for; one that
+only renews leases, so that no load can make sessions look lost; one that listens; and, cut off after a while, those of
+clients: what they find by key, and what they search for.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from sqlalchemy.sql.expression import Executable
 
 from romancy_service import faults
 from romancy_service.core.run import Run
-from romancy_service.errors import BatchRejected, StoreUnavailable
+from romancy_service.errors import BatchRejected, QueryTooSlow, StoreUnavailable
 from romancy_service.store.batch import batch_of
 from romancy_service.store.migrate import upgrade
 from romancy_service.store.postgres_commit import BY_KEY, commit_statement
 from romancy_service.store.postgres_tasks import CLAIM, HEARTBEAT, LEASED, LEASES, LOAD, RELEASE, WANTS
 from romancy_service.store.rows import Row, loaded_run
-from romancy_service.store.sql import compiled
+from romancy_service.store.sql import CLIENT_READ_S, compiled
 from romancy_service.store.store import (
     Beat,
     Change,
@@ -56,7 +57,9 @@ CLASHES: Final = 5
 BY_KEY_BESIDES_LANES: Final = 3
 """Connections for loads, heartbeats and releases."""
 CLAIMS: Final = 2
-LOOKUPS: Final = 4
+LOOKUPS: Final = 3
+SHOWS: Final = 3
+SEARCHES: Final = 2
 NOTIFY_BYTES: Final = 7_999
 """Postgres takes no more."""
 PING_S: Final = 30.0
@@ -120,6 +123,9 @@ class PostgresStore(Store):
             self._by_key = await self._pool(self.lanes, self.lanes + BY_KEY_BESIDES_LANES, BY_KEY)
             self._claims = await self._pool(1, CLAIMS, WALKING)
             self._lookups = await self._pool(1, LOOKUPS, {})
+            for_clients = {"statement_timeout": f"{CLIENT_READ_S:g}s"}
+            self._shows = await self._pool(1, SHOWS, for_clients)
+            self._searches = await self._pool(1, SEARCHES, for_clients)
             self._apart = await self._pool(1, 1, BY_KEY)
 
     async def migrate(self) -> None:
@@ -185,9 +191,27 @@ class PostgresStore(Store):
                 await asyncio.sleep(random.uniform(0, 0.05))
         raise StoreUnavailable(f"a statement clashed with others {CLASHES} times in a row; the database is overloaded")
 
+    async def _fetch_for_client(
+        self, pool: asyncpg.Pool[asyncpg.Record], sql: str, *values: Any
+    ) -> list[asyncpg.Record]:
+        try:
+            return await self._fetch(pool, sql, *values)
+        except StoreUnavailable as error:
+            if isinstance(error.__cause__, asyncpg.QueryCanceledError):
+                raise QueryTooSlow(CLIENT_READ_S) from error
+            raise
+
     async def _read(self, statement: Executable, **values: Any) -> Sequence[Row]:
         sql, arguments = compiled(statement, DIALECT, values)
         return await self._fetch(self._lookups, sql, *arguments)
+
+    async def _show(self, statement: Executable, **values: Any) -> Sequence[Row]:
+        sql, arguments = compiled(statement, DIALECT, values)
+        return await self._fetch_for_client(self._shows, sql, *arguments)
+
+    async def _search(self, statement: Executable, **values: Any) -> Sequence[Row]:
+        sql, arguments = compiled(statement, DIALECT, values)
+        return await self._fetch_for_client(self._searches, sql, *arguments)
 
     async def _write(self, statement: Executable, **values: Any) -> Sequence[Row]:
         return await self._read(statement, **values)
@@ -244,7 +268,7 @@ class PostgresStore(Store):
 
     async def _estimate(self, query: Select[tuple[str]]) -> int:
         sql, arguments = compiled(query, DIALECT, {})
-        plan = await self._fetch(self._lookups, f"explain (format json) {sql}", *arguments)
+        plan = await self._fetch_for_client(self._searches, f"explain (format json) {sql}", *arguments)
         return int(json.loads(plan[0]["QUERY PLAN"])[0]["Plan"]["Plan Rows"])
 
     async def notify(self, payload: str) -> None:
@@ -284,7 +308,12 @@ class PostgresStore(Store):
 @asynccontextmanager
 async def _connection(pool: asyncpg.Pool[asyncpg.Record]) -> AsyncIterator[PoolConnectionProxy[asyncpg.Record]]:
     """A connection of the pool. When it does not answer it is cut: nobody waits for what became of its statement."""
-    connection = await pool.acquire(timeout=CONNECT_S)
+    try:
+        connection = await pool.acquire(timeout=CONNECT_S)
+    except TimeoutError as error:
+        raise StoreUnavailable(
+            f"no connection to the database was free, or to be had, within {CONNECT_S:g} s"
+        ) from error
     try:
         yield connection
     except (TimeoutError, OSError, asyncpg.InterfaceError):

@@ -156,7 +156,7 @@ class Presence(Statements):
 
     async def list_sessions(self, namespace: str) -> list[SessionInfo]:
         """The namespace's sessions, by worker id."""
-        rows = await self._read(_LIST, namespace=namespace)
+        rows = await self._search(_LIST, namespace=namespace)
         return [SessionInfo(_session(row), row["tasks_in_hand"]) for row in rows]
 
     async def beat(self, replica_id: str, now_ms: int) -> list[str]:

@@ -1,7 +1,8 @@
 """The store in one SQLite file: for one process, without anything to install.
 
-One thread owns the connection that writes, another one the connection that reads; nobody else has the file, which a
-lock beside it ensures. So a transaction waits for nobody, and what it has looked at stays true until its end.
+One thread owns the connection that writes; others own one each that reads: for the service itself, and, cut off after a
+while, for what clients find by key and for what they search for. Nobody else has the file, which a lock beside it
+ensures. So a transaction waits for nobody, and what it has looked at stays true until its end.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
+import math
 import os
 import sqlite3
 import time
@@ -24,11 +26,11 @@ from sqlalchemy.sql.expression import Executable
 
 from romancy_service import faults
 from romancy_service.core.run import Run
-from romancy_service.errors import BatchRejected, StoreUnavailable
+from romancy_service.errors import BatchRejected, QueryTooSlow, StoreUnavailable
 from romancy_service.store.batch import batch_of
 from romancy_service.store.migrate import upgrade
 from romancy_service.store.rows import Row
-from romancy_service.store.sql import compiled
+from romancy_service.store.sql import CLIENT_READ_S, compiled
 from romancy_service.store.sqlite_commit import commit
 from romancy_service.store.sqlite_tasks import beat, claim, leased, load, release
 from romancy_service.store.store import Beat, Change, Claimed, CommitResult, LeasedRow, Store, StoreRefused, Want
@@ -40,6 +42,8 @@ T = TypeVar("T")
 _DIALECT: Final = SQLiteDialect_pysqlite(paramstyle="qmark")
 _MOST_COUNTED: Final = 1_000_000
 """Counting so many takes about 50 ms; there is no estimate to be had."""
+_STEPS_BETWEEN_LOOKS: Final = 10_000
+"""Of SQLite's machine, about a tenth of a millisecond."""
 _TAKEN: Final = (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
 _BAD_DATA: Final = (
     sqlite3.IntegrityError,
@@ -62,7 +66,7 @@ pragma journal_size_limit = 67108864;
 _READER: Final = """
 pragma query_only = on;
 pragma busy_timeout = 5000;
-pragma cache_size = -32768;
+pragma cache_size = -16384;
 pragma wal_autocheckpoint = 0;
 """
 
@@ -80,12 +84,15 @@ class SqliteStore(Store):
         self._lock: int | None = None
         self._writing = _Connection("store-writer")
         self._reading = _Connection("store-reader")
+        self._showing = _Connection("store-shower", limit_s=CLIENT_READ_S)
+        self._searching = _Connection("store-searcher", limit_s=CLIENT_READ_S)
         self._clock = _SteadyClock()
 
     async def open(self) -> None:
         self._take_file()
         await self.migrate()
-        await self._reading.open(self._path, _READER)
+        for connection in (self._reading, self._showing, self._searching):
+            await connection.open(self._path, _READER)
 
     async def migrate(self) -> None:
         self._take_file()
@@ -121,8 +128,8 @@ class SqliteStore(Store):
 
     async def close(self) -> None:
         # The writer last: it clears the log, and is the only one that ever does.
-        await self._reading.close()
-        await self._writing.close()
+        for connection in (self._reading, self._showing, self._searching, self._writing):
+            await connection.close()
         self._release_file()
 
     async def now_ms(self) -> int:
@@ -164,6 +171,12 @@ class SqliteStore(Store):
     async def _read(self, statement: Executable, **values: Any) -> Sequence[Row]:
         return await self._reading.run(lambda connection: _execute(connection, statement, values))
 
+    async def _show(self, statement: Executable, **values: Any) -> Sequence[Row]:
+        return await self._showing.run(lambda connection: _execute(connection, statement, values))
+
+    async def _search(self, statement: Executable, **values: Any) -> Sequence[Row]:
+        return await self._searching.run(lambda connection: _execute(connection, statement, values))
+
     async def _write(self, statement: Executable, **values: Any) -> Sequence[Row]:
         return await self._writing.run(lambda connection: _execute(connection, statement, values))
 
@@ -171,7 +184,9 @@ class SqliteStore(Store):
         return await self._write(statement, **values)
 
     async def _estimate(self, query: Select[tuple[str]]) -> int:
-        rows = await self._read(select(func.count().label("count")).select_from(query.limit(_MOST_COUNTED).subquery()))
+        rows = await self._search(
+            select(func.count().label("count")).select_from(query.limit(_MOST_COUNTED).subquery())
+        )
         return int(rows[0]["count"])
 
     async def notify(self, payload: str) -> None:
@@ -184,8 +199,10 @@ class SqliteStore(Store):
 class _Connection:
     """A connection, and the only thread that uses it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, limit_s: float = math.inf) -> None:
         self._name = name
+        self._limit_s = limit_s
+        """What is asked for is not begun, or is stopped, so long after."""
         self._thread: ThreadPoolExecutor | None = None
         self._connection: sqlite3.Connection
 
@@ -216,10 +233,15 @@ class _Connection:
         """Do `work` in a transaction of its own. StoreUnavailable when the file cannot be read or written."""
         if self._thread is None:
             raise StoreUnavailable("the database file is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work, fault)
+        stop_at = time.monotonic() + self._limit_s
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work, fault, stop_at)
 
-    def _run(self, work: Callable[[sqlite3.Connection], T], fault: str) -> T:
+    def _run(self, work: Callable[[sqlite3.Connection], T], fault: str, stop_at: float) -> T:
         connection = self._connection
+        if self._limit_s < math.inf:
+            connection.set_progress_handler(lambda: time.monotonic() > stop_at, _STEPS_BETWEEN_LOOKS)
+            if time.monotonic() > stop_at:
+                raise QueryTooSlow(self._limit_s)
         try:
             connection.execute("begin immediate" if self._name == "store-writer" else "begin")
             result = work(connection)
@@ -228,6 +250,8 @@ class _Connection:
             connection.commit()
         except BaseException as error:
             self._roll_back()
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
+                raise QueryTooSlow(self._limit_s) from error
             if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
                 raise StoreUnavailable(f"the database file cannot be used: {error}") from error
             raise
@@ -246,6 +270,8 @@ class _Connection:
     async def close(self) -> None:
         if self._thread is not None:
             thread, self._thread = self._thread, None
+            if self._limit_s < math.inf:
+                self._connection.interrupt()  # nobody waits for it any more
             await asyncio.get_running_loop().run_in_executor(thread, self._connection.close)
             thread.shutdown()
 
