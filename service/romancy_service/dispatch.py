@@ -24,7 +24,7 @@ from romancy.v1.worker_service_pb2 import (
 )
 
 from romancy_service.clock import Clock
-from romancy_service.core.replay import replay_order
+from romancy_service.core.replay import ReplayOrder
 from romancy_service.core.run import Run
 from romancy_service.core.task import (
     NEVER_MS,
@@ -273,21 +273,31 @@ class Dispatch:
             self._spawn(self._send_history(session, held, run, task))
 
     async def _send_history(self, session: Session, held: InHand, run: Run, task: Task) -> None:
+        """All of it, read as fast as the worker takes it."""
+        order, last_event_id = ReplayOrder(), 0
+        ready: list[HistoryEvent] = []
         try:
-            events = [event async for page in self._store.history_pages(held.run_id) for event in page]
+            async for page in self._store.history_pages(held.run_id):
+                if ready:
+                    self._send_events(session, held, run, task, 0, ready, last_event_id, more=True)
+                    await session.room()
+                if held.token not in session.in_hand:
+                    return  # it was taken away meanwhile
+                ready, last_event_id = order.take(page), page[-1].event_id
         except StoreUnavailable as error:
             _log.warning("history not read; the task is sent later", run_id=held.run_id, error=str(error))
-            session.put_down(held.token)
-            self.uncertain()
-            return
+            if held.token in session.brought:
+                self.disconnect(session, error)  # so that the worker drops what it has of it
+            else:
+                session.put_down(held.token)
+                self.uncertain()
         except Exception:
             # Nobody can run it as it is: it times out, again and again, in sight, and disturbs nobody else.
             _log.exception("history cannot be read", run_id=held.run_id)
             session.put_down(held.token)
-            return
-        if held.token not in session.in_hand or not events:
-            return  # it was taken away meanwhile
-        self._send_events(session, held, run, task, 0, replay_order(events), events[-1].event_id)
+        else:
+            if last_event_id:
+                self._send_events(session, held, run, task, 0, [*ready, *order.rest()], last_event_id)
 
     def _send_events(
         self,
@@ -298,9 +308,11 @@ class Dispatch:
         after_event_id: int,
         events: Iterable[HistoryEvent],
         last_event_id: int,
+        *,
+        more: bool = False,
     ) -> None:
         session.brought[held.token] = last_event_id
-        for page, more in _pages(events):
+        for page, followed in _pages(events):
             session.workflow_tasks.append(
                 WorkflowTask(
                     token=held.token,
@@ -310,7 +322,7 @@ class Dispatch:
                     attempt=task.attempt,
                     after_event_id=after_event_id,
                     events=page,
-                    more=more,
+                    more=more or followed,
                     last_event_id=last_event_id,
                 )
             )

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from romancy_service.cache import RunCache
 from romancy_service.clock import Clock
 from romancy_service.core.apply import CorruptHistory
 from romancy_service.core.decide import Reply, decide
@@ -95,7 +96,7 @@ class Engine:
         self._outlet = outlet
         self._observers: list[Callable[[Run], None]] = []
         self._doubters: list[Callable[[], None]] = []
-        self._cache: OrderedDict[str, Run] = OrderedDict()
+        self._cache = RunCache(limits.cached_bytes)
         self._waiting: OrderedDict[str, list[Submission]] = OrderedDict()
         self._parked: dict[str, list[Submission]] = {}
         """Submissions for runs that are in a batch right now; every busy run has an entry."""
@@ -159,7 +160,7 @@ class Engine:
 
     def open_runs(self) -> list[Run]:
         """The runs in memory."""
-        return list(self._cache.values())
+        return self._cache.runs()
 
     # Gathering ----------------------------------------------------------------------------------------------------
 
@@ -251,7 +252,7 @@ class Engine:
         missing: list[str] = []
         for run_id, submissions in batch.items():
             if any(s.fresh or s.history for s in submissions):
-                self._cache.pop(run_id, None)
+                self._cache.drop(run_id)
             new = next((s.new_run for s in submissions if s.new_run is not None), None)
             cached = self._cache.get(run_id)
             if new is not None:
@@ -313,13 +314,13 @@ class Engine:
             except NeedsHistory:
                 for unlucky in submissions:
                     unlucky.history = True
-                self._forget(run)
+                self._cache.drop(run_id)
                 self._again(submissions)
                 return None
             except Exception as error:  # one culprit fails alone, and is named
                 _log.exception("decide failed", run_id=run_id, trigger=type(submission.trigger).__name__)
                 submission.fail(InternalError(f"{type(error).__name__} while {type(submission.trigger).__name__}"))
-                self._forget(run)
+                self._cache.drop(run_id)
                 self._again([*submissions[:position], *submissions[position + 1 :]])
                 return None
             else:
@@ -382,7 +383,7 @@ class Engine:
                 self._finish(draft, result)
 
     def _reject(self, draft: _Draft, error: BatchRejected) -> None:
-        self._forget(draft.run)
+        self._cache.drop(draft.run.run_id)
         submissions = draft.submissions
         if error.conflict:
             # Somebody else opened the same id, or used the same request id, at the same time: look, and decide again.
@@ -435,7 +436,7 @@ class Engine:
         self._outlet.committed(run, granted)
         if changed:
             run.committed()
-        self._remember(run)
+        self._cache.put(run)
 
     def _offers(self, run: Run, now_ms: int) -> dict[str, Lease]:
         leases = {}
@@ -456,7 +457,7 @@ class Engine:
 
     def _drop(self, draft: _Draft) -> None:
         self._withdraw(draft)
-        self._forget(draft.run)
+        self._cache.drop(draft.run.run_id)
 
     async def _wait_for_store(self, error: StoreUnavailable, submissions: list[Submission]) -> None:
         """Nobody knows what became of the commit, and reading would not tell: submit again, the fences decide."""
@@ -467,20 +468,6 @@ class Engine:
         outages = max((submission.outages for submission in submissions), default=0)
         await asyncio.sleep(random.uniform(0.05, min(1.0, 0.1 * 2 ** min(outages, 5))))
         self._again(submissions)
-
-    # The cache ----------------------------------------------------------------------------------------------------
-
-    def _remember(self, run: Run) -> None:
-        if not run.is_open:
-            self._cache.pop(run.run_id, None)
-            return
-        self._cache[run.run_id] = run
-        self._cache.move_to_end(run.run_id)
-        while len(self._cache) > self._limits.cached_runs:
-            self._cache.popitem(last=False)
-
-    def _forget(self, run: Run) -> None:
-        self._cache.pop(run.run_id, None)
 
 
 def _check_lease(run: Run, fence: Fence | None) -> None:

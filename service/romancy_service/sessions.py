@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator, MutableSequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from romancy.v1.worker_service_pb2 import (
     Acknowledgement,
@@ -21,6 +21,9 @@ from romancy.v1.worker_service_pb2 import (
 
 from romancy_service.core.task import TaskKind
 from romancy_service.errors import RomancyError
+
+PAGES_AHEAD: Final = 8
+"""So many workflow tasks, or pages of one, may wait to be sent when another page of a history is read."""
 
 TypeKey = tuple[str, str, TaskKind, str]
 """Namespace, task queue, kind, type: what a task asks of a worker."""
@@ -64,6 +67,8 @@ class Session:
     closed: bool = False
     closed_why: RomancyError | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    written: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set whenever something of what waits was taken."""
 
     # What the writer sends next.
     activity_tasks: list[ActivityTask] = field(default_factory=list)
@@ -134,9 +139,11 @@ class Session:
         self.closed = True
         self.closed_why = why
         self.wake.set()
+        self.written.set()
 
     def take_frame(self, most_bytes: int) -> ConnectResponse | None:
         """What waits to be sent, as one frame of about `most_bytes` or with one item; None when nothing waits."""
+        self.written.set()
         frame = ConnectResponse()
         room = most_bytes
         # Acknowledgements first: a worker must know a run's last event before it gets what follows from it.
@@ -148,6 +155,12 @@ class Session:
             frame.drain.CopyFrom(Drain())
             self.drain = False
         return frame if room < most_bytes or frame.HasField("drain") else None
+
+    async def room(self) -> None:
+        """Wait until the worker has taken so much that more of a long history may be read for it."""
+        while len(self.workflow_tasks) > PAGES_AHEAD and not self.closed:
+            self.written.clear()
+            await self.written.wait()
 
     def unsent(self) -> list[bytes]:
         """Tokens of the tasks that were leased and never written to a stream."""

@@ -343,6 +343,18 @@ def test_a_history_that_is_too_long_ends_the_run_with_the_reason() -> None:
     assert life.run.outcome.failure.type == "HistoryTooLong"
 
 
+def test_a_history_of_too_many_bytes_ends_the_run_with_the_reason() -> None:
+    life = Life.begin()
+    life.limits = Limits(history_bytes=10_000)
+    life.code(*(schedule(f"a:{number}") for number in range(1, 3)))
+    life.completes("a:1", "x" * 9_000)
+    assert life.run.status == WORKFLOW_STATUS_RUNNING
+    life.completes("a:2", "x" * 1_000)
+    assert life.run.outcome is not None
+    assert life.run.outcome.failure.type == "HistoryTooLong"
+    assert "at most 10000 are allowed; split the work" in life.run.outcome.failure.message
+
+
 def test_a_closed_run_refuses_its_old_tasks() -> None:
     life = Life.begin()
     fence = life.fence(life.run.tasks[WORKFLOW_TASK_ID])

@@ -24,7 +24,7 @@ _SAME = (
     "close_ms",
     "last_event_id",
     "last_event_ms",
-    "last_input_id",
+    "history_bytes",
     "counters",
     "cancel_requested",
     "closing_status",

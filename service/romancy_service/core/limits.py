@@ -74,6 +74,9 @@ class Limits:
     history_events: int = 51_200
     """Events of a run: a worker that does not hold it replays them all (some seconds) within a workflow task's time."""
 
+    history_bytes: int = 50 * MIB
+    """All events of a run: read, sent and replayed within a workflow task's time, at some 10 MB/s."""
+
     # What is answered.
     page_runs: int = 100
     """Runs on a page of a list that names no size."""
@@ -109,8 +112,8 @@ class Limits:
     """Tasks that one worker takes at a time, of each kind."""
 
     # This process.
-    cached_runs: int = 10_000
-    """Runs kept in memory: about 10 KiB each. One that is not kept is read again, which costs 1 ms."""
+    cached_bytes: int = 64 * MIB
+    """Runs kept in memory: some 10,000 whose values are small. One that is not kept is read again, which costs 1 ms."""
     concurrent_calls: int = 10_000
     """Calls and streams open at a time; waiting for a result is one. Each costs some 20 KiB."""
     drain_ms: int = 10_000
