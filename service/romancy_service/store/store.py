@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from sqlalchemy import Integer, bindparam, exists, or_, select, text
+from sqlalchemy import Integer, bindparam, exists, null, or_, select, text
 
 from romancy_service.core.run import Run
 from romancy_service.core.task import Fence, Task, TaskKind
@@ -138,7 +138,7 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class DueTask:
-    """A task that the service must look at."""
+    """A task that the service must look at, without its values."""
 
     run_id: str
     task: Task
@@ -153,8 +153,11 @@ _REQUESTS: Final = select(requests).where(
     requests.c.namespace == bindparam("namespace"), among(requests.c.request_id, "request_ids")
 )
 _OURS: Final = tasks.c.part_hash % bindparam("parts", type_=Integer) == bindparam("part", type_=Integer)
+# What the core decides from comes with the run; here values may be megabytes, and are not needed.
+_LARGE: Final = ("command", "last_failure", "heartbeat_details")
+_WITHOUT_VALUES: Final = [null().label(column.name) if column.name in _LARGE else column for column in tasks.c]
 DUE: Final = (
-    select(tasks)
+    select(*_WITHOUT_VALUES)
     .where(
         text(RELAYED),
         tasks.c.relay_ms <= bindparam("now_ms"),
@@ -176,14 +179,16 @@ _DUE_WITHIN: Final = (
     .limit(bindparam("limit", type_=Integer))
 )
 _LOST: Final = (
-    select(tasks)
+    select(*_WITHOUT_VALUES)
     .where(
         text(OWNED),
         ~exists().where(sessions.c.session_id == tasks.c.owner, sessions.c.lease_ms > bindparam("now_ms")),
     )
     .limit(bindparam("limit", type_=Integer))
 )
-_TO_CANCEL: Final = select(tasks).where(text(OWNED), tasks.c.cancel_requested, among(tasks.c.owner, "session_ids"))
+_TO_CANCEL: Final = select(*_WITHOUT_VALUES).where(
+    text(OWNED), tasks.c.cancel_requested, among(tasks.c.owner, "session_ids")
+)
 _KEYS: Final = select(keys).order_by(keys.c.created_ms.desc(), keys.c.key_id.desc()).limit(2)
 
 
