@@ -123,10 +123,9 @@ async def _parts(config: Config, store: Store, clock: Clock) -> AsyncIterator[Ru
     engine.observe(results.observe)
     engine.doubt(results.doubt)
     engine.observe(relay.observe)
-    peers = _Peers(node, relay)
-    await peers.beat()
-
     edge = Edge(config)
+    peers = _Peers(node, relay, edge.serves)
+    await peers.beat()
     add_WorkflowServiceServicer_to_server(WorkflowService(node), edge.server)
     add_WorkerServiceServicer_to_server(WorkerService(node, lobby, limits), edge.server)
     add_AdminServiceServicer_to_server(AdminService(node), edge.server)
@@ -181,9 +180,10 @@ async def _drain(edge: Edge, lobby: Lobby, engine: Engine, config: Config) -> No
 class _Peers:
     """The other replicas on the same database: who is alive, and what they tell."""
 
-    def __init__(self, node: Node, relay: Relay) -> None:
+    def __init__(self, node: Node, relay: Relay, serves: Callable[[bool], Awaitable[None]]) -> None:
         self._node = node
         self._relay = relay
+        self._serves = serves
 
     async def beat(self) -> None:
         """Say that this replica is alive, and learn which are."""
@@ -198,12 +198,24 @@ class _Peers:
         await node.store.listen(self._told)
         while True:
             await asyncio.sleep(SYNC_S / 2)
+            beat = asyncio.create_task(self._sync_and_beat())
             try:
-                if isinstance(node.clock, DatabaseClock):
-                    await node.clock.sync()
-                await self.beat()
+                # One that does not answer is away too; it is asked no second time meanwhile.
+                if not (await asyncio.wait((beat,), timeout=SYNC_S))[0]:
+                    await self._serves(False)
+                await beat
             except StoreUnavailable as error:
                 _log.warning("database unavailable", error=str(error))
+                await self._serves(False)
+            else:
+                await self._serves(True)
+            finally:
+                beat.cancel()
+
+    async def _sync_and_beat(self) -> None:
+        if isinstance(self._node.clock, DatabaseClock):
+            await self._node.clock.sync()
+        await self.beat()
 
     def _told(self, payload: str) -> None:
         self._node.dispatch.told(payload)

@@ -50,9 +50,14 @@ class Edge:
         except RuntimeError as error:
             raise InvalidConfig(f"cannot listen on {address}: is another process on that port?") from error
         await self.server.start()
-        for service in SERVICES:
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        await self.serves(True)
         return int(port)
+
+    async def serves(self, able: bool) -> None:
+        """Tell load balancers whether calls can be answered now: not while the database is away."""
+        status = health_pb2.HealthCheckResponse.SERVING if able else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in ("", *SERVICES):
+            await self._health.set(service, status)
 
     async def not_serving(self) -> None:
         """Tell load balancers to send nobody here any more; calls in flight go on."""

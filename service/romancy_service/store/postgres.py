@@ -87,9 +87,15 @@ _REFUSES: Final = (
     asyncpg.ClientConfigurationError,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
-    asyncpg.SyntaxOrAccessError,
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.InvalidSchemaNameError,
+    asyncpg.UndefinedTableError,
 )
-"""The database is there, but will not have us or our statements: trying again does not help."""
+"""The database is there, but will not have us. At the start somebody chose wrongly; later somebody changes passwords,
+rights or the database itself, and is likely to finish, so it counts as away until then."""
+_BROKEN: Final = (asyncpg.SyntaxOrAccessError,)
+"""Statements that the database does not understand: other tables than these, or a mistake of ours. Trying again is no
+use; the process ends, and the next one begins by bringing the tables up to date."""
 _UNREACHABLE: Final = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -132,8 +138,10 @@ class PostgresStore(Store):
         try:
             with _unavailable():
                 connection = await self._connect()
-        except _REFUSES as error:
-            raise StoreRefused(f"the database cannot be used: {error}") from error
+        except StoreUnavailable as error:
+            if isinstance(error.__cause__, _REFUSES):
+                raise StoreRefused(f"the database cannot be used: {error.__cause__}") from error
+            raise
 
         async def connected() -> asyncpg.Connection[asyncpg.Record]:
             return connection
@@ -316,7 +324,8 @@ async def _connection(pool: asyncpg.Pool[asyncpg.Record]) -> AsyncIterator[PoolC
         ) from error
     try:
         yield connection
-    except (TimeoutError, OSError, asyncpg.InterfaceError):
+    except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.ReadOnlySQLTransactionError):
+        # The last: its server is a standby by now, and the address may lead to another one.
         connection.terminate()
         raise
     finally:
@@ -328,7 +337,11 @@ def _unavailable() -> Iterator[None]:
     """Turn what says nothing about the statement itself into StoreUnavailable."""
     try:
         yield
-    except (*_CLASHES, *_BAD_DATA, *_REFUSES):
+    except (*_CLASHES, *_BAD_DATA):
+        raise
+    except _REFUSES as error:
+        raise StoreUnavailable(f"the database will not have us: {type(error).__name__}: {error}") from error
+    except _BROKEN:
         raise
     except _UNREACHABLE as error:
         raise StoreUnavailable(f"the database does not answer: {type(error).__name__}: {error}") from error
