@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from romancy_service.core.limits import Limits
 from romancy_service.core.task import WORKFLOW_TASK_ID, Fence, activity_task_id
 from romancy_service.core.triggers import RequestCancel, TaskDue
 from romancy_service.errors import BatchRejected
@@ -260,7 +261,7 @@ async def test_a_new_attempt_takes_the_lease_away_and_keeps_what_heartbeats_said
 
     task = (await reloaded(store, run)).tasks["a/pay:1"]
     assert (task.attempt, task.owner, task.heartbeat_ms) == (2, "", 0)
-    view = await store.get_run(run.run_id)
+    view = await store.get_run(run.run_id, Limits())
     assert view is not None
     assert view.heartbeat_details == {"a/pay:1": b"half"}
 

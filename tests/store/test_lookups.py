@@ -10,6 +10,7 @@ from romancy.v1.worker_service_pb2 import Hello
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPLETED, WORKFLOW_STATUS_RUNNING, WORKFLOW_STATUS_TERMINATED
 from romancy.v1.workflow_service_pb2 import WorkflowFilter
 
+from romancy_service.core.limits import Limits
 from romancy_service.core.run import Run
 from romancy_service.core.task import TaskKind
 from romancy_service.core.times import timestamp
@@ -168,7 +169,7 @@ async def test_a_run_is_shown_with_who_has_its_tasks_and_who_could(store: Store)
     await store.claim([Want(NAMESPACE, "main", TaskKind.ACTIVITY, "pay", 1, "session-1", 1)], T0)
     await store.heartbeat([Beat(run.run_id, "a/pay:1", 1, "session-1", 1, b"half")], T0)
 
-    view = await store.get_run(run.run_id)
+    view = await store.get_run(run.run_id, Limits())
 
     assert view is not None
     assert (view.summary.workflow_id, view.summary.status) == (run.workflow_id, WORKFLOW_STATUS_RUNNING)
@@ -180,7 +181,7 @@ async def test_a_run_is_shown_with_who_has_its_tasks_and_who_could(store: Store)
         ("main", TaskKind.ACTIVITY, "pay"),
         ("main", TaskKind.ACTIVITY, "ship"),
     }
-    assert await store.get_run("none") is None
+    assert await store.get_run("none", Limits()) is None
 
 
 async def test_many_runs_are_loaded_at_once_each_with_its_own(store: Store) -> None:

@@ -86,6 +86,11 @@ def check_payloads(field: str, values: Sequence[Payload], limits: Limits) -> Non
     _check_payload_bytes(field, total, limits.payloads_bytes)
 
 
+def check_event(field: str, event: Message, limits: Limits) -> None:
+    """What becomes one event although its values are in several places."""
+    _check_payload_bytes(field, event.ByteSize(), limits.payloads_bytes)
+
+
 def _check_payload_bytes(field: str, size: int, limit: int) -> None:
     if size > limit:
         problem = f"{size} bytes, at most {limit} are allowed"

@@ -26,6 +26,7 @@ from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CANCELLED, WORKFLOW_STATUS_F
 from romancy_service.core.check import (
     check_duration,
     check_durations,
+    check_event,
     check_failure,
     check_headers,
     check_id,
@@ -148,6 +149,7 @@ def _check_schedule(draft: _Draft, command: ScheduleActivity) -> None:
         check_headers("schedule_activity.headers", command.headers, draft.limits)
     if command.HasField("compensation"):
         _check_compensation("schedule_activity.compensation", command.compensation, draft.limits)
+        check_event("schedule_activity", command, draft.limits)
     draft.opened.add(activity_task_id(command.activity_id))
 
 

@@ -29,10 +29,12 @@ class Limits:
     """Ids and names. Postgres refuses index rows above 2,704 bytes, and a key holds up to three of them."""
     payload_bytes: int = 2 * MIB
     """One value of the user's: history is read, sent and replayed whole; larger values belong into a store of files."""
-    payloads_bytes: int = 4 * MIB
-    """All values of one command: each is in the history, in a task's row and in a frame to a worker."""
+    payloads_bytes: int = 3 * MIB
+    """All values of one start, failure or command, its compensation included: they are one event, which must fit into a
+    client's message."""
     client_message_bytes: int = 4 * MIB
-    """One message of a client, as in gRPC's own default: room for the largest payload, and for many small starts."""
+    """One message to or from a client, as in gRPC's own default, so that clients need not be told: room for the largest
+    event, and for many small starts."""
     connect_message_bytes: int = 32 * MIB
     """One frame of a worker. Far above `payload_bytes`: too large values are answered INVALID and end no stream."""
     frame_bytes: int = 1 * MIB
@@ -88,6 +90,12 @@ class Limits:
     """The most events on a page."""
     page_bytes: int = 2 * MIB
     """A page of a history ends here, or after its first event: it must fit into a client's message."""
+    shown_tasks: int = 100
+    """Open activities, and timers, that are shown of a run; of the others the number. There may be 10,000."""
+    shown_value_bytes: int = 64 * KIB
+    """Larger progress and failures of open activities are not shown: a hundred of them must fit into a message."""
+    shown_sessions: int = 1_000
+    """So many workers are looked at to tell whether one could take what a run waits for."""
     result_wait_ms: int = 60_000
     """The longest wait for a result in one call: below the idle time of usual proxies. Clients ask again."""
 

@@ -49,6 +49,7 @@ from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceServicer
 from romancy_service.core.check import check_id
 from romancy_service.core.decide import Reply
 from romancy_service.core.limits import Limits
+from romancy_service.core.run import OPEN_STATUSES
 from romancy_service.core.task import NEVER_MS
 from romancy_service.core.triggers import RequestCancel, ResolveCompensation, Terminate, Trigger
 from romancy_service.describe import describe, describe_summary
@@ -116,7 +117,7 @@ class WorkflowService(WorkflowServiceServicer):
     async def GetWorkflow(self, request: GetWorkflowRequest, context: Context) -> GetWorkflowResponse:
         """One run with what it waits for."""
         run_id = await self._find(request.workflow)
-        view = await self._node.store.get_run(run_id)
+        view = await self._node.store.get_run(run_id, self._node.limits)
         if view is None:
             raise WorkflowNotFound(run_id)
         return await describe(self._node, view)
@@ -199,8 +200,8 @@ class WorkflowService(WorkflowServiceServicer):
                     if _ends(page[-1]):
                         return
                     continue
-                view = await store.get_run(run_id)
-                if view is None or (not view.run.is_open and view.run.last_event_id <= after):
+                summary = await store.get_summary(run_id)
+                if summary is None or (summary.status not in OPEN_STATUSES and summary.last_event_id <= after):
                     return
                 await grown.wait()
         finally:

@@ -10,7 +10,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -18,8 +18,10 @@ from sqlalchemy import (
     Integer,
     Select,
     bindparam,
+    case,
     func,
     literal,
+    null,
     select,
     text,
     tuple_,
@@ -29,7 +31,7 @@ from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.workflow_pb2 import WorkflowOutcome, WorkflowStatus
 from romancy.v1.workflow_service_pb2 import WorkflowFilter
 
-from romancy_service.core.limits import COUNTED, MIB
+from romancy_service.core.limits import COUNTED, MIB, Limits
 from romancy_service.core.run import Run
 from romancy_service.core.task import TaskKind
 from romancy_service.core.times import timestamp_ms
@@ -63,22 +65,65 @@ class RunSummary:
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """One run with its tasks, and who has them or could."""
+    """One run with some of its tasks, and who has them or could."""
 
     run: Run
+    """With the shown tasks, those that are due first; commands are left out."""
+    counts: dict[TaskKind, int]
+    """All its open tasks."""
+    left_out: dict[str, int]
+    """By task id: the bytes of a last failure that is too large to be shown."""
     summary: RunSummary
     heartbeat_details: dict[str, bytes]
     """By task id: what attempts said last of their progress."""
     workers: dict[str, str]
-    """By session id: the names of the namespace's workers."""
+    """By session id: the names of the namespace's workers that were looked at."""
     served: set[tuple[str, TaskKind, str]]
-    """(queue, kind, type) that a connected worker takes."""
+    """(queue, kind, type) that a connected one of them takes."""
+    all_workers: bool
+    """Whether all connected workers were looked at."""
 
 
 _SUMMARY: Final = [runs.c[name] for name in RunSummary.__slots__]
 _RUN: Final = select(runs).where(runs.c.run_id == bindparam("run_id"))
-_TASKS: Final = select(tasks).where(tasks.c.run_id == bindparam("run_id")).order_by(tasks.c.task_id)
-_SESSIONS: Final = select(sessions).where(sessions.c.namespace == bindparam("namespace"))
+_COUNTS: Final = (
+    select(tasks.c.kind, func.count().label("count"))
+    .where(tasks.c.run_id == bindparam("run_id"))
+    .group_by(tasks.c.kind)
+)
+
+
+def _shown_tasks() -> Select[tuple[Any, ...]]:
+    def if_small(column: ColumnElement[Any]) -> ColumnElement[Any]:
+        return case((func.length(column) <= bindparam("bytes", type_=Integer), column)).label(column.key or "")
+
+    large = {"last_failure": if_small(tasks.c.last_failure), "heartbeat_details": if_small(tasks.c.heartbeat_details)}
+    ranked = (
+        select(
+            *(large.get(column.name, column) for column in tasks.c if column.name != "command"),
+            null().label("command"),
+            func.length(tasks.c.last_failure).label("failure_bytes"),
+            func.row_number()
+            .over(partition_by=tasks.c.kind, order_by=(tasks.c.due_ms, tasks.c.task_id))
+            .label("position"),
+        )
+        .where(tasks.c.run_id == bindparam("run_id"))
+        .subquery()
+    )
+    return (
+        select(ranked)
+        .where(ranked.c.position <= bindparam("limit", type_=Integer))
+        .order_by(ranked.c.due_ms, ranked.c.task_id)
+    )
+
+
+_SHOWN_TASKS: Final = _shown_tasks()
+_NAMES: Final = select(sessions.c.session_id, sessions.c.worker_id).where(among(sessions.c.session_id, "session_ids"))
+_SERVING: Final = (
+    select(sessions.c.hello)
+    .where(sessions.c.namespace == bindparam("namespace"), sessions.c.connected)
+    .limit(bindparam("limit", type_=Integer))
+)
 _NAMED_RUNS: Final = select(runs.c.namespace, runs.c.workflow_id, runs.c.run_id).where(among(runs.c.run_id, "run_ids"))
 _LATEST: Final = (
     select(runs.c.run_id, runs.c.status)
@@ -190,22 +235,39 @@ class Lookups(Statements):
         rows = await self._show(_OUTCOMES, run_ids=run_ids)
         return {row["run_id"]: (row["namespace"], outcome) for row in rows if (outcome := outcome_of(row)) is not None}
 
-    async def get_run(self, run_id: str) -> RunView | None:
-        """One run for people."""
+    async def get_summary(self, run_id: str) -> RunSummary | None:
+        """A line of a list."""
+        found = await self._show(_RUN, run_id=run_id)
+        return _summary(found[0]) if found else None
+
+    async def get_run(self, run_id: str, limits: Limits) -> RunView | None:
+        """One run for people, with as much of what is open as the limits allow."""
         found = await self._show(_RUN, run_id=run_id)
         if not found:
             return None
-        task_rows = await self._show(_TASKS, run_id=run_id)
-        run = loaded_run(found[0], task_rows, [])
-        session_rows = await self._show(_SESSIONS, namespace=run.namespace)
+        most = limits.shown_sessions
+        rows = await self._show(_SHOWN_TASKS, run_id=run_id, limit=limits.shown_tasks, bytes=limits.shown_value_bytes)
+        counts = await self._show(_COUNTS, run_id=run_id)
+        run = loaded_run(found[0], rows, [])
+        owners = sorted({row["owner"] for row in rows if row["owner"]})
+        names = await self._show(_NAMES, session_ids=owners) if owners else []
+        waits = any(task.kind <= TaskKind.ACTIVITY and not task.owner for task in run.tasks.values())
+        serving = await self._show(_SERVING, namespace=run.namespace, limit=most) if waits else []
         return RunView(
             run=run,
+            counts={TaskKind(row["kind"]): row["count"] for row in counts},
+            left_out={
+                row["task_id"]: row["failure_bytes"]
+                for row in rows
+                if row["failure_bytes"] is not None and row["last_failure"] is None
+            },
             summary=_summary(found[0]),
             heartbeat_details={
-                row["task_id"]: row["heartbeat_details"] for row in task_rows if row["heartbeat_details"] is not None
+                row["task_id"]: row["heartbeat_details"] for row in rows if row["heartbeat_details"] is not None
             },
-            workers={row["session_id"]: row["worker_id"] for row in session_rows},
-            served={key for row in session_rows if row["connected"] for key in served_types(row["hello"])},
+            workers={row["session_id"]: row["worker_id"] for row in names},
+            served={key for row in serving for key in served_types(row["hello"])},
+            all_workers=len(serving) < most,
         )
 
     async def list_runs(

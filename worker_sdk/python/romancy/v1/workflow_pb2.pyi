@@ -433,7 +433,7 @@ class PendingActivity(_message.Message):
 
     @_builtins.property
     def heartbeat_details(self) -> _payload_pb2.Payload:
-        """What the attempt said last of its progress."""
+        """What the attempt said last of its progress; not set when that is larger than 64 KiB."""
 
     @_builtins.property
     def heartbeat_time(self) -> _timestamp_pb2.Timestamp:
@@ -441,7 +441,7 @@ class PendingActivity(_message.Message):
 
     @_builtins.property
     def last_failure(self) -> _failure_pb2.Failure:
-        """Why the attempt before failed."""
+        """Why the attempt before failed. One of more than 64 KiB is replaced by one that says so; the history has it."""
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ from romancy.v1 import history_pb2 as romancy_dot_v1_dot_history__pb2
 from romancy.v1 import workflow_pb2 as romancy_dot_v1_dot_workflow__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!romancy/v1/workflow_service.proto\x12\nromancy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18romancy/v1/history.proto\x1a\x19romancy/v1/workflow.proto\"\xa3\x02\n\x14StartWorkflowRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12&\n\x04spec\x18\x03 \x01(\x0b\x32\x18.romancy.v1.WorkflowSpec\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x32\n\x0fid_reuse_policy\x18\x05 \x01(\x0e\x32\x19.romancy.v1.IdReusePolicy\x12\x38\n\x12id_conflict_policy\x18\x06 \x01(\x0e\x32\x1c.romancy.v1.IdConflictPolicy\x12\'\n\x04wait\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08identity\x18\x08 \x01(\t\"{\n\x15StartWorkflowResponse\x12\x13\n\x0bworkflow_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0f\n\x07started\x18\x03 \x01(\x08\x12,\n\x07outcome\x18\x04 \x01(\x0b\x32\x1b.romancy.v1.WorkflowOutcome\"K\n\x15StartWorkflowsRequest\x12\x32\n\x08requests\x18\x01 \x03(\x0b\x32 .romancy.v1.StartWorkflowRequest\"J\n\x16StartWorkflowsResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.romancy.v1.StartWorkflowResult\"z\n\x13StartWorkflowResult\x12\x35\n\x08response\x18\x01 \x01(\x0b\x32!.romancy.v1.StartWorkflowResponseH\x00\x12\"\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x11.romancy.v1.ErrorH\x00\x42\x08\n\x06result\"\x9a\x01\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x31\n\x08metadata\x18\x04 \x03(\x0b\x32\x1f.romancy.v1.Error.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"E\n\x0bWorkflowRef\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\"?\n\x12GetWorkflowRequest\x12)\n\x08workflow\x18\x01 \x01(\x0b\x32\x17.romancy.v1.WorkflowRef\"\xcf\x02\n\x13GetWorkflowResponse\x12&\n\x04info\x18\x01 \x01(\x0b\x32\x18.romancy.v1.WorkflowInfo\x12&\n\x04spec\x18\x02 \x01(\x0b\x32\x18.romancy.v1.WorkflowSpec\x12,\n\x07outcome\x18\x03 \x01(\x0b\x32\x1b.romancy.v1.WorkflowOutcome\x12/\n\nactivities\x18\x04 \x03(\x0b\x32\x1b.romancy.v1.PendingActivity\x12(\n\x06timers\x18\x05 \x03(\x0b\x32\x18.romancy.v1.PendingTimer\x12\x36\n\rworkflow_task\x18\x06 \x01(\x0b\x32\x1f.romancy.v1.PendingWorkflowTask\x12\r\n\x05waits\x18\x07 \x03(\t\x12\x18\n\x10\x63\x61ncel_requested\x18\x08 \x01(\x08\"n\n\x18GetWorkflowResultRequest\x12)\n\x08workflow\x18\x01 \x01(\x0b\x32\x17.romancy.v1.WorkflowRef\x12\'\n\x04wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"Y\n\x19GetWorkflowResultResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12,\n\x07outcome\x18\x02 \x01(\x0b\x32\x1b.romancy.v1.WorkflowOutcome\"8\n\x12WaitResultsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07run_ids\x18\x02 \x03(\t\"=\n\x13WaitResultsResponse\x12&\n\x07results\x18\x01 \x03(\x0b\x32\x15.romancy.v1.RunResult\"y\n\tRunResult\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12.\n\x07outcome\x18\x02 \x01(\x0b\x32\x1b.romancy.v1.WorkflowOutcomeH\x00\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.romancy.v1.ErrorH\x00\x42\x08\n\x06result\"\xd0\x02\n\x0eWorkflowFilter\x12,\n\x08statuses\x18\x01 \x03(\x0e\x32\x1a.romancy.v1.WorkflowStatus\x12\x15\n\rworkflow_type\x18\x02 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x03 \x01(\t\x12\x1a\n\x12workflow_id_prefix\x18\x04 \x01(\t\x12\x30\n\x0cstarted_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0estarted_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63losed_from\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rclosed_before\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"|\n\x14ListWorkflowsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12*\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.WorkflowFilter\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"]\n\x15ListWorkflowsResponse\x12+\n\tworkflows\x18\x01 \x03(\x0b\x32\x18.romancy.v1.WorkflowInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"V\n\x15\x43ountWorkflowsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12*\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.WorkflowFilter\":\n\x16\x43ountWorkflowsResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12\x11\n\testimated\x18\x02 \x01(\x08\"i\n\x11GetHistoryRequest\x12)\n\x08workflow\x18\x01 \x01(\x0b\x32\x17.romancy.v1.WorkflowRef\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x16\n\x0e\x61\x66ter_event_id\x18\x03 \x01(\x03\"\\\n\x12GetHistoryResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12(\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x18.romancy.v1.HistoryEvent\x12\x0c\n\x04more\x18\x03 \x01(\x08\"X\n\x13WatchHistoryRequest\x12)\n\x08workflow\x18\x01 \x01(\x0b\x32\x17.romancy.v1.WorkflowRef\x12\x16\n\x0e\x61\x66ter_event_id\x18\x02 \x01(\x03\"P\n\x14WatchHistoryResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12(\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x18.romancy.v1.HistoryEvent\"x\n\x15\x43\x61ncelWorkflowRequest\x12)\n\x08workflow\x18\x01 \x01(\x0b\x32\x17.romancy.v1.WorkflowRef\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x10\n\x08identity\x18\x04 \x01(\t\"(\n\x16\x43\x61ncelWorkflowResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"{\n\x18TerminateWorkflowRequest\x12)\n\x08workflow\x18\x01 \x01(\x0b\x32\x17.romancy.v1.WorkflowRef\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x10\n\x08identity\x18\x04 \x01(\t\"?\n\x19TerminateWorkflowResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nnot_undone\x18\x02 \x03(\t\"\xce\x01\n\x1aResolveCompensationRequest\x12)\n\x08workflow\x18\x01 \x01(\x0b\x32\x17.romancy.v1.WorkflowRef\x12\x17\n\x0f\x63ompensation_id\x18\x02 \x01(\t\x12\x36\n\nresolution\x18\x03 \x01(\x0e\x32\".romancy.v1.CompensationResolution\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x10\n\x08identity\x18\x06 \x01(\t\"-\n\x1bResolveCompensationResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t*\x8c\x01\n\rIdReusePolicy\x12\x1f\n\x1bID_REUSE_POLICY_UNSPECIFIED\x10\x00\x12\x19\n\x15ID_REUSE_POLICY_ALLOW\x10\x01\x12#\n\x1fID_REUSE_POLICY_ALLOW_IF_FAILED\x10\x02\x12\x1a\n\x16ID_REUSE_POLICY_REJECT\x10\x03*\xa3\x01\n\x10IdConflictPolicy\x12\"\n\x1eID_CONFLICT_POLICY_UNSPECIFIED\x10\x00\x12\x1b\n\x17ID_CONFLICT_POLICY_FAIL\x10\x01\x12#\n\x1fID_CONFLICT_POLICY_USE_EXISTING\x10\x02\x12)\n%ID_CONFLICT_POLICY_TERMINATE_EXISTING\x10\x03\x32\xba\x08\n\x0fWorkflowService\x12T\n\rStartWorkflow\x12 .romancy.v1.StartWorkflowRequest\x1a!.romancy.v1.StartWorkflowResponse\x12W\n\x0eStartWorkflows\x12!.romancy.v1.StartWorkflowsRequest\x1a\".romancy.v1.StartWorkflowsResponse\x12N\n\x0bGetWorkflow\x12\x1e.romancy.v1.GetWorkflowRequest\x1a\x1f.romancy.v1.GetWorkflowResponse\x12`\n\x11GetWorkflowResult\x12$.romancy.v1.GetWorkflowResultRequest\x1a%.romancy.v1.GetWorkflowResultResponse\x12R\n\x0bWaitResults\x12\x1e.romancy.v1.WaitResultsRequest\x1a\x1f.romancy.v1.WaitResultsResponse(\x01\x30\x01\x12T\n\rListWorkflows\x12 .romancy.v1.ListWorkflowsRequest\x1a!.romancy.v1.ListWorkflowsResponse\x12W\n\x0e\x43ountWorkflows\x12!.romancy.v1.CountWorkflowsRequest\x1a\".romancy.v1.CountWorkflowsResponse\x12K\n\nGetHistory\x12\x1d.romancy.v1.GetHistoryRequest\x1a\x1e.romancy.v1.GetHistoryResponse\x12S\n\x0cWatchHistory\x12\x1f.romancy.v1.WatchHistoryRequest\x1a .romancy.v1.WatchHistoryResponse0\x01\x12W\n\x0e\x43\x61ncelWorkflow\x12!.romancy.v1.CancelWorkflowRequest\x1a\".romancy.v1.CancelWorkflowResponse\x12`\n\x11TerminateWorkflow\x12$.romancy.v1.TerminateWorkflowRequest\x1a%.romancy.v1.TerminateWorkflowResponse\x12\x66\n\x13ResolveCompensation\x12&.romancy.v1.ResolveCompensationRequest\x1a\'.romancy.v1.ResolveCompensationResponseBP\n\rio.romancy.v1P\x01Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!romancy/v1/workflow_service.proto\x12\nromancy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18romancy/v1/history.proto\x1a\x19romancy/v1/workflow.proto\"\xa3\x02\n\x14StartWorkflowRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12&\n\x04spec\x18\x03 \x01(\x0b\x32\x18.romancy.v1.WorkflowSpec\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x32\n\x0fid_reuse_policy\x18\x05 \x01(\x0e\x32\x19.romancy.v1.IdReusePolicy\x12\x38\n\x12id_conflict_policy\x18\x06 \x01(\x0e\x32\x1c.romancy.v1.IdConflictPolicy\x12\'\n\x04wait\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08identity\x18\x08 \x01(\t\"{\n\x15StartWorkflowResponse\x12\x13\n\x0bworkflow_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0f\n\x07started\x18\x03 \x01(\x08\x12,\n\x07outcome\x18\x04 \x01(\x0b\x32\x1b.romancy.v1.WorkflowOutcome\"K\n\x15StartWorkflowsRequest\x12\x32\n\x08requests\x18\x01 \x03(\x0b\x32 .romancy.v1.StartWorkflowRequest\"J\n\x16StartWorkflowsResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.romancy.v1.StartWorkflowResult\"z\n\x13StartWorkflowResult\x12\x35\n\x08response\x18\x01 \x01(\x0b\x32!.romancy.v1.StartWorkflowResponseH\x00\x12\"\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x11.romancy.v1.ErrorH\x00\x42\x08\n\x06result\"\x9a\x01\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x31\n\x08metadata\x18\x04 \x03(\x0b\x32\x1f.romancy.v1.Error.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"E\n\x0bWorkflowRef\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\"?\n\x12GetWorkflowRequest\x12)\n\x08workflow\x18\x01 \x01(\x0b\x32\x17.romancy.v1.WorkflowRef\"\xfd\x02\n\x13GetWorkflowResponse\x12&\n\x04info\x18\x01 \x01(\x0b\x32\x18.romancy.v1.WorkflowInfo\x12&\n\x04spec\x18\x02 \x01(\x0b\x32\x18.romancy.v1.WorkflowSpec\x12,\n\x07outcome\x18\x03 \x01(\x0b\x32\x1b.romancy.v1.WorkflowOutcome\x12/\n\nactivities\x18\x04 \x03(\x0b\x32\x1b.romancy.v1.PendingActivity\x12(\n\x06timers\x18\x05 \x03(\x0b\x32\x18.romancy.v1.PendingTimer\x12\x36\n\rworkflow_task\x18\x06 \x01(\x0b\x32\x1f.romancy.v1.PendingWorkflowTask\x12\r\n\x05waits\x18\x07 \x03(\t\x12\x18\n\x10\x63\x61ncel_requested\x18\x08 \x01(\x08\x12\x17\n\x0fopen_activities\x18\t \x01(\x05\x12\x13\n\x0bopen_timers\x18\n \x01(\x05\"n\n\x18GetWorkflowResultRequest\x12)\n\x08workflow\x18\x01 \x01(\x0b\x32\x17.romancy.v1.WorkflowRef\x12\'\n\x04wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"Y\n\x19GetWorkflowResultResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12,\n\x07outcome\x18\x02 \x01(\x0b\x32\x1b.romancy.v1.WorkflowOutcome\"8\n\x12WaitResultsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07run_ids\x18\x02 \x03(\t\"=\n\x13WaitResultsResponse\x12&\n\x07results\x18\x01 \x03(\x0b\x32\x15.romancy.v1.RunResult\"y\n\tRunResult\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12.\n\x07outcome\x18\x02 \x01(\x0b\x32\x1b.romancy.v1.WorkflowOutcomeH\x00\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.romancy.v1.ErrorH\x00\x42\x08\n\x06result\"\xd0\x02\n\x0eWorkflowFilter\x12,\n\x08statuses\x18\x01 \x03(\x0e\x32\x1a.romancy.v1.WorkflowStatus\x12\x15\n\rworkflow_type\x18\x02 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x03 \x01(\t\x12\x1a\n\x12workflow_id_prefix\x18\x04 \x01(\t\x12\x30\n\x0cstarted_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0estarted_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63losed_from\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rclosed_before\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"|\n\x14ListWorkflowsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12*\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.WorkflowFilter\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"]\n\x15ListWorkflowsResponse\x12+\n\tworkflows\x18\x01 \x03(\x0b\x32\x18.romancy.v1.WorkflowInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"V\n\x15\x43ountWorkflowsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12*\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.WorkflowFilter\":\n\x16\x43ountWorkflowsResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12\x11\n\testimated\x18\x02 \x01(\x08\"i\n\x11GetHistoryRequest\x12)\n\x08workflow\x18\x01 \x01(\x0b\x32\x17.romancy.v1.WorkflowRef\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x16\n\x0e\x61\x66ter_event_id\x18\x03 \x01(\x03\"\\\n\x12GetHistoryResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12(\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x18.romancy.v1.HistoryEvent\x12\x0c\n\x04more\x18\x03 \x01(\x08\"X\n\x13WatchHistoryRequest\x12)\n\x08workflow\x18\x01 \x01(\x0b\x32\x17.romancy.v1.WorkflowRef\x12\x16\n\x0e\x61\x66ter_event_id\x18\x02 \x01(\x03\"P\n\x14WatchHistoryResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12(\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x18.romancy.v1.HistoryEvent\"x\n\x15\x43\x61ncelWorkflowRequest\x12)\n\x08workflow\x18\x01 \x01(\x0b\x32\x17.romancy.v1.WorkflowRef\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x10\n\x08identity\x18\x04 \x01(\t\"(\n\x16\x43\x61ncelWorkflowResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"{\n\x18TerminateWorkflowRequest\x12)\n\x08workflow\x18\x01 \x01(\x0b\x32\x17.romancy.v1.WorkflowRef\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x10\n\x08identity\x18\x04 \x01(\t\"?\n\x19TerminateWorkflowResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nnot_undone\x18\x02 \x03(\t\"\xce\x01\n\x1aResolveCompensationRequest\x12)\n\x08workflow\x18\x01 \x01(\x0b\x32\x17.romancy.v1.WorkflowRef\x12\x17\n\x0f\x63ompensation_id\x18\x02 \x01(\t\x12\x36\n\nresolution\x18\x03 \x01(\x0e\x32\".romancy.v1.CompensationResolution\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x10\n\x08identity\x18\x06 \x01(\t\"-\n\x1bResolveCompensationResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t*\x8c\x01\n\rIdReusePolicy\x12\x1f\n\x1bID_REUSE_POLICY_UNSPECIFIED\x10\x00\x12\x19\n\x15ID_REUSE_POLICY_ALLOW\x10\x01\x12#\n\x1fID_REUSE_POLICY_ALLOW_IF_FAILED\x10\x02\x12\x1a\n\x16ID_REUSE_POLICY_REJECT\x10\x03*\xa3\x01\n\x10IdConflictPolicy\x12\"\n\x1eID_CONFLICT_POLICY_UNSPECIFIED\x10\x00\x12\x1b\n\x17ID_CONFLICT_POLICY_FAIL\x10\x01\x12#\n\x1fID_CONFLICT_POLICY_USE_EXISTING\x10\x02\x12)\n%ID_CONFLICT_POLICY_TERMINATE_EXISTING\x10\x03\x32\xba\x08\n\x0fWorkflowService\x12T\n\rStartWorkflow\x12 .romancy.v1.StartWorkflowRequest\x1a!.romancy.v1.StartWorkflowResponse\x12W\n\x0eStartWorkflows\x12!.romancy.v1.StartWorkflowsRequest\x1a\".romancy.v1.StartWorkflowsResponse\x12N\n\x0bGetWorkflow\x12\x1e.romancy.v1.GetWorkflowRequest\x1a\x1f.romancy.v1.GetWorkflowResponse\x12`\n\x11GetWorkflowResult\x12$.romancy.v1.GetWorkflowResultRequest\x1a%.romancy.v1.GetWorkflowResultResponse\x12R\n\x0bWaitResults\x12\x1e.romancy.v1.WaitResultsRequest\x1a\x1f.romancy.v1.WaitResultsResponse(\x01\x30\x01\x12T\n\rListWorkflows\x12 .romancy.v1.ListWorkflowsRequest\x1a!.romancy.v1.ListWorkflowsResponse\x12W\n\x0e\x43ountWorkflows\x12!.romancy.v1.CountWorkflowsRequest\x1a\".romancy.v1.CountWorkflowsResponse\x12K\n\nGetHistory\x12\x1d.romancy.v1.GetHistoryRequest\x1a\x1e.romancy.v1.GetHistoryResponse\x12S\n\x0cWatchHistory\x12\x1f.romancy.v1.WatchHistoryRequest\x1a .romancy.v1.WatchHistoryResponse0\x01\x12W\n\x0e\x43\x61ncelWorkflow\x12!.romancy.v1.CancelWorkflowRequest\x1a\".romancy.v1.CancelWorkflowResponse\x12`\n\x11TerminateWorkflow\x12$.romancy.v1.TerminateWorkflowRequest\x1a%.romancy.v1.TerminateWorkflowResponse\x12\x66\n\x13ResolveCompensation\x12&.romancy.v1.ResolveCompensationRequest\x1a\'.romancy.v1.ResolveCompensationResponseBP\n\rio.romancy.v1P\x01Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,10 +38,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\rio.romancy.v1P\001Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1'
   _globals['_ERROR_METADATAENTRY']._loaded_options = None
   _globals['_ERROR_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_IDREUSEPOLICY']._serialized_start=3633
-  _globals['_IDREUSEPOLICY']._serialized_end=3773
-  _globals['_IDCONFLICTPOLICY']._serialized_start=3776
-  _globals['_IDCONFLICTPOLICY']._serialized_end=3939
+  _globals['_IDREUSEPOLICY']._serialized_start=3679
+  _globals['_IDREUSEPOLICY']._serialized_end=3819
+  _globals['_IDCONFLICTPOLICY']._serialized_start=3822
+  _globals['_IDCONFLICTPOLICY']._serialized_end=3985
   _globals['_STARTWORKFLOWREQUEST']._serialized_start=168
   _globals['_STARTWORKFLOWREQUEST']._serialized_end=459
   _globals['_STARTWORKFLOWRESPONSE']._serialized_start=461
@@ -61,47 +61,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETWORKFLOWREQUEST']._serialized_start=1091
   _globals['_GETWORKFLOWREQUEST']._serialized_end=1154
   _globals['_GETWORKFLOWRESPONSE']._serialized_start=1157
-  _globals['_GETWORKFLOWRESPONSE']._serialized_end=1492
-  _globals['_GETWORKFLOWRESULTREQUEST']._serialized_start=1494
-  _globals['_GETWORKFLOWRESULTREQUEST']._serialized_end=1604
-  _globals['_GETWORKFLOWRESULTRESPONSE']._serialized_start=1606
-  _globals['_GETWORKFLOWRESULTRESPONSE']._serialized_end=1695
-  _globals['_WAITRESULTSREQUEST']._serialized_start=1697
-  _globals['_WAITRESULTSREQUEST']._serialized_end=1753
-  _globals['_WAITRESULTSRESPONSE']._serialized_start=1755
-  _globals['_WAITRESULTSRESPONSE']._serialized_end=1816
-  _globals['_RUNRESULT']._serialized_start=1818
-  _globals['_RUNRESULT']._serialized_end=1939
-  _globals['_WORKFLOWFILTER']._serialized_start=1942
-  _globals['_WORKFLOWFILTER']._serialized_end=2278
-  _globals['_LISTWORKFLOWSREQUEST']._serialized_start=2280
-  _globals['_LISTWORKFLOWSREQUEST']._serialized_end=2404
-  _globals['_LISTWORKFLOWSRESPONSE']._serialized_start=2406
-  _globals['_LISTWORKFLOWSRESPONSE']._serialized_end=2499
-  _globals['_COUNTWORKFLOWSREQUEST']._serialized_start=2501
-  _globals['_COUNTWORKFLOWSREQUEST']._serialized_end=2587
-  _globals['_COUNTWORKFLOWSRESPONSE']._serialized_start=2589
-  _globals['_COUNTWORKFLOWSRESPONSE']._serialized_end=2647
-  _globals['_GETHISTORYREQUEST']._serialized_start=2649
-  _globals['_GETHISTORYREQUEST']._serialized_end=2754
-  _globals['_GETHISTORYRESPONSE']._serialized_start=2756
-  _globals['_GETHISTORYRESPONSE']._serialized_end=2848
-  _globals['_WATCHHISTORYREQUEST']._serialized_start=2850
-  _globals['_WATCHHISTORYREQUEST']._serialized_end=2938
-  _globals['_WATCHHISTORYRESPONSE']._serialized_start=2940
-  _globals['_WATCHHISTORYRESPONSE']._serialized_end=3020
-  _globals['_CANCELWORKFLOWREQUEST']._serialized_start=3022
-  _globals['_CANCELWORKFLOWREQUEST']._serialized_end=3142
-  _globals['_CANCELWORKFLOWRESPONSE']._serialized_start=3144
-  _globals['_CANCELWORKFLOWRESPONSE']._serialized_end=3184
-  _globals['_TERMINATEWORKFLOWREQUEST']._serialized_start=3186
-  _globals['_TERMINATEWORKFLOWREQUEST']._serialized_end=3309
-  _globals['_TERMINATEWORKFLOWRESPONSE']._serialized_start=3311
-  _globals['_TERMINATEWORKFLOWRESPONSE']._serialized_end=3374
-  _globals['_RESOLVECOMPENSATIONREQUEST']._serialized_start=3377
-  _globals['_RESOLVECOMPENSATIONREQUEST']._serialized_end=3583
-  _globals['_RESOLVECOMPENSATIONRESPONSE']._serialized_start=3585
-  _globals['_RESOLVECOMPENSATIONRESPONSE']._serialized_end=3630
-  _globals['_WORKFLOWSERVICE']._serialized_start=3942
-  _globals['_WORKFLOWSERVICE']._serialized_end=5024
+  _globals['_GETWORKFLOWRESPONSE']._serialized_end=1538
+  _globals['_GETWORKFLOWRESULTREQUEST']._serialized_start=1540
+  _globals['_GETWORKFLOWRESULTREQUEST']._serialized_end=1650
+  _globals['_GETWORKFLOWRESULTRESPONSE']._serialized_start=1652
+  _globals['_GETWORKFLOWRESULTRESPONSE']._serialized_end=1741
+  _globals['_WAITRESULTSREQUEST']._serialized_start=1743
+  _globals['_WAITRESULTSREQUEST']._serialized_end=1799
+  _globals['_WAITRESULTSRESPONSE']._serialized_start=1801
+  _globals['_WAITRESULTSRESPONSE']._serialized_end=1862
+  _globals['_RUNRESULT']._serialized_start=1864
+  _globals['_RUNRESULT']._serialized_end=1985
+  _globals['_WORKFLOWFILTER']._serialized_start=1988
+  _globals['_WORKFLOWFILTER']._serialized_end=2324
+  _globals['_LISTWORKFLOWSREQUEST']._serialized_start=2326
+  _globals['_LISTWORKFLOWSREQUEST']._serialized_end=2450
+  _globals['_LISTWORKFLOWSRESPONSE']._serialized_start=2452
+  _globals['_LISTWORKFLOWSRESPONSE']._serialized_end=2545
+  _globals['_COUNTWORKFLOWSREQUEST']._serialized_start=2547
+  _globals['_COUNTWORKFLOWSREQUEST']._serialized_end=2633
+  _globals['_COUNTWORKFLOWSRESPONSE']._serialized_start=2635
+  _globals['_COUNTWORKFLOWSRESPONSE']._serialized_end=2693
+  _globals['_GETHISTORYREQUEST']._serialized_start=2695
+  _globals['_GETHISTORYREQUEST']._serialized_end=2800
+  _globals['_GETHISTORYRESPONSE']._serialized_start=2802
+  _globals['_GETHISTORYRESPONSE']._serialized_end=2894
+  _globals['_WATCHHISTORYREQUEST']._serialized_start=2896
+  _globals['_WATCHHISTORYREQUEST']._serialized_end=2984
+  _globals['_WATCHHISTORYRESPONSE']._serialized_start=2986
+  _globals['_WATCHHISTORYRESPONSE']._serialized_end=3066
+  _globals['_CANCELWORKFLOWREQUEST']._serialized_start=3068
+  _globals['_CANCELWORKFLOWREQUEST']._serialized_end=3188
+  _globals['_CANCELWORKFLOWRESPONSE']._serialized_start=3190
+  _globals['_CANCELWORKFLOWRESPONSE']._serialized_end=3230
+  _globals['_TERMINATEWORKFLOWREQUEST']._serialized_start=3232
+  _globals['_TERMINATEWORKFLOWREQUEST']._serialized_end=3355
+  _globals['_TERMINATEWORKFLOWRESPONSE']._serialized_start=3357
+  _globals['_TERMINATEWORKFLOWRESPONSE']._serialized_end=3420
+  _globals['_RESOLVECOMPENSATIONREQUEST']._serialized_start=3423
+  _globals['_RESOLVECOMPENSATIONREQUEST']._serialized_end=3629
+  _globals['_RESOLVECOMPENSATIONRESPONSE']._serialized_start=3631
+  _globals['_RESOLVECOMPENSATIONRESPONSE']._serialized_end=3676
+  _globals['_WORKFLOWSERVICE']._serialized_start=3988
+  _globals['_WORKFLOWSERVICE']._serialized_end=5070
 # @@protoc_insertion_point(module_scope)
