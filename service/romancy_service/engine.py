@@ -444,6 +444,8 @@ class Engine:
             if task_id not in run.rewritten:
                 continue
             task = run.tasks[task_id]
+            if task.kind is TaskKind.ACTIVITY and task.attempt > 1:
+                continue  # what the attempt before said of its progress is known to the database, and comes with a claim
             if task.kind <= TaskKind.ACTIVITY and task.due_ms <= now_ms and not task.cancel_requested:
                 lease = self._outlet.offer(run, task)
                 if lease is not None:

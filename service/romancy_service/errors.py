@@ -187,6 +187,16 @@ class SessionGone(RomancyError):
         super().__init__("the session is no longer kept by this replica; connect again")
 
 
+class AnswersUnread(RomancyError):
+    """The worker sends and does not read: reconnect, and read."""
+
+    reason = "ANSWERS_UNREAD"
+
+    def __init__(self, limit: int) -> None:
+        text = f"{limit} answers wait to be read; read the stream while you write to it"
+        super().__init__(text, limit=str(limit))
+
+
 class PeerSilent(RomancyError):
     """Nothing was heard of the worker for several intervals: reconnect."""
 

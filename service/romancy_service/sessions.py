@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator, MutableSequence
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from romancy.v1.worker_service_pb2 import (
     Acknowledgement,
@@ -19,11 +19,9 @@ from romancy.v1.worker_service_pb2 import (
     WorkflowTask,
 )
 
+from romancy_service.core.limits import ANSWERS_AHEAD, PAGES_AHEAD
 from romancy_service.core.task import TaskKind
-from romancy_service.errors import RomancyError
-
-PAGES_AHEAD: Final = 8
-"""So many workflow tasks, or pages of one, may wait to be sent when another page of a history is read."""
+from romancy_service.errors import AnswersUnread, RomancyError
 
 TypeKey = tuple[str, str, TaskKind, str]
 """Namespace, task queue, kind, type: what a task asks of a worker."""
@@ -120,13 +118,22 @@ class Session:
         if held.token in self.told_to_stop:
             return
         self.told_to_stop.add(held.token)
-        self.cancellations.append(Cancellation(token=held.token, reason=reason))
+        self.stop(held.token, reason)
+
+    def stop(self, token: bytes, reason: CancellationReason.ValueType) -> None:
+        """Tell the worker to stop an activity, whether it is known to have it or not."""
+        self.cancellations.append(Cancellation(token=token, reason=reason))
         self.wake.set()
 
     def acknowledge(self, acknowledgement: Acknowledgement) -> None:
         """Answer a completion."""
         self.acknowledgements.append(acknowledgement)
         self.wake.set()
+
+    def check_read(self) -> None:
+        """Raise AnswersUnread if the worker talks and does not listen: it must not fill the memory."""
+        if len(self.acknowledgements) + len(self.cancellations) > ANSWERS_AHEAD:
+            raise AnswersUnread(ANSWERS_AHEAD)
 
     def start_drain(self) -> None:
         """No new tasks from now on; tell the worker."""

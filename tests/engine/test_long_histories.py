@@ -10,11 +10,12 @@ from romancy.v1.history_pb2 import HistoryEvent, WorkflowStarted
 from romancy.v1.worker_service_pb2 import Hello, WorkflowTask
 
 from romancy_service.clock import DatabaseClock
+from romancy_service.core.limits import PAGES_AHEAD
 from romancy_service.core.run import Run
 from romancy_service.core.task import WORKFLOW_TASK_ID, Task, TaskKind
 from romancy_service.dispatch import Dispatch
 from romancy_service.errors import StoreUnavailable
-from romancy_service.sessions import PAGES_AHEAD, InHand, Session, open_session
+from romancy_service.sessions import InHand, Session, open_session
 from romancy_service.tokens import Tokens
 
 PAGES = 50

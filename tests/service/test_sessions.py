@@ -25,6 +25,7 @@ from romancy.v1.worker_service_pb2 import (
 )
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_RUNNING
 
+from romancy_service import sessions
 from tests.core.life import cancel_activity, complete, schedule
 from tests.service.cluster import QUICK, Tenant, json, refusal_of, seconds, until
 from tests.service.scripted_worker import ScriptedWorker
@@ -110,6 +111,34 @@ async def test_a_session_comes_back_on_a_second_stream_although_the_first_seems_
     assert list(welcome.readopted_tokens) == [task.token]
     assert await _end_of(worker) == (grpc.StatusCode.ABORTED, "SESSION_SUPERSEDED")
     assert (await twin.complete(task)).result == ACKNOWLEDGEMENT_RESULT_ACCEPTED
+
+
+async def test_a_worker_that_sends_and_does_not_read_is_ended_before_it_fills_the_memory(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "ANSWERS_AHEAD", 100)
+    worker = await tenant.worker()
+    await worker.send(ConnectRequest(activity_heartbeats=[ActivityHeartbeat(token=b"x")] * 100))
+    for _ in range(100):
+        await worker.cancellations.take("cancellation")
+    await worker.send(ConnectRequest(activity_heartbeats=[ActivityHeartbeat(token=b"x")] * 101))
+    assert await _end_of(worker) == (grpc.StatusCode.UNAVAILABLE, "ANSWERS_UNREAD")
+    await worker.connect()
+
+
+async def test_an_attempt_that_follows_a_lost_one_at_once_knows_how_far_that_got(tenant: Tenant) -> None:
+    first = await tenant.worker()
+    (task,) = await _running(tenant, first, "pay:1")
+    second = await tenant.worker(workflows=[])
+    await first.send(ConnectRequest(activity_heartbeats=[ActivityHeartbeat(token=task.token, details=json('"half"'))]))
+
+    async def written() -> bool:
+        return (await tenant.get(task.run_id)).activities[0].HasField("heartbeat_details")
+
+    await until(written, "the details are written")
+    await first.goodbye()
+    again = await second.activity()
+    assert (again.attempt, again.heartbeat_details.json) == (2, '"half"')
 
 
 async def test_a_session_that_is_not_known_becomes_a_new_one_and_owns_nothing(tenant: Tenant) -> None:

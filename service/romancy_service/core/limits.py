@@ -18,6 +18,10 @@ WORKFLOW_TASK_MS: Final = 10_000
 """So long may a worker take for one workflow task, whose code waits for nothing; then another one gets it."""
 COUNTED: Final = 10_000
 """Counting stops here and an estimate is given: counting a million rows takes a second of the database."""
+PAGES_AHEAD: Final = 8
+"""So many workflow tasks, or pages of one, may wait to be sent when another page of a history is read: about 8 MiB."""
+ANSWERS_AHEAD: Final = 50_000
+"""Answers and cancellations that a worker may leave unread: more than twice as many as it can have tasks."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
 from romancy_service.errors import (
+    AnswersUnread,
     BatchRejected,
     CompensationNotFound,
     Draining,
@@ -57,6 +58,7 @@ STATUS: Final[dict[type[RomancyError], grpc.StatusCode]] = {
     TooManySessions: grpc.StatusCode.RESOURCE_EXHAUSTED,
     SessionSuperseded: grpc.StatusCode.ABORTED,
     SessionGone: grpc.StatusCode.UNAVAILABLE,
+    AnswersUnread: grpc.StatusCode.UNAVAILABLE,
     PeerSilent: grpc.StatusCode.DEADLINE_EXCEEDED,
     Draining: grpc.StatusCode.UNAVAILABLE,
     StoreUnavailable: grpc.StatusCode.UNAVAILABLE,

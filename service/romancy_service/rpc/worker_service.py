@@ -22,7 +22,6 @@ from romancy.v1.worker_service_pb2 import (
     AcknowledgementResult,
     ActivityCompletion,
     ActivityHeartbeat,
-    Cancellation,
     ConnectRequest,
     ConnectResponse,
     Hello,
@@ -200,6 +199,7 @@ class _Connection:
             frame = self._joiner.join(piece)
             if frame is not None and self._receive(frame):
                 return True
+            self._session.check_read()
 
     def _receive(self, frame: ConnectRequest) -> bool:
         """Take in one frame. Returns whether it says goodbye."""
@@ -210,9 +210,7 @@ class _Connection:
         for heartbeat in frame.activity_heartbeats:
             held = session.in_hand.get(heartbeat.token)
             if held is None:
-                stale = Cancellation(token=heartbeat.token, reason=CANCELLATION_REASON_STALE)
-                session.cancellations.append(stale)
-                session.wake.set()
+                session.stop(heartbeat.token, CANCELLATION_REASON_STALE)
             else:
                 self._node.heartbeats.beat(session, held, self._details(heartbeat))
         for completion in frame.activity_completions:

@@ -41,7 +41,7 @@ class WorkerServiceStub:
     tokens in hand. A frame of either side may be up to 32 MiB; writers aim at 1 MiB.
     Two ends are final: INVALID_ARGUMENT (INVALID_HELLO: mend the worker) and ABORTED (SESSION_SUPERSEDED: a newer stream
     of the same session is connected). All others mean: reconnect. They are RESOURCE_EXHAUSTED (TOO_MANY_SESSIONS),
-    UNAVAILABLE (DRAINING, SESSION_GONE, STORE_UNAVAILABLE), DEADLINE_EXCEEDED (PEER_SILENT), INVALID_ARGUMENT
+    UNAVAILABLE (DRAINING, SESSION_GONE, ANSWERS_UNREAD, STORE_UNAVAILABLE), DEADLINE_EXCEEDED (PEER_SILENT), INVALID_ARGUMENT
     (MESSAGE_TOO_LARGE, FRAME_TOO_LARGE: do not send that frame again) and whatever a network makes of it.
     """
 
@@ -58,7 +58,7 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     tokens in hand. A frame of either side may be up to 32 MiB; writers aim at 1 MiB.
     Two ends are final: INVALID_ARGUMENT (INVALID_HELLO: mend the worker) and ABORTED (SESSION_SUPERSEDED: a newer stream
     of the same session is connected). All others mean: reconnect. They are RESOURCE_EXHAUSTED (TOO_MANY_SESSIONS),
-    UNAVAILABLE (DRAINING, SESSION_GONE, STORE_UNAVAILABLE), DEADLINE_EXCEEDED (PEER_SILENT), INVALID_ARGUMENT
+    UNAVAILABLE (DRAINING, SESSION_GONE, ANSWERS_UNREAD, STORE_UNAVAILABLE), DEADLINE_EXCEEDED (PEER_SILENT), INVALID_ARGUMENT
     (MESSAGE_TOO_LARGE, FRAME_TOO_LARGE: do not send that frame again) and whatever a network makes of it.
     """
 
@@ -78,7 +78,7 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         tokens in hand. A frame of either side may be up to 32 MiB; writers aim at 1 MiB.
         Two ends are final: INVALID_ARGUMENT (INVALID_HELLO: mend the worker) and ABORTED (SESSION_SUPERSEDED: a newer stream
         of the same session is connected). All others mean: reconnect. They are RESOURCE_EXHAUSTED (TOO_MANY_SESSIONS),
-        UNAVAILABLE (DRAINING, SESSION_GONE, STORE_UNAVAILABLE), DEADLINE_EXCEEDED (PEER_SILENT), INVALID_ARGUMENT
+        UNAVAILABLE (DRAINING, SESSION_GONE, ANSWERS_UNREAD, STORE_UNAVAILABLE), DEADLINE_EXCEEDED (PEER_SILENT), INVALID_ARGUMENT
         (MESSAGE_TOO_LARGE, FRAME_TOO_LARGE: do not send that frame again) and whatever a network makes of it.
         """
 
