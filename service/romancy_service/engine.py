@@ -445,7 +445,7 @@ class Engine:
                 continue
             task = run.tasks[task_id]
             if task.kind is TaskKind.ACTIVITY and task.attempt > 1:
-                continue  # what the attempt before said of its progress is known to the database, and comes with a claim
+                continue  # how far the attempt before got is known to the database only, and comes with a claim
             if task.kind <= TaskKind.ACTIVITY and task.due_ms <= now_ms and not task.cancel_requested:
                 lease = self._outlet.offer(run, task)
                 if lease is not None:

@@ -164,6 +164,7 @@ class Lobby:
             gone = await node.store.renew_sessions(
                 [(session.session_id, session.epoch) for session in connected.values()],
                 node.clock.now_ms() + node.limits.session_lease_ms,
+                [session.session_id for session in connected.values() if session.draining],
             )
         except StoreUnavailable as error:
             _log.warning("leases not renewed", error=str(error), sessions=len(connected))

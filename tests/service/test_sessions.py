@@ -8,6 +8,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from romancy.v1.admin_service_pb2 import ListSessionsRequest
 from romancy.v1.failure_pb2 import FAILURE_SOURCE_LOST
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.worker_service_pb2 import (
@@ -139,6 +140,19 @@ async def test_an_attempt_that_follows_a_lost_one_at_once_knows_how_far_that_got
     await first.goodbye()
     again = await second.activity()
     assert (again.attempt, again.heartbeat_details.json) == (2, '"half"')
+
+
+async def test_operators_see_that_a_worker_takes_no_new_tasks(tenant: Tenant) -> None:
+    worker = await tenant.worker()
+    for replica in tenant.cluster.replicas:
+        if (session := replica.node.dispatch.sessions.get(worker.welcome.session_id)) is not None:
+            session.start_drain()
+
+    async def shown() -> bool:
+        listed = await tenant.admin.ListSessions(ListSessionsRequest(namespace=tenant.namespace))
+        return [one.draining for one in listed.sessions] == [True]
+
+    await until(shown, "the session is shown as draining")
 
 
 async def test_a_session_that_is_not_known_becomes_a_new_one_and_owns_nothing(tenant: Tenant) -> None:

@@ -74,6 +74,14 @@ pragma wal_autocheckpoint = 0;
 _MARK_TIME: Final = "update clock set mark_ms = max(mark_ms, ?)"
 
 
+def _resets_its_log_safely(version: tuple[int, ...]) -> bool:
+    """Whether one connection may begin the write-ahead log anew while another one copies it back into the file.
+
+    Older ones could then lose committed pages. This store never does both at once: only its writer writes and copies.
+    """
+    return version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
+
+
 class SqliteStore(Store):
     """See Store."""
 
@@ -89,6 +97,12 @@ class SqliteStore(Store):
         self._clock = _SteadyClock()
 
     async def open(self) -> None:
+        if not _resets_its_log_safely(sqlite3.sqlite_version_info):
+            _log.warning(
+                "this SQLite can damage a file that two programs write to at once; let no other program open the "
+                "database while the service runs, or use SQLite 3.51.3 or newer",
+                version=sqlite3.sqlite_version,
+            )
         self._take_file()
         await self.migrate()
         for connection in (self._reading, self._showing, self._searching):
