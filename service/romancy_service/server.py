@@ -149,7 +149,7 @@ async def _parts(config: Config, store: Store, clock: Clock) -> AsyncIterator[Ru
     try:
         yield Running(node, lobby, relay, port, broken)
     finally:
-        await _drain(edge, lobby, engine, config)
+        await _drain(edge, node, lobby, config)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -164,15 +164,16 @@ def _note_failure(broken: asyncio.Future[None], task: asyncio.Task[None]) -> Non
             broken.set_exception(PartFailed(task.get_name()))
 
 
-async def _drain(edge: Edge, lobby: Lobby, engine: Engine, config: Config) -> None:
+async def _drain(edge: Edge, node: Node, lobby: Lobby, config: Config) -> None:
     """Stop claiming first, so that what others recover is not claimed back; then finish what is under way."""
     lobby.start_drain()
     await edge.not_serving()
     try:
         async with asyncio.timeout(config.limits.drain_ms / 1000):
-            await engine.drained()
+            await node.engine.drained()
     except TimeoutError:
         _log.warning("not everything that was under way is finished")
+    node.results.start_drain()
     lobby.close_all()
     await edge.stop(config.limits.drain_ms / 1000)
 

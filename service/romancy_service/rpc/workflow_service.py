@@ -53,7 +53,7 @@ from romancy_service.core.run import OPEN_STATUSES
 from romancy_service.core.task import NEVER_MS
 from romancy_service.core.triggers import RequestCancel, ResolveCompensation, Terminate, Trigger
 from romancy_service.describe import describe, describe_summary
-from romancy_service.errors import InvalidField, RequestIdReused, RomancyError, WorkflowNotFound
+from romancy_service.errors import Draining, InvalidField, RequestIdReused, RomancyError, WorkflowNotFound
 from romancy_service.node import Node
 from romancy_service.rpc.auth import identity_of
 from romancy_service.rpc.errors import hidden, status_of
@@ -138,8 +138,9 @@ class WorkflowService(WorkflowServiceServicer):
         wait = _Waiting(self._node)
         reader = asyncio.create_task(wait.read(request_iterator))
         try:
-            async for results in wait.answers():
-                yield WaitResultsResponse(results=results)
+            with self._node.results.leaving(wait.leave):
+                async for results in wait.answers():
+                    yield WaitResultsResponse(results=results)
             await reader
         finally:
             reader.cancel()
@@ -203,7 +204,8 @@ class WorkflowService(WorkflowServiceServicer):
                 summary = await store.get_summary(run_id)
                 if summary is None or (summary.status not in OPEN_STATUSES and summary.last_event_id <= after):
                     return
-                await grown.wait()
+                with results.leaving(grown.set):
+                    await grown.wait()
         finally:
             results.unwatch(run_id, grown)
 
@@ -342,6 +344,11 @@ class _Waiting:
                 page = _fit(self._ready, self._node.limits.page_bytes)
                 del self._ready[: len(page)]
                 yield page
+
+    def leave(self) -> None:
+        """This replica stops: the client asks another one for what is still open."""
+        self._broken = Draining()
+        self._wake.set()
 
     def stop(self) -> None:
         """The stream ended."""
