@@ -5,8 +5,8 @@ from __future__ import annotations
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPLETED
 
-from romancy_service.cache import RunCache
 from romancy_service.core.run import Run
+from romancy_service.engine.cache import RunCache
 from tests.core.life import Life, schedule
 
 SMALL = 20_000
