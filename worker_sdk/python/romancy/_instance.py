@@ -99,6 +99,7 @@ class WorkflowInstance:
             loop.drain()
         except SystemExit as error:
             raise WorkflowTaskError(f"workflow code called sys.exit({error.code!r}): raise an error instead") from error
+        loop.check_calls()
 
     def _start(self, spec: WorkflowSpec) -> None:
         loop = self._loop
@@ -130,6 +131,7 @@ async def _live(
     except (GeneratorExit, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
+        loop.excuse_calls()
         if loop.cancel_requested and isinstance(only_error(error), asyncio.CancelledError | ActivityCancelled):
             kind, command = "CancelWorkflow", Command(cancel_workflow=CancelWorkflow())
         else:

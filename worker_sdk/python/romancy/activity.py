@@ -107,9 +107,7 @@ class ActivityDefinition(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         loop = running_loop(f"the activity {self.name}", f"call {self.name}.fn for the plain function")
-        call = loop.run_activity(self, self._signature.encode_arguments(args, kwargs))
-        call.__qualname__ = self.name  # type: ignore[attr-defined]  # Python says it when the call is never awaited
-        return call
+        return loop.call_activity(self, self._signature.encode_arguments(args, kwargs))
 
     def __repr__(self) -> str:
         return f"<activity {self.name}>"
