@@ -181,7 +181,10 @@ def _limits(assignments: Sequence[str]) -> Limits:
             names = ", ".join(sorted(known))
             raise InvalidConfig(f"cannot read the limit {assignment!r}: give NAME=NUMBER with one of {names}")
         changed[name] = int(number)
-    return replace(Limits(), **changed)
+    try:
+        return replace(Limits(), **changed)
+    except ValueError as error:
+        raise InvalidConfig(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -238,6 +238,10 @@ def test_annotations_that_cannot_be_evaluated_are_named() -> None:
         ({"timeout": -1}, "timeout is -1, but must be zero or more seconds"),
         ({"timeout": 0}, "timeout is 0, but must be more than nothing"),
         ({"heartbeat_timeout": float("nan")}, "heartbeat_timeout is nan"),
+        ({"heartbeat_timeout": 9, "timeout": 8}, "heartbeat_timeout is 9, which is longer than timeout, 8"),
+        ({"heartbeat_timeout": 9, "schedule_to_close_timeout": 8, "timeout": 8}, "heartbeat_timeout is 9"),
+        ({"timeout": 9, "schedule_to_close_timeout": timedelta(seconds=8)}, "timeout is 9, which is longer than sch"),
+        ({"schedule_to_start_timeout": 100, "schedule_to_close_timeout": 99}, "schedule_to_start_timeout is 100"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], text: str) -> None:
@@ -251,6 +255,11 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], text: s
 def test_retry_policies_that_make_no_sense_are_refused(policy: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(policy))} is .*, but must be"):
         RetryPolicy(**policy)
+
+
+def test_a_first_wait_that_is_longer_than_the_longest_is_refused() -> None:
+    with pytest.raises(ValueError, match="initial_interval is 9, which is longer than max_interval, 8"):
+        RetryPolicy(initial_interval=9, max_interval=8)
 
 
 def test_who_counts_attempts_is_not_stopped_by_the_default_for_their_time() -> None:
@@ -414,15 +423,6 @@ def test_a_compensation_s_annotations_are_checked_once_all_names_are_defined(
     monkeypatch.setitem(globals(), "Later", Receipt)
     with pytest.raises(DefinitionError, match=r"annotate it with `\| None`"):
         pay.check()
-
-
-def test_a_call_that_is_never_awaited_is_named_by_python() -> None:
-    @workflow
-    async def forgets(ctx: WorkflowContext) -> None:
-        charge("o", 1.0)  # type: ignore[unused-coroutine]
-
-    with pytest.warns(RuntimeWarning, match="coroutine 'charge' was never awaited"):
-        Driver(forgets).start()
 
 
 class Gateway:

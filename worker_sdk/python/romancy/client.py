@@ -7,7 +7,6 @@ import os
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
@@ -60,7 +59,7 @@ from romancy._failure import outcome_error
 from romancy._results import Results
 from romancy._starts import Starts
 from romancy.converter import codec
-from romancy.options import Seconds, check_seconds, to_duration
+from romancy.options import Seconds, check_seconds, in_seconds, to_duration
 from romancy.refusals import refusal_of
 from romancy.workflow import WorkflowContext, WorkflowDefinition
 
@@ -239,7 +238,7 @@ class Client:
         """
         check_seconds("patience", patience)
         endpoint = Endpoint(target, token, tls, _path(tls_ca), _path(tls_cert), _path(tls_key))
-        patience_s = patience.total_seconds() if isinstance(patience, timedelta) else patience
+        patience_s = in_seconds(patience)
         self.namespace = namespace
         self.identity = identity or f"{socket.gethostname()}-{os.getpid()}"
         self.calls: Final = Calls(endpoint, patience_s)
@@ -289,7 +288,7 @@ class Client:
         run_timeout = options.get("run_timeout")
         spec = WorkflowSpec(
             workflow_type=name,
-            task_queue=options.get("task_queue", "default"),
+            task_queue=options.get("task_queue", ""),
             arguments=arguments,
             run_timeout=None if run_timeout is None else to_duration(run_timeout),
             priority=options.get("priority", 0),
@@ -370,8 +369,8 @@ class Client:
         request = ListSessionsRequest(namespace=self.namespace, task_queue=task_queue)
         return (await self.calls.call(lambda calls: calls.admin.ListSessions, request)).sessions
 
-    async def describe_task_queue(self, task_queue: str = "default") -> DescribeTaskQueueResponse:
-        """What waits in a queue, and who serves it."""
+    async def describe_task_queue(self, task_queue: str = "") -> DescribeTaskQueueResponse:
+        """What waits in a queue ("default" unless said), and who serves it."""
         request = DescribeTaskQueueRequest(namespace=self.namespace, task_queue=task_queue)
         return await self.calls.call(lambda calls: calls.admin.DescribeTaskQueue, request)
 

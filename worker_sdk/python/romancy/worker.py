@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +35,7 @@ from romancy._stream import Stream, StreamRefused
 from romancy._workflows import Results, Workflows
 from romancy.activity import ActivityDefinition
 from romancy.errors import DefinitionError, RomancyError
-from romancy.options import Seconds, check_seconds
+from romancy.options import Seconds, check_seconds, in_seconds
 from romancy.workflow import WorkflowDefinition
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ class Worker:
             sdk=f"romancy-python/{_version()}",
             accepts_chunks=True,
         )
-        self._drain_timeout_s = _seconds(drain_timeout)
+        self._drain_timeout_s = in_seconds(drain_timeout)
         self._cancels_on_lost_lease = lease_lost == "cancel"
         self._session = Session(hello)
         self._stream = Stream(endpoint, self._session, self)
@@ -382,10 +381,6 @@ def _signals(loop: asyncio.AbstractEventLoop, asked: Callable[[], None]) -> Iter
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
-
-
-def _seconds(length: Seconds) -> float:
-    return length.total_seconds() if isinstance(length, timedelta) else float(length)
 
 
 def _path(path: str | Path | None) -> Path | None:
