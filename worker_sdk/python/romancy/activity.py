@@ -18,7 +18,6 @@ from romancy.v1.command_pb2 import (
 )
 from romancy.v1.failure_pb2 import (
     FAILURE_SOURCE_APPLICATION,
-    FAILURE_SOURCE_CANCELLED,
     FAILURE_SOURCE_SERVICE,
     Failure,
 )
@@ -34,11 +33,11 @@ from romancy._attempt import (
     is_cancelled,
 )
 from romancy._checks import check_choice, check_type, refuse_unknown
-from romancy._failure import activity_error, from_failure, only_error, to_failure, why_over
+from romancy._failure import failed_for_good, only_error, stopped, to_failure
 from romancy._loop import running_loop
 from romancy._signature import Signature, is_declaration, local_names
 from romancy.converter import codec
-from romancy.errors import ActivityCancelled, DefinitionError
+from romancy.errors import DefinitionError
 from romancy.options import ActivityOptions, RetryPolicy, Seconds
 
 __all__ = [
@@ -202,20 +201,9 @@ class ActivityDefinition(Generic[P, R]):
                 result: R = self._signature.decode_result(event.activity_completed.result)
                 return result
             case "activity_failed":
-                error = activity_error(event.activity_failed.failure, self.raises)
-                if why := why_over(event.activity_failed):
-                    error.add_note(why)
-                raise error
+                raise failed_for_good(event.activity_failed, self.raises)
             case _:
-                raise from_failure(
-                    ActivityCancelled,
-                    Failure(
-                        message=f"{event.activity_cancelled.activity_id} stopped because it was asked to",
-                        type="ActivityCancelled",
-                        details=event.activity_cancelled.details,
-                        source=FAILURE_SOURCE_CANCELLED,
-                    ),
-                )
+                raise stopped(event.activity_cancelled)
 
     def _prepare_compensation(
         self, undo: ActivityDefinition[..., Any]

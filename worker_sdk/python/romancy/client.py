@@ -20,7 +20,13 @@ from romancy.v1.admin_service_pb2 import (
     ListSessionsRequest,
     Session,
 )
-from romancy.v1.history_pb2 import CompensationResolution, HistoryEvent
+from romancy.v1.history_pb2 import (
+    COMPENSATION_RESOLUTION_GIVE_UP,
+    COMPENSATION_RESOLUTION_MARK_DONE,
+    COMPENSATION_RESOLUTION_RETRY,
+    CompensationResolution,
+    HistoryEvent,
+)
 from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_COMPLETED,
     AttributeValue,
@@ -76,6 +82,11 @@ _CONFLICT: Final[Mapping[str, IdConflictPolicy.ValueType]] = {
     "fail": ID_CONFLICT_POLICY_FAIL,
     "use_existing": ID_CONFLICT_POLICY_USE_EXISTING,
     "terminate_existing": ID_CONFLICT_POLICY_TERMINATE_EXISTING,
+}
+_RESOLUTIONS: Final[Mapping[str, CompensationResolution.ValueType]] = {
+    "retry": COMPENSATION_RESOLUTION_RETRY,
+    "mark_done": COMPENSATION_RESOLUTION_MARK_DONE,
+    "give_up": COMPENSATION_RESOLUTION_GIVE_UP,
 }
 _PAGE: Final = 256
 
@@ -160,13 +171,14 @@ class WorkflowHandle(Generic[_R_co]):
         return list(answer.not_undone)
 
     async def resolve_compensation(
-        self, compensation_id: str, resolution: CompensationResolution.ValueType, reason: str = ""
+        self, compensation_id: str, resolution: Literal["retry", "mark_done", "give_up"], reason: str = ""
     ) -> None:
-        """Say what becomes of a compensation that failed for good."""
+        """Say what becomes of a compensation that failed for good: try again, done otherwise, or never."""
+        check_choice("resolution", resolution, _RESOLUTIONS)
         request = ResolveCompensationRequest(
             workflow=self._ref,
             compensation_id=compensation_id,
-            resolution=resolution,
+            resolution=_RESOLUTIONS[resolution],
             reason=reason,
             request_id=_new_id(),
             identity=self._client.identity,
