@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -25,9 +26,17 @@ def run(*command: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment with the wheel; what the wheel needs comes from ours, but nothing of this checkout does."""
     folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    for line in (ROOT / "Dockerfile").read_text().splitlines():  # made of what the image has to make it of
+        if line.startswith("COPY "):
+            *copied, _ = line.split()[1:]
+            for name in copied:
+                copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+                (source / name).parent.mkdir(parents=True, exist_ok=True)
+                copy(ROOT / name, source / name)
     offline = ("--no-deps", "--no-index", "--quiet", "--disable-pip-version-check")
     pip = (sys.executable, "-m", "pip")
-    built = run(*pip, "wheel", *offline, "--no-build-isolation", "--wheel-dir", folder, ROOT, folder=folder)
+    built = run(*pip, "wheel", *offline, "--no-build-isolation", "--wheel-dir", folder, source, folder=folder)
     assert built.returncode == 0, built.stderr
     venv.create(folder / "env", symlinks=True)
     python = folder / "env" / "bin" / "python"
