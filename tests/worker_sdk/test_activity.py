@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,6 +18,7 @@ from romancy.v1.command_pb2 import COMPENSATE_WHEN_ALWAYS, ScheduleActivity
 from romancy.v1.failure_pb2 import FAILURE_SOURCE_APPLICATION, FAILURE_SOURCE_TIMEOUT, Failure
 from romancy.v1.history_pb2 import RETRY_STATE_MAX_ATTEMPTS, HistoryEvent
 from romancy.v1.payload_pb2 import Payload
+from romancy.v1.worker_service_pb2 import ActivityCompletion, ActivityHeartbeat, ActivityTask
 
 from romancy import (
     ActivityError,
@@ -24,6 +27,7 @@ from romancy import (
     OutsideActivity,
     RemoteError,
     RetryPolicy,
+    TerminalError,
     WorkflowContext,
     activity,
     activity_info,
@@ -32,6 +36,7 @@ from romancy import (
     is_cancelled,
     workflow,
 )
+from romancy._activities import Activities
 from romancy.activity import ActivityContext, ActivityDefinition, ActivityInfo, current_activity
 from romancy.converter import codec
 from tests.worker_sdk.driver import Driver
@@ -423,6 +428,54 @@ def test_a_compensation_s_annotations_are_checked_once_all_names_are_defined(
     monkeypatch.setitem(globals(), "Later", Receipt)
     with pytest.raises(DefinitionError, match=r"annotate it with `\| None`"):
         pay.check()
+
+
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [
+        (ZeroDivisionError("division"), logging.WARNING),
+        (TerminalError("no"), logging.INFO),
+        (LookupError("declared"), logging.INFO),
+    ],
+)
+def test_an_error_that_nobody_meant_is_logged_with_its_traceback(
+    error: Exception, level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    @activity(raises=[LookupError])
+    async def risky() -> None:
+        pass
+
+    async def run() -> None:
+        raise error
+
+    risky.fn = run
+    ended = threading.Event()
+    activities = Activities({"risky": risky}, 1, Outlet(ended))
+    task = ActivityTask(token=b"t", activity_type="risky", activity_id="risky:1", workflow_id="w", attempt=2)
+    with caplog.at_level(logging.INFO, "romancy.worker"):
+        activities.start([task])
+        assert ended.wait(10)
+    activities.stop()
+    (record,) = caplog.records
+    text = f"attempt 2 of risky:1 in workflow 'w' failed: {type(error).__name__}: {error}"
+    assert (record.levelno, record.getMessage()) == (level, text)
+    assert bool(record.exc_info) == (level == logging.WARNING)
+
+
+class Outlet:
+    """Knows when an attempt ended."""
+
+    def __init__(self, ended: threading.Event) -> None:
+        self.ended = ended
+
+    def completed(self, task: ActivityTask, completion: ActivityCompletion) -> None:
+        self.ended.set()
+
+    def heartbeat(self, heartbeat: ActivityHeartbeat) -> None:
+        pass
+
+    def later(self, delay_s: float, call: Callable[[], None]) -> None:
+        pass
 
 
 class Gateway:

@@ -595,6 +595,27 @@ def test_a_run_that_its_worker_lets_go_of_is_freed_at_once() -> None:
     assert seen == []
 
 
+def test_a_workflow_that_fails_by_its_own_code_is_logged_with_its_traceback_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    @workflow
+    async def broken(ctx: WorkflowContext) -> None:
+        await say("x")
+        raise KeyError("nothing of the kind")
+
+    run = Driver(broken)
+    run.start()
+    run.complete("say:1", "x")  # the driver replays it as well
+    (record,) = caplog.records
+    assert record.getMessage() == "workflow 'w' fails by an error of its code"
+    assert record.exc_info is not None
+    caplog.clear()
+    failing = Driver(one_after_the_other, 1)
+    failing.start()
+    failing.fail("do:1", "Declined", "no money")
+    assert not caplog.records
+
+
 # Calls that are never awaited.
 
 
