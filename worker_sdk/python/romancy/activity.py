@@ -10,7 +10,6 @@ from typing import Any, Final, Generic, Literal, ParamSpec, Protocol, Self, Type
 
 from romancy.v1.command_pb2 import (
     COMPENSATE_WHEN_ALWAYS,
-    COMPENSATE_WHEN_UNSPECIFIED,
     ActivityResult,
     Compensation,
     CompensationArgument,
@@ -234,8 +233,6 @@ class ActivityDefinition(Generic[P, R]):
         template = undo.activity_options.compensation(undo.name)
         if self._always:
             template.when = COMPENSATE_WHEN_ALWAYS
-        else:
-            template.when = COMPENSATE_WHEN_UNSPECIFIED
         return template, places
 
 

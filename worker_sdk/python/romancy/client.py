@@ -89,6 +89,8 @@ _RESOLUTIONS: Final[Mapping[str, CompensationResolution.ValueType]] = {
     "give_up": COMPENSATION_RESOLUTION_GIVE_UP,
 }
 _PAGE: Final = 256
+_WATCH_FAILURES: Final = 30
+"""So often in a row is a history watched again after the service was not reached."""
 
 
 class StartOptions(TypedDict, total=False):
@@ -218,10 +220,6 @@ class WorkflowHandle(Generic[_R_co]):
             await asyncio.sleep(backoff_s(failures))
 
 
-_WATCH_FAILURES: Final = 30
-"""So often in a row is a history watched again after the service was not reached."""
-
-
 class Client:
     """A connection to the service, for one event loop. Calls outlive restarts of the service.
 
@@ -249,7 +247,7 @@ class Client:
         ServiceUnavailable.
         """
         check_seconds("patience", patience)
-        endpoint = Endpoint(target, token, tls, _path(tls_ca), _path(tls_cert), _path(tls_key))
+        endpoint = Endpoint(target, token, tls, tls_ca, tls_cert, tls_key)
         patience_s = in_seconds(patience)
         self.namespace = namespace
         self.identity = identity or f"{socket.gethostname()}-{os.getpid()}"
@@ -425,7 +423,3 @@ def _decoder(workflow: Any) -> Callable[[WorkflowOutcome], Any]:
 
 def _new_id() -> str:
     return uuid.uuid4().hex
-
-
-def _path(path: str | Path | None) -> Path | None:
-    return None if path is None else Path(path)

@@ -99,7 +99,7 @@ class Worker:
         self._activity_definitions = _by_name("activity", _implemented(_listed("activities", activities)))
         for definition in (*self._workflow_definitions.values(), *self._activity_definitions.values()):
             definition.check()
-        endpoint = Endpoint(target, token, tls, _path(tls_ca), _path(tls_cert), _path(tls_key))
+        endpoint = Endpoint(target, token, tls, tls_ca, tls_cert, tls_key)
         hello = Hello(
             namespace=namespace,
             worker_id=worker_id or f"{socket.gethostname()}-{os.getpid()}",
@@ -381,10 +381,6 @@ def _signals(loop: asyncio.AbstractEventLoop, asked: Callable[[], None]) -> Iter
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
-
-
-def _path(path: str | Path | None) -> Path | None:
-    return None if path is None else Path(path)
 
 
 def _version() -> str:
