@@ -138,7 +138,9 @@ def _wait(task: Task, view: RunView, now_ms: int) -> str:
     subject = " ".join(filter(None, (what, name)))
     if task.kind in (TaskKind.TIMER, TaskKind.DEADLINE):
         return "" if task.kind is TaskKind.DEADLINE else f"{subject} fires in {_seconds(task.due_ms - now_ms)}"
-    failure = f" after {task.last_failure.type}: {task.last_failure.message}" if task.last_failure is not None else ""
+    failure = (
+        f"; before, {task.last_failure.type}: {task.last_failure.message}" if task.last_failure is not None else ""
+    )
     if task.owner:
         worker = view.workers.get(task.owner)
         doing = "was asked to stop" if task.cancel_requested else "runs"

@@ -95,20 +95,24 @@ async def running(
     config: Config, make_clock: Callable[[Callable[[], Awaitable[int]]], Clock] = DatabaseClock
 ) -> AsyncIterator[Running]:
     """A service that is up inside the block, and drained and gone after it."""
+    # What is wrong with the options shows before the database is touched.
     store = open_store(config.database)
-    await store.open()
+    edge = Edge(config)
+    await edge.bind()
     try:
+        await store.open()
         clock = make_clock(store.now_ms)
         if isinstance(clock, DatabaseClock):
             await clock.sync()
-        async with _parts(config, store, clock) as service:
+        async with _parts(config, edge, store, clock) as service:
             yield service
     finally:
+        await edge.stop(0)
         await store.close()
 
 
 @asynccontextmanager
-async def _parts(config: Config, store: Store, clock: Clock) -> AsyncIterator[Running]:
+async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> AsyncIterator[Running]:
     limits = config.limits
     replica_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     keys = await store.signing_keys()
@@ -123,9 +127,9 @@ async def _parts(config: Config, store: Store, clock: Clock) -> AsyncIterator[Ru
     engine.observe(results.observe)
     engine.doubt(results.doubt)
     engine.observe(relay.observe)
-    edge = Edge(config)
     peers = _Peers(node, relay, edge.serves)
     await peers.beat()
+
     add_WorkflowServiceServicer_to_server(WorkflowService(node), edge.server)
     add_WorkerServiceServicer_to_server(WorkerService(node, lobby, limits), edge.server)
     add_AdminServiceServicer_to_server(AdminService(node), edge.server)
@@ -145,9 +149,9 @@ async def _parts(config: Config, store: Store, clock: Clock) -> AsyncIterator[Ru
     broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     for task in tasks:
         task.add_done_callback(partial(_note_failure, broken))
-    port = await edge.start()
+    await edge.start()
     try:
-        yield Running(node, lobby, relay, port, broken)
+        yield Running(node, lobby, relay, edge.port, broken)
     finally:
         await _drain(edge, node, lobby, config)
         for task in tasks:

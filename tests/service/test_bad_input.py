@@ -82,7 +82,7 @@ def memo_of(count: int, size: int) -> dict[str, Payload]:
 
 BAD_STARTS: list[tuple[str, dict[str, object], str]] = [
     ("no type", {"workflow_type": ""}, "spec.workflow_type"),
-    ("no queue", {"task_queue": ""}, "spec.task_queue"),
+    ("NUL in the queue", {"task_queue": "\x00"}, "spec.task_queue"),
     ("long id", {"workflow_id": "x" * 256}, "workflow_id"),
     ("long id of few characters", {"workflow_id": "\u00e4" * 128}, "workflow_id"),
     ("NUL in the id", {"workflow_id": "a\x00b"}, "workflow_id"),
@@ -268,7 +268,7 @@ async def test_bad_questions_are_refused_and_name_the_field(tenant: Tenant) -> N
             lambda: stub.ResolveCompensation(ResolveCompensationRequest(workflow=ref, compensation_id="undo/pay:1")),
             "resolution",
         ),
-        (lambda: tenant.admin.DescribeTaskQueue(DescribeTaskQueueRequest()), "task_queue"),
+        (lambda: tenant.admin.DescribeTaskQueue(DescribeTaskQueueRequest(task_queue="\n")), "task_queue"),
         (lambda: tenant.admin.ListSessions(ListSessionsRequest(namespace="\n")), "namespace"),
     ]
     for call, field in cases:
@@ -325,6 +325,7 @@ BAD_COMMANDS: list[tuple[str, list[Command], str]] = [
     ("large arguments", [_schedule(arguments=[payload_of(2 * MIB)] * 3)], "schedule_activity.arguments"),
     ("negative timeout", [_schedule(start_to_close_timeout=Duration(seconds=-1))], "schedule_activity.start_to_close_timeout"),
     ("absurd timeout", [_schedule(heartbeat_timeout=Duration(seconds=10**11))], "schedule_activity.heartbeat_timeout"),
+    ("timeouts that contradict each other", [_schedule(start_to_close_timeout=Duration(seconds=1), heartbeat_timeout=Duration(seconds=2))], "schedule_activity.heartbeat_timeout"),
     ("negative attempts", [_schedule(retry_policy=RetryPolicy(max_attempts=-1))], "retry_policy.max_attempts"),
     ("coefficient below 1", [_schedule(retry_policy=RetryPolicy(backoff_coefficient=0.5))], "retry_policy.backoff_coefficient"),
     ("coefficient NaN", [_schedule(retry_policy=RetryPolicy(backoff_coefficient=float("nan")))], "retry_policy.backoff_coefficient"),

@@ -704,4 +704,5 @@ async def test_a_queue_may_be_named_without_a_list(service: ScriptedService) -> 
 def test_a_worker_that_is_never_started_opens_nothing() -> None:
     before = len(os.listdir("/proc/self/fd"))
     workers = [Worker(activities=[double], workflows=[]) for _ in range(20)]
-    assert len(os.listdir("/proc/self/fd")) == before, workers
+    # What tests before left behind may be closed meanwhile.
+    assert len(os.listdir("/proc/self/fd")) <= before, workers

@@ -22,6 +22,13 @@ from romancy_service.core.times import duration_ms
 from romancy_service.errors import InvalidField
 
 _NANOS: Final = 10**9
+_WITHIN: Final = (
+    ("heartbeat_timeout", "start_to_close_timeout"),
+    ("heartbeat_timeout", "schedule_to_close_timeout"),
+    ("start_to_close_timeout", "schedule_to_close_timeout"),
+    ("schedule_to_start_timeout", "schedule_to_close_timeout"),
+)
+"""Timeouts, and those that they lie within."""
 
 
 def check_id(field: str, value: str, limits: Limits) -> None:
@@ -68,6 +75,16 @@ def check_durations(field: str, message: Message, names: Iterable[str]) -> None:
     for name in names:
         if message.HasField(name):
             check_duration(f"{field}.{name}", getattr(message, name))
+
+
+def check_timeouts(field: str, message: Message, names: Sequence[str]) -> None:
+    """Those of a message's timeouts that are set: one that is longer than what it lies within could never pass."""
+    check_durations(field, message, names)
+    given = {name: ms for name in names if message.HasField(name) and (ms := duration_ms(getattr(message, name)))}
+    for inner, outer in _WITHIN if len(given) > 1 else ():
+        if given.get(inner, 0) > given.get(outer, LONGEST_DURATION_MS):
+            problem = f"is {given[inner] / 1000:g} s, longer than {outer}, {given[outer] / 1000:g} s"
+            raise InvalidField(f"{field}.{inner}", problem, "make it shorter, or leave one of them out")
 
 
 def check_payload(field: str, value: Payload, limits: Limits) -> None:
@@ -143,6 +160,11 @@ def check_retry_policy(field: str, policy: RetryPolicy, limits: Limits) -> None:
         problem = f"is {policy.max_attempts}"
         raise InvalidField(f"{field}.max_attempts", problem, "give zero for no limit", value=policy.max_attempts)
     check_durations(field, policy, ("initial_interval", "max_interval", "max_elapsed"))
+    if policy.HasField("initial_interval") and policy.HasField("max_interval"):
+        initial_ms, max_ms = duration_ms(policy.initial_interval), duration_ms(policy.max_interval)
+        if initial_ms > max_ms:
+            problem = f"is {initial_ms / 1000:g} s, longer than max_interval, {max_ms / 1000:g} s"
+            raise InvalidField(f"{field}.initial_interval", problem, "make it shorter, or leave max_interval out")
     coefficient = policy.backoff_coefficient
     if policy.HasField("backoff_coefficient") and not (math.isfinite(coefficient) and coefficient >= 1):
         raise InvalidField(f"{field}.backoff_coefficient", f"is {coefficient}", "give 1 or more", value=coefficient)

@@ -25,7 +25,6 @@ from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CANCELLED, WORKFLOW_STATUS_F
 
 from romancy_service.core.check import (
     check_duration,
-    check_durations,
     check_event,
     check_failure,
     check_headers,
@@ -34,6 +33,7 @@ from romancy_service.core.check import (
     check_payloads,
     check_priority,
     check_retry_policy,
+    check_timeouts,
 )
 from romancy_service.core.emit import Emitter
 from romancy_service.core.failures import cut
@@ -140,7 +140,7 @@ def _check_schedule(draft: _Draft, command: ScheduleActivity) -> None:
     count = draft.run.counters.activities.get(command.activity_type, 0) + draft.activities[command.activity_type]
     _check_counted("schedule_activity.activity_id", command.activity_id, f"{command.activity_type}:{count}")
     check_payloads("schedule_activity.arguments", command.arguments, draft.limits)
-    check_durations("schedule_activity", command, _TIMEOUTS)
+    check_timeouts("schedule_activity", command, _TIMEOUTS)
     if command.HasField("retry_policy"):
         check_retry_policy("schedule_activity.retry_policy", command.retry_policy, draft.limits)
     if command.priority:
@@ -161,7 +161,7 @@ def _check_compensation(field_name: str, compensation: Compensation, limits: Lim
     for number, argument in enumerate(compensation.arguments):
         if argument.WhichOneof("value") is None:
             raise InvalidField(f"{field_name}.arguments[{number}]", "has no value", "set payload or activity_result")
-    check_durations(field_name, compensation, _TIMEOUTS[2:])
+    check_timeouts(field_name, compensation, _TIMEOUTS[2:])
     if compensation.HasField("retry_policy"):
         check_retry_policy(f"{field_name}.retry_policy", compensation.retry_policy, limits)
 

@@ -5,7 +5,7 @@ Sizes are in bytes, times in milliseconds (`_ms`). They are an argument wherever
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 KIB: Final = 1024
@@ -130,3 +130,36 @@ class Limits:
     """Calls and streams open at a time; waiting for a result is one. Each costs some 20 KiB."""
     drain_ms: int = 10_000
     """How long a stopping process waits for calls in flight; orchestrators kill after 30 s."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, naming both, when one limit makes another one meaningless."""
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise ValueError(f"the limit {name} is {value}, but must be at least 1")
+        for inner, outer in _WITHIN:
+            if getattr(self, inner) > getattr(self, outer):
+                raise ValueError(
+                    f"the limit {inner} is {getattr(self, inner)}, which is above {outer}, {getattr(self, outer)}: "
+                    "change one of them"
+                )
+        silence_ms = self.missed_heartbeats * self.heartbeat_interval_ms
+        if silence_ms >= self.session_lease_ms:
+            raise ValueError(
+                f"the limit session_lease_ms is {self.session_lease_ms}, but a worker reconnects only after "
+                f"{self.missed_heartbeats} heartbeats were missed, {silence_ms} ms: give a longer lease, or make "
+                "heartbeat_interval_ms smaller"
+            )
+
+
+_WITHIN: Final = (
+    ("payload_bytes", "payloads_bytes"),
+    ("payloads_bytes", "connect_message_bytes"),
+    ("client_message_bytes", "connect_message_bytes"),
+    ("chunk_bytes", "connect_message_bytes"),
+    ("frame_bytes", "connect_message_bytes"),
+    ("attribute_text_bytes", "attributes_bytes"),
+    ("page_runs", "max_page_runs"),
+    ("page_events", "max_page_events"),
+    ("reconnect_grace_ms", "session_lease_ms"),
+)
+"""Limits, and those that they lie within."""

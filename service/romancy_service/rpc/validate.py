@@ -38,6 +38,7 @@ from romancy_service.core.times import duration_ms
 from romancy_service.errors import InvalidField
 
 DEFAULT_NAMESPACE = "default"
+DEFAULT_TASK_QUEUE = "default"
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 """The years 1 to 9999: what a Timestamp may say."""
 
@@ -47,6 +48,13 @@ def namespace_of(namespace: str, limits: Limits) -> str:
     if namespace:
         check_id("namespace", namespace, limits)
     return namespace or DEFAULT_NAMESPACE
+
+
+def task_queue_of(field: str, task_queue: str, limits: Limits) -> str:
+    """The task queue that a request means."""
+    if task_queue:
+        check_id(field, task_queue, limits)
+    return task_queue or DEFAULT_TASK_QUEUE
 
 
 def check_start(request: StartWorkflowRequest, limits: Limits) -> None:
@@ -61,7 +69,7 @@ def check_start(request: StartWorkflowRequest, limits: Limits) -> None:
 def check_spec(field: str, spec: WorkflowSpec, limits: Limits) -> None:
     """What a run is started with."""
     check_id(f"{field}.workflow_type", spec.workflow_type, limits)
-    check_id(f"{field}.task_queue", spec.task_queue, limits)
+    task_queue_of(f"{field}.task_queue", spec.task_queue, limits)
     if spec.build_id:
         check_id(f"{field}.build_id", spec.build_id, limits)
     check_payloads(f"{field}.arguments", spec.arguments, limits)

@@ -64,6 +64,7 @@ from romancy_service.rpc.validate import (
     check_start,
     namespace_of,
     page_size,
+    task_queue_of,
     wait_ms,
 )
 from romancy_service.starter import Starter, new_id
@@ -110,6 +111,7 @@ class WorkflowService(WorkflowServiceServicer):
 
     async def _start(self, request: StartWorkflowRequest, identity: str) -> StartWorkflowResponse:
         check_start(request, self._node.limits)
+        request.spec.task_queue = task_queue_of("spec.task_queue", request.spec.task_queue, self._node.limits)
         return await self._starter.start(namespace_of(request.namespace, self._node.limits), request, identity)
 
     # Reading ------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Final
 
 from sqlalchemy import Integer, bindparam, exists, null, or_, select, text
 
+from romancy_service.config import InvalidConfig
 from romancy_service.core.run import Run
 from romancy_service.core.task import Fence, Task, TaskKind
 from romancy_service.store.lookups import Lookups, RunSummary, RunView
@@ -316,14 +317,19 @@ def _due_task(row: Row) -> DueTask:
 
 
 def open_store(database: str, *, lanes: int = 3) -> Store:
-    """The store at a `postgresql://` URL, or in the SQLite file of that name. `open` it before use."""
+    """The store at a `postgresql://` URL, or in the SQLite file of that name. `open` it before use.
+
+    Raises InvalidConfig when it is neither.
+    """
     # Each driver is imported only by who uses it.
     if database.startswith(("postgresql://", "postgres://")):
         from romancy_service.store.postgres import PostgresStore
 
         return PostgresStore(database, lanes=lanes)
     if "://" in database or database in ("", ":memory:"):
-        raise StoreRefused(f"no database {database!r}: give the name of a SQLite file, or a postgresql:// URL")
+        raise InvalidConfig(
+            f"--database {database!r} names no database: give the name of a SQLite file, or a postgresql:// URL"
+        )
     from romancy_service.store.sqlite import SqliteStore
 
     return SqliteStore(database)

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +35,7 @@ from romancy._stream import Stream, StreamRefused
 from romancy._workflows import Results, Workflows
 from romancy.activity import ActivityDefinition
 from romancy.errors import DefinitionError, RomancyError
-from romancy.options import Seconds, check_seconds
+from romancy.options import Seconds, check_seconds, in_seconds
 from romancy.workflow import WorkflowDefinition
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ class Worker:
         self._activity_definitions = _by_name("activity", _implemented(_listed("activities", activities)))
         for definition in (*self._workflow_definitions.values(), *self._activity_definitions.values()):
             definition.check()
-        endpoint = Endpoint(target, token, tls, _path(tls_ca), _path(tls_cert), _path(tls_key))
+        endpoint = Endpoint(target, token, tls, tls_ca, tls_cert, tls_key)
         hello = Hello(
             namespace=namespace,
             worker_id=worker_id or f"{socket.gethostname()}-{os.getpid()}",
@@ -113,7 +112,7 @@ class Worker:
             sdk=f"romancy-python/{_version()}",
             accepts_chunks=True,
         )
-        self._drain_timeout_s = _seconds(drain_timeout)
+        self._drain_timeout_s = in_seconds(drain_timeout)
         self._cancels_on_lost_lease = lease_lost == "cancel"
         self._session = Session(hello)
         self._stream = Stream(endpoint, self._session, self)
@@ -382,14 +381,6 @@ def _signals(loop: asyncio.AbstractEventLoop, asked: Callable[[], None]) -> Iter
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
-
-
-def _seconds(length: Seconds) -> float:
-    return length.total_seconds() if isinstance(length, timedelta) else float(length)
-
-
-def _path(path: str | Path | None) -> Path | None:
-    return None if path is None else Path(path)
 
 
 def _version() -> str:

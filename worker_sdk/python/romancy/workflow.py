@@ -31,7 +31,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class DeterminismWarning(UserWarning):
-    """A workflow's source has something that would be another one on replay."""
+    """A workflow's source has something that would be another one on replay, or that never runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +142,14 @@ class WorkflowDefinition(Generic[P, R]):
         return f"<workflow {self.name}>"
 
     def check(self) -> None:
-        """Raise DefinitionError when annotations cannot be used; better when a worker starts than when a task comes."""
+        """Raise DefinitionError when annotations cannot be used; better when a worker starts than when a task comes.
+
+        The source is read for what would differ on replay, which is warned of (DeterminismWarning).
+        """
         _ = self._signature.codecs, self._signature.result
+        warned = self.fn.__globals__.setdefault("__warningregistry__", {})
+        for finding in lint(self.fn):
+            warnings.warn_explicit(finding.text, DeterminismWarning, finding.filename, finding.line, registry=warned)
 
     def encode_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Payload]:
         """What a client gives, as payloads. Raises TypeError and ConversionError, naming the argument."""
@@ -176,16 +182,10 @@ def workflow(fn: Callable[Concatenate[WorkflowContext, P], Coroutine[Any, Any, R
 @overload
 def workflow(*, name: str | None = None) -> WorkflowDecorator: ...
 def workflow(fn: Callable[..., Any] | None = None, /, *, name: str | None = None) -> Any:
-    """Make a workflow of an async function whose first parameter is a WorkflowContext.
-
-    Its source is read for what would differ on replay, which is warned of (DeterminismWarning).
-    """
+    """Make a workflow of an async function whose first parameter is a WorkflowContext."""
 
     def decorate(fn: Callable[..., Any]) -> WorkflowDefinition[..., Any]:
-        definition: WorkflowDefinition[..., Any] = WorkflowDefinition(fn, name=name, names=local_names(fn))
-        for finding in lint(fn):
-            warnings.warn_explicit(finding.text, DeterminismWarning, finding.filename, finding.line)
-        return definition
+        return WorkflowDefinition(fn, name=name, names=local_names(fn))
 
     return decorate if fn is None else decorate(fn)
 

@@ -151,7 +151,7 @@ class WorkflowSpec(_message.Message):
     workflow_type: _builtins.str
     """The registered name of the workflow. 1-255 bytes."""
     task_queue: _builtins.str
-    """Where its workers are. 1-255 bytes."""
+    """Where its workers are. At most 255 bytes; empty means "default"."""
     priority: _builtins.int
     """Smaller is sooner among waiting tasks of the same queue and type; 0 is the ordinary priority."""
     build_id: _builtins.str
