@@ -306,7 +306,7 @@ class Workflows:
             held = self._runs.get(run_id)
             if held is None or held.outstanding != acknowledgement.token:
                 continue
-            held.outstanding = b""
+            held.outstanding = ""
             if acknowledgement.result == ACKNOWLEDGEMENT_RESULT_ACCEPTED:
                 held.last_event_id = acknowledgement.last_event_id
                 held.last_event_ms = acknowledgement.last_event_time.ToMilliseconds()
