@@ -53,7 +53,7 @@ class Session:
     by_task: dict[tuple[str, str], InHand] = field(default_factory=dict)
     """The same, by run id and task id."""
     reported: set[str] = field(default_factory=set)
-    """Tokens of tasks whose end the worker reported, but which is not committed yet: nothing to send again."""
+    """Tokens of tasks whose end the worker reported, but which is not answered yet: nothing to send again."""
     known: set[str] | None = None
     """While the database is asked what the session has: tokens of all that it had meanwhile."""
     connected_at: float = field(default_factory=time.monotonic)
@@ -139,6 +139,7 @@ class Session:
 
     def acknowledge(self, acknowledgement: Acknowledgement) -> None:
         """Answer a completion."""
+        self.reported.discard(acknowledgement.token)
         self.acknowledgements.append(acknowledgement)
         self.wake.set()
 

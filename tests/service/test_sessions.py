@@ -8,7 +8,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from romancy.v1.failure_pb2 import FAILURE_SOURCE_LOST
+from romancy.v1.failure_pb2 import FAILURE_SOURCE_LOST, Failure
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.worker_service_pb2 import (
     ACKNOWLEDGEMENT_RESULT_ACCEPTED,
@@ -246,6 +246,18 @@ async def test_the_stream_of_a_draining_worker_ends_well_when_nothing_is_in_hand
     assert await worker.end() is None, "status OK"
     other = await tenant.worker()
     assert ((await other.activity()).token, (await other.workflow_task()).attempt) == (two.token, 1)
+
+
+async def test_a_draining_worker_is_not_let_go_before_its_last_failure_is_answered(tenant: Tenant) -> None:
+    worker = await tenant.worker()
+    (task,) = await _running(tenant, worker, "pay:1")
+    await worker.drain()
+    # What the attempt said last of its progress is written first, and the failure waits for that.
+    beat = ActivityHeartbeat(token=task.token, details=json("1"))
+    failed = ActivityCompletion(token=task.token, failure=Failure(message="no", type="Declined"))
+    await worker.send(ConnectRequest(activity_heartbeats=[beat], activity_completions=[failed]))
+    assert (await worker.acknowledgement(task.token)).result == ACKNOWLEDGEMENT_RESULT_ACCEPTED
+    assert await worker.end() is None
 
 
 async def test_an_idle_worker_that_drains_is_let_go_at_once_and_its_session_is_closed(tenant: Tenant) -> None:

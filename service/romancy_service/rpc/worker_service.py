@@ -264,7 +264,6 @@ class _Connection:
     async def _submit_later(
         self, token: str, ref: TaskRef, trigger: _Completion, rejection: RomancyError | None
     ) -> None:
-        self._session.reported.add(token)
         await asyncio.sleep(random.uniform(*_CONTENTION_S))
         self._submit(token, ref, trigger, rejection)
 
@@ -293,6 +292,7 @@ class _Connection:
             failure = Failure(message=str(error), type=error.reason, non_retryable=True, source=FAILURE_SOURCE_SERVICE)
             trigger = CompleteActivity(trigger.fence, trigger.leased_ms, failure=failure)
         if trigger.result is None and self._node.heartbeats.has_news(completion.token):
+            self._session.reported.add(completion.token)
             self._node.background(self._submit_after_heartbeat(completion.token, ref, trigger, rejection))
         else:
             self._submit(completion.token, ref, trigger, rejection)
@@ -300,7 +300,6 @@ class _Connection:
     async def _submit_after_heartbeat(
         self, token: str, ref: TaskRef, trigger: CompleteActivity, rejection: InvalidField | None
     ) -> None:
-        self._session.reported.add(token)
         await self._node.heartbeats.write(token)
         self._submit(token, ref, trigger, rejection)
 
@@ -360,8 +359,8 @@ class _Connection:
         done: asyncio.Future[Any],
         rejection: RomancyError | None,
     ) -> None:
-        self._session.reported.discard(token)
         if done.cancelled():
+            self._session.reported.discard(token)
             return
         error = done.exception()
         if error is None:
