@@ -114,6 +114,7 @@ class Dispatch:
         """A slot became free: something may wait for it."""
         if self._backlog and not self._wake.is_set():
             self._wake.set()
+        session.wake.set()  # if it leaves: this may have been the last one
 
     # The engine's outlet ------------------------------------------------------------------------------------------
 
@@ -337,11 +338,11 @@ class Dispatch:
             return
         await self._send_history(session, held, run, task)
 
-    def token(self, row: Claimed) -> bytes:
+    def token(self, row: Claimed) -> str:
         """The token of a task that a session has."""
         return self._token(row.namespace, row.run_id, row.task)
 
-    def _token(self, namespace: str, run_id: str, task: Task) -> bytes:
+    def _token(self, namespace: str, run_id: str, task: Task) -> str:
         return self._tokens.sign(TaskRef(namespace, run_id, task.task_id, task.attempt, task.scheduled_ms))
 
     def resume(self, session: Session, row: Claimed, *, running: bool) -> InHand:
@@ -468,6 +469,7 @@ class Dispatch:
             session = self.sessions.get(want.session_id)
             if session is not None and session.epoch == want.epoch:
                 session.free[want.kind] += want.slots - count
+                session.wake.set()  # if it leaves: nothing is on its way to it any more
             if count < want.slots and noted.get(key) == self._backlog.get(key):
                 self._backlog.pop(key, None)
             elif count < want.slots:
@@ -516,9 +518,10 @@ class Dispatch:
         if run_ids and self.has_peers:
             await self._store.notify(json.dumps({"cancelled": True}))
 
-    async def return_tasks(self, session: Session, tokens: list[bytes]) -> None:
+    async def return_tasks(self, session: Session, tokens: list[str]) -> None:
         """A worker gives back what it did not begin."""
         rows = [self._row(session, held) for token in tokens if (held := session.put_down(token)) is not None]
+        self.freed(session)
         await self.give_back(rows)
 
     async def give_back(self, rows: list[LeasedRow]) -> None:

@@ -28,7 +28,7 @@ class Heartbeats:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._waiting: dict[bytes, _Waiting] = {}
+        self._waiting: dict[str, _Waiting] = {}
         self._arrived = asyncio.Event()
 
     def beat(self, session: Session, held: InHand, details: bytes | None) -> None:
@@ -38,12 +38,12 @@ class Heartbeats:
         self._waiting[held.token] = (session, held, details)
         self._arrived.set()
 
-    def has_news(self, token: bytes) -> bool:
+    def has_news(self, token: str) -> bool:
         """Whether details of an attempt wait to be written."""
         waiting = self._waiting.get(token)
         return waiting is not None and waiting[2] is not None
 
-    async def write(self, token: bytes) -> None:
+    async def write(self, token: str) -> None:
         """Write what waits for one attempt now: it ends, and the next one wants to know how far it got."""
         if (beat := self._waiting.pop(token, None)) is not None:
             await self._write([beat])

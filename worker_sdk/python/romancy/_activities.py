@@ -128,7 +128,7 @@ class Activities:
     def __init__(self, definitions: Mapping[str, ActivityDefinition[..., Any]], slots: int, outlet: Outlet) -> None:
         self._definitions = definitions
         self._outlet = outlet
-        self._attempts: dict[bytes, _Attempt] = {}
+        self._attempts: dict[str, _Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         """The loop itself holds tasks only weakly."""
         self._pool = DaemonPool(slots, "romancy-activity")
@@ -174,7 +174,7 @@ class Activities:
         attempt = self._attempts[task.token] = _Attempt(task, definition, self._outlet)
         return attempt
 
-    def cancel(self, token: bytes) -> None:
+    def cancel(self, token: str) -> None:
         """Tell an attempt to stop; it still completes, in its own way."""
         attempt = self._attempts.get(token)
         if attempt is not None and not attempt.context.cancelled.is_set():

@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from romancy.v1.worker_service_pb2 import (
     ACKNOWLEDGEMENT_RESULT_INVALID,
-    ACKNOWLEDGEMENT_RESULT_STALE,
-    Acknowledgement,
     ActivityCompletion,
     ActivityHeartbeat,
     ActivityTask,
@@ -205,8 +203,6 @@ class Worker:
             self._workflows.forget_all()
         if not self._connected.done():
             self._connected.set_result(None)
-        if received.disowned:
-            self._disowned(received.disowned)
         if received.acknowledgements:
             self._acknowledged(received)
         for cancellation in received.cancellations:
@@ -243,16 +239,6 @@ class Worker:
                 future.set_exception(refused)
             else:
                 future.set_result(None)
-
-    def _disowned(self, tokens: Sequence[bytes]) -> None:
-        _log.warning("%d tasks are not ours any more: others have them, or their results are known", len(tokens))
-        # Some of them may be completions that will never be acknowledged now.
-        self._workflows.acknowledge(
-            [Acknowledgement(token=token, result=ACKNOWLEDGEMENT_RESULT_STALE) for token in tokens]
-        )
-        for token in tokens:
-            self._activities.cancel(token)
-        self._check_drained()
 
     def _acknowledged(self, received: Received) -> None:
         self._workflows.acknowledge(received.acknowledgements)
