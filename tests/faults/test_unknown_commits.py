@@ -239,7 +239,7 @@ async def _compensation(tenant: Tenant, cut: Cut) -> tuple[str, Sequence[str]]:
     for _ in range(2):
         await worker.complete(await worker.activity())
     task = await worker.workflow_task()
-    while not task.events[-1].activity_completed.activity_id == "pay:1":
+    while task.events[-1].activity_completed.activity_id != "pay:1":
         await worker.command(task)
         task = await worker.workflow_task()
     await worker.command(task, fail())
