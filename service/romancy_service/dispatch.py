@@ -119,10 +119,12 @@ class Dispatch:
     # The engine's outlet ------------------------------------------------------------------------------------------
 
     def offer(self, run: Run, task: Task) -> Lease | None:
-        """A session with a free slot for the task, its slot reserved; None if older tasks wait, or nobody is free."""
+        """A session with a free slot for the task, its slot reserved; None if it is to be claimed instead."""
         key = (run.namespace, task.queue, task.kind, task.type)
         if key in self._backlog or self.stopped:
             return None
+        if task.kind is TaskKind.ACTIVITY and task.attempt > 1:
+            return None  # what its last attempt said of its progress is in the database: a claim brings it
         session = self._choose(run, task, key)
         if session is None:
             return None

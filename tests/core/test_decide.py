@@ -369,3 +369,16 @@ def test_times_that_never_come_are_stored_as_never() -> None:
     task = life.task("a:1")
     assert task.unowned_relay_ms >= NEVER_MS
     assert task.owned_relay_ms(life.now_ms) >= NEVER_MS
+
+
+@pytest.mark.parametrize("coefficient", [1e300, 1.7e308])
+def test_a_huge_coefficient_waits_as_long_as_allowed(coefficient: float) -> None:
+    life = Life.begin()
+    policy = RetryPolicy(jitter=0, backoff_coefficient=coefficient, max_attempts=100)
+    policy.max_interval.FromSeconds(7)
+    policy.max_elapsed.FromSeconds(0)
+    life.code(schedule("pay:1", retry_policy=policy))
+    for wait_ms in (1_000, 7_000, 7_000):
+        life.fails("pay:1")
+        assert life.task("pay:1").due_ms - life.now_ms == wait_ms
+        life.now_ms = life.task("pay:1").due_ms

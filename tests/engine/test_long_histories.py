@@ -55,7 +55,7 @@ def _holding(dispatch: Dispatch) -> tuple[Session, InHand]:
     hello = Hello(namespace="default", task_queues=["q"], workflow_types=["order"], workflow_slots=2)
     session = open_session("session", 1, hello)
     dispatch.connect(session)
-    held = InHand(b"token", "run", WORKFLOW_TASK_ID, 1, TaskKind.WORKFLOW, 0)
+    held = InHand("token", "run", WORKFLOW_TASK_ID, 1, TaskKind.WORKFLOW, 0)
     session.take(held)
     return session, held
 
@@ -81,7 +81,7 @@ async def test_a_history_is_read_no_faster_than_its_worker_takes_it() -> None:
     pages = await _take_all(session, sending)
     assert [event.event_id for page in pages for event in page.events] == list(range(1, PAGES + 1))
     assert [page.more for page in pages] == [True] * (len(pages) - 1) + [False]
-    assert pages[-1].last_event_id == session.brought[b"token"] == PAGES
+    assert pages[-1].last_event_id == session.brought["token"] == PAGES
 
 
 async def test_a_stream_that_ends_stops_the_reading_of_histories_for_it() -> None:

@@ -350,3 +350,32 @@ async def test_operators_see_workers_and_backlogs(tenant: Tenant) -> None:
         return not response.sessions
 
     await until(gone, "a worker that said goodbye is not listed any more")
+
+
+async def _big_results(tenant: Tenant, count: int) -> list[str]:
+    """Runs whose results are so large that two do not fit into one message of a client's."""
+    worker = await tenant.worker()
+    run_ids = []
+    for _ in range(count):
+        run_ids.append((await tenant.start("order")).run_id)
+        await worker.command(await worker.workflow_task(), complete(f'"{"x" * 2_000_000}"'))
+    return run_ids
+
+
+async def test_results_and_lists_come_in_messages_that_any_client_takes(tenant: Tenant) -> None:
+    run_ids = await _big_results(tenant, 5)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{tenant.cluster.proxy.port}") as usual:  # takes 4 MiB
+        workflows = WorkflowServiceStub(usual)
+        call = workflows.WaitResults()
+        await call.write(WaitResultsRequest(namespace=tenant.namespace, run_ids=run_ids))
+        await call.done_writing()
+        async with asyncio.timeout(PATIENCE_S):
+            results = [result async for answer in call for result in answer.results]
+        assert {result.run_id for result in results} == {*run_ids}
+        listed: list[str] = []
+        token = ""
+        while token or not listed:
+            page = await workflows.ListWorkflows(ListWorkflowsRequest(namespace=tenant.namespace, page_token=token))
+            listed += [workflow.run_id for workflow in page.workflows]
+            token = page.next_page_token
+        assert listed == run_ids[::-1]

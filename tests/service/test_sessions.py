@@ -499,3 +499,30 @@ async def test_a_half_closed_stream_is_no_goodbye(tenant: Tenant) -> None:
     shown = await tenant.get(task.run_id)
     assert shown.info.status == WORKFLOW_STATUS_RUNNING
     assert shown.activities[0].attempt == 1
+
+
+async def test_what_an_attempt_says_in_the_frame_in_which_it_fails_reaches_the_next_one(tenant: Tenant) -> None:
+    worker = await tenant.worker()
+    (task,) = await _running(tenant, worker, "pay:1")
+    for said in ('"begun"', '"almost"'):
+        await worker.send(ConnectRequest(activity_heartbeats=[ActivityHeartbeat(token=task.token, details=json(said))]))
+    failed = ActivityCompletion(token=task.token, failure=Failure(message="no", type="Declined"))
+    last = ActivityHeartbeat(token=task.token, details=json('"half"'))
+    await worker.send(ConnectRequest(activity_completions=[failed], activity_heartbeats=[last]))
+    assert (await worker.activity()).heartbeat_details.json == '"half"'
+
+
+async def test_what_an_attempt_said_reaches_the_next_one_also_when_its_worker_is_lost(tenant: Tenant) -> None:
+    worker, other = await tenant.worker(), await tenant.worker(workflows=[], activities=["other"])
+    (task,) = await _running(tenant, worker, "pay:1", heartbeat_timeout=seconds(60))
+    await worker.send(ConnectRequest(activity_heartbeats=[ActivityHeartbeat(token=task.token, details=json('"half"'))]))
+
+    async def shown() -> bool:
+        return (await tenant.get(task.run_id)).activities[0].heartbeat_details.json == '"half"'
+
+    await until(shown, "progress is shown")
+    third = await tenant.worker(workflows=[], activities=["pay"])
+    await worker.goodbye()
+    again = await third.activity()
+    assert (again.attempt, again.heartbeat_details.json) == (2, '"half"')
+    await other.goodbye()

@@ -451,7 +451,7 @@ def test_an_error_that_nobody_meant_is_logged_with_its_traceback(
     risky.fn = run
     ended = threading.Event()
     activities = Activities({"risky": risky}, 1, Outlet(ended))
-    task = ActivityTask(token=b"t", activity_type="risky", activity_id="risky:1", workflow_id="w", attempt=2)
+    task = ActivityTask(token="t", activity_type="risky", activity_id="risky:1", workflow_id="w", attempt=2)
     with caplog.at_level(logging.INFO, "romancy.worker"):
         activities.start([task])
         assert ended.wait(10)

@@ -253,6 +253,8 @@ class PostgresStore(Store):
         rows = [(w.namespace, w.queue, w.kind, w.type, w.slots, w.session_id, w.epoch) for w in wants]
         claimed = await self._fetch(self._claims, CLAIM, *WANTS.values(want=rows), now_ms)
         faults.point("claim.after")
+        if faults.ambiguous("claim"):
+            raise StoreUnavailable("the connection was lost after a claim was sent, because a test asked for it")
         return [claimed_of(row) for row in claimed]
 
     async def leased_tasks(self, session_id: str, epoch: int) -> list[Claimed]:

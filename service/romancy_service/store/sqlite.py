@@ -27,7 +27,7 @@ from sqlalchemy.sql.expression import Executable
 from romancy_service import faults
 from romancy_service.core.run import Run
 from romancy_service.errors import BatchRejected, QueryTooSlow, StoreUnavailable
-from romancy_service.store.batch import batch_of
+from romancy_service.store.batch import Batch, batch_of
 from romancy_service.store.migrate import upgrade
 from romancy_service.store.rows import Row
 from romancy_service.store.sql import CLIENT_READ_S, compiled
@@ -156,10 +156,14 @@ class SqliteStore(Store):
     async def commit(self, changes: Sequence[Change], now_ms: int) -> CommitResult:
         try:
             batch = batch_of(changes, now_ms)
-            return await self._writing.run(lambda connection: commit(connection, batch), fault="commit")
+            result = await self._writing.run(lambda connection: _commit(connection, batch))
         except _BAD_DATA as error:
             conflict = getattr(error, "sqlite_errorcode", None) in _TAKEN
             raise BatchRejected(f"{type(error).__name__}: {error}", conflict=conflict) from error
+        faults.point("commit.after")
+        if faults.ambiguous("commit"):
+            raise StoreUnavailable("what became of a commit is unknown, because a test asked for it")
+        return result
 
     async def load(self, run_ids: Sequence[str]) -> dict[str, Run]:
         return await self._reading.run(lambda connection: load(connection, run_ids))
@@ -169,6 +173,8 @@ class SqliteStore(Store):
     async def claim(self, wants: Sequence[Want], now_ms: int) -> list[Claimed]:
         claimed = await self._writing.run(lambda connection: claim(connection, wants, now_ms))
         faults.point("claim.after")
+        if faults.ambiguous("claim"):
+            raise StoreUnavailable("what became of a claim is unknown, because a test asked for it")
         return claimed
 
     async def leased_tasks(self, session_id: str, epoch: int) -> list[Claimed]:
@@ -243,14 +249,14 @@ class _Connection:
                 f"the file system of {path} cannot keep a write-ahead log (it is {mode}): use a local disk"
             )
 
-    async def run(self, work: Callable[[sqlite3.Connection], T], fault: str = "") -> T:
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do `work` in a transaction of its own. StoreUnavailable when the file cannot be read or written."""
         if self._thread is None:
             raise StoreUnavailable("the database file is closed")
         stop_at = time.monotonic() + self._limit_s
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work, fault, stop_at)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work, stop_at)
 
-    def _run(self, work: Callable[[sqlite3.Connection], T], fault: str, stop_at: float) -> T:
+    def _run(self, work: Callable[[sqlite3.Connection], T], stop_at: float) -> T:
         connection = self._connection
         if self._limit_s < math.inf:
             connection.set_progress_handler(lambda: time.monotonic() > stop_at, _STEPS_BETWEEN_LOOKS)
@@ -259,8 +265,6 @@ class _Connection:
         try:
             connection.execute("begin immediate" if self._name == "store-writer" else "begin")
             result = work(connection)
-            if fault:
-                faults.point(f"{fault}.before")
             connection.commit()
         except BaseException as error:
             self._roll_back()
@@ -269,10 +273,6 @@ class _Connection:
             if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
                 raise StoreUnavailable(f"the database file cannot be used: {error}") from error
             raise
-        if fault:
-            faults.point(f"{fault}.after")
-            if faults.ambiguous(fault):
-                raise StoreUnavailable(f"what became of a {fault} is unknown, because a test asked for it")
         return result
 
     def _roll_back(self) -> None:
@@ -307,6 +307,13 @@ class _SteadyClock:
         if now_ms > self._reached_ms:
             self._reached_ms, self._reached_at = now_ms, at
         return now_ms
+
+
+def _commit(connection: sqlite3.Connection, batch: Batch) -> CommitResult:
+    """Write a batch. The transaction is open still: whoever dies here leaves nothing of it."""
+    result = commit(connection, batch)
+    faults.point("commit.before")
+    return result
 
 
 def _execute(connection: sqlite3.Connection, statement: Executable, values: dict[str, Any]) -> Sequence[Row]:
