@@ -54,7 +54,7 @@ protos: setup ## generate the code of the contract
 LOCK := CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras \
     --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 lock: setup ## write the lock files anew
-	$(LOCK) --extra service --output-file requirements.txt pyproject.toml
+	$(LOCK) --extra service --build-deps-for wheel --output-file requirements.txt pyproject.toml
 	$(LOCK) --extra service --extra dev --constraint requirements.txt --output-file requirements-dev.txt pyproject.toml
 
 clean: ## remove what was made here

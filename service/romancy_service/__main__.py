@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from romancy_service import logs
-from romancy_service.config import DEFAULT_DATABASE, DEFAULT_LISTEN, Address, Config, InvalidConfig, Security
+from romancy_service.config import (
+    DEFAULT_DATABASE,
+    DEFAULT_LISTEN,
+    Address,
+    CannotListen,
+    Config,
+    InvalidConfig,
+    Security,
+)
 from romancy_service.core.limits import Limits
 from romancy_service.errors import RomancyError
 from romancy_service.probe import is_serving
@@ -23,7 +31,7 @@ EXIT_USAGE: Final = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit: 0 done, 1 failed, 2 the options do not fit together."""
+    """Run the command and exit: 0 done, 1 failed, 2 the options cannot be used."""
     options = parser(os.environ).parse_args(arguments)
     logs.configure()
     try:
@@ -31,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             runner.run(options.run(options))
     except InvalidConfig as error:
         _exit(EXIT_USAGE, error)
-    except RomancyError as error:
+    except (RomancyError, CannotListen) as error:
         _exit(EXIT_FAILED, error)
 
 
@@ -55,10 +63,13 @@ def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
 
 
 async def _serve(options: argparse.Namespace) -> None:
-    from romancy_service.server import serve
+    from romancy_service.server import PartFailed, serve
 
     with _refusals():
-        await serve(config_of(options))
+        try:
+            await serve(config_of(options))
+        except PartFailed as error:
+            _exit(EXIT_FAILED, f"{error} failed, which the log explains; start the service again")
 
 
 async def _migrate(options: argparse.Namespace) -> None:
@@ -181,7 +192,10 @@ def _limits(assignments: Sequence[str]) -> Limits:
             names = ", ".join(sorted(known))
             raise InvalidConfig(f"cannot read the limit {assignment!r}: give NAME=NUMBER with one of {names}")
         changed[name] = int(number)
-    return replace(Limits(), **changed)
+    try:
+        return replace(Limits(), **changed)
+    except ValueError as error:
+        raise InvalidConfig(str(error)) from error
 
 
 if __name__ == "__main__":

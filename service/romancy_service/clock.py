@@ -1,4 +1,6 @@
-"""Clock: the only reader of time. One clock for all: the database's, carried between round trips by a monotonic one."""
+"""Clock: what time it is, for all that is stored, compared or fired. One clock for all: the database's, carried between
+round trips by a monotonic one. Elsewhere time is only measured (how long ago was a stream heard of), never told.
+"""
 
 from __future__ import annotations
 

@@ -17,6 +17,10 @@ class InvalidConfig(Exception):
     """The options do not fit together. The process says so and exits with code 2."""
 
 
+class CannotListen(Exception):
+    """The address is taken, or is none of this machine's. The process says so and exits with code 1."""
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where to listen: a host (a name, or an IP address without brackets) and a port, 0 for any free one."""

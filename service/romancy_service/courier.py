@@ -36,6 +36,7 @@ from romancy_service.core.triggers import (
 )
 from romancy_service.engine import Engine
 from romancy_service.errors import (
+    QueryTooSlow,
     RomancyError,
     StaleTask,
     StoreUnavailable,
@@ -54,7 +55,7 @@ VISITS: Final = 64
 """So many runs are visited at a time."""
 _TRIES: Final = 5
 """So often is a run looked for that closed between the look and the message, before that is the answer."""
-_NOT_NOW: Final = (StoreUnavailable, TooMuchContention)
+_NOT_NOW: Final = (StoreUnavailable, QueryTooSlow, TooMuchContention)
 
 
 class Courier:

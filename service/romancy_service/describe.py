@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+from romancy.v1.failure_pb2 import Failure
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_COMPENSATING,
@@ -12,13 +15,17 @@ from romancy.v1.workflow_pb2 import (
 )
 from romancy.v1.workflow_service_pb2 import GetWorkflowResponse
 
-from romancy_service.core.apply import fold
+from romancy_service.core.limits import KIB
 from romancy_service.core.run import Run
 from romancy_service.core.saga import Saga
 from romancy_service.core.task import COMPENSATION_PREFIX, WORKFLOW_TASK_ID, Task, TaskKind
 from romancy_service.core.times import timestamp
+from romancy_service.ledger import read_saga
 from romancy_service.node import Node
 from romancy_service.store.lookups import RunSummary, RunView
+
+_ROOM_BYTES: Final = 64 * KIB
+"""For what frames the values of an answer."""
 
 
 def describe_summary(run: RunSummary) -> WorkflowInfo:
@@ -41,22 +48,22 @@ def describe_summary(run: RunSummary) -> WorkflowInfo:
 async def describe(node: Node, view: RunView) -> GetWorkflowResponse:
     """Everything about one run."""
     run = view.run
-    events = await node.store.read_history(run.run_id, 0, 1, max_bytes=1)
+    events = await node.store.show_history(run.run_id, 0, 1, max_bytes=1)
     saga: Saga | None = None
     if run.status == WORKFLOW_STATUS_COMPENSATING:
-        history = await node.store.read_history(run.run_id, 0, run.last_event_id, max_bytes=2**40)
-        saga = fold(run.namespace, run.workflow_id, run.run_id, history).saga
+        saga = await read_saga(run, node.store.history_pages(run.run_id, for_client=True))
+    for task_id, size in view.left_out.items():
+        run.tasks[task_id].last_failure = Failure(message=f"it has {size} bytes, too many to be shown; see the history")
     response = GetWorkflowResponse(
         info=describe_summary(view.summary),
         spec=events[0].workflow_started.spec if events else None,
         outcome=run.outcome,
         cancel_requested=run.cancel_requested,
+        open_activities=view.counts.get(TaskKind.ACTIVITY, 0),
+        open_timers=view.counts.get(TaskKind.TIMER, 0),
     )
     for task in run.tasks.values():
-        worker_id = view.workers.get(task.owner, "")
-        if task.kind is TaskKind.ACTIVITY:
-            response.activities.append(_activity(task, worker_id, view.heartbeat_details.get(task.task_id)))
-        elif task.kind is TaskKind.TIMER:
+        if task.kind is TaskKind.TIMER:
             timer_id = task.task_id.removeprefix("t/")
             response.timers.append(PendingTimer(timer_id=timer_id, fire_time=timestamp(task.due_ms)))
     if (waiting := run.tasks.get(WORKFLOW_TASK_ID)) is not None:
@@ -69,7 +76,24 @@ async def describe(node: Node, view: RunView) -> GetWorkflowResponse:
             )
         )
     response.waits.extend(_waits(run, view, saga, node.clock.now_ms()))
+    _add_activities(response, view, node.limits.client_message_bytes - _ROOM_BYTES)
     return response
+
+
+def _add_activities(response: GetWorkflowResponse, view: RunView, most_bytes: int) -> None:
+    """As many as fit; before none fits the run's arguments are left out, which its history has too."""
+    room = most_bytes - response.ByteSize()
+    if room < 0:
+        room += sum(argument.ByteSize() for argument in response.spec.arguments)
+        response.spec.ClearField("arguments")
+    for task in view.run.tasks.values():
+        if task.kind is TaskKind.ACTIVITY:
+            details = view.heartbeat_details.get(task.task_id)
+            activity = _activity(task, view.workers.get(task.owner, ""), details)
+            room -= activity.ByteSize()
+            if room < 0:
+                break
+            response.activities.append(activity)
 
 
 def _activity(task: Task, worker_id: str, details: bytes | None) -> PendingActivity:
@@ -98,6 +122,9 @@ def _waits(run: Run, view: RunView, saga: Saga | None, now_ms: int) -> list[str]
             "an operator must retry it, mark it done or give it up"
             for name, failed in saga.failed.items()
         ]
+    unseen = sum(view.counts.values()) - len(run.tasks)
+    if unseen > 0:
+        sentences.append(f"and {unseen} more activities and timers")
     if run.is_open and not sentences:
         sentences.append("its code waits for something that only the code knows: no activity, timer or input is open")
     return sentences
@@ -111,7 +138,9 @@ def _wait(task: Task, view: RunView, now_ms: int) -> str:
     subject = " ".join(filter(None, (what, name)))
     if task.kind in (TaskKind.TIMER, TaskKind.DEADLINE):
         return "" if task.kind is TaskKind.DEADLINE else f"{subject} fires in {_seconds(task.due_ms - now_ms)}"
-    failure = f" after {task.last_failure.type}: {task.last_failure.message}" if task.last_failure is not None else ""
+    failure = (
+        f"; before, {task.last_failure.type}: {task.last_failure.message}" if task.last_failure is not None else ""
+    )
     if task.owner:
         worker = view.workers.get(task.owner)
         doing = "was asked to stop" if task.cancel_requested else "runs"
@@ -120,7 +149,12 @@ def _wait(task: Task, view: RunView, now_ms: int) -> str:
     if task.due_ms > now_ms:
         return f"{subject}, attempt {task.attempt}, is due in {_seconds(task.due_ms - now_ms)}{failure}"
     served = (task.queue, task.kind, task.type) in view.served
-    blocker = "all workers that have it are busy" if served else "no connected worker of that queue has it"
+    if served:
+        blocker = "all workers that have it are busy"
+    elif view.all_workers:
+        blocker = "no connected worker of that queue has it"
+    else:
+        blocker = "none of the workers that were looked at has it"
     return (
         f"{subject}, attempt {task.attempt}, waits for a worker of queue {task.queue!r} with type {task.type!r} "
         f"since {_seconds(now_ms - task.due_ms)}: {blocker}{failure}"

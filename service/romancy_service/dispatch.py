@@ -24,7 +24,7 @@ from romancy.v1.worker_service_pb2 import (
 )
 
 from romancy_service.clock import Clock
-from romancy_service.core.replay import replay_order
+from romancy_service.core.replay import ReplayOrder
 from romancy_service.core.run import Run
 from romancy_service.core.task import (
     NEVER_MS,
@@ -114,14 +114,17 @@ class Dispatch:
         """A slot became free: something may wait for it."""
         if self._backlog and not self._wake.is_set():
             self._wake.set()
+        session.wake.set()  # if it leaves: this may have been the last one
 
     # The engine's outlet ------------------------------------------------------------------------------------------
 
     def offer(self, run: Run, task: Task) -> Lease | None:
-        """A session with a free slot for the task, its slot reserved; None if older tasks wait, or nobody is free."""
+        """A session with a free slot for the task, its slot reserved; None if it is to be claimed instead."""
         key = (run.namespace, task.queue, task.kind, task.type)
         if key in self._backlog or self.stopped:
             return None
+        if task.kind is TaskKind.ACTIVITY and task.attempt > 1:
+            return None  # what its last attempt said of its progress is in the database: a claim brings it
         session = self._choose(run, task, key)
         if session is None:
             return None
@@ -286,21 +289,31 @@ class Dispatch:
             self._spawn(self._send_history(session, held, run, task))
 
     async def _send_history(self, session: Session, held: InHand, run: Run, task: Task) -> None:
+        """All of it, read as fast as the worker takes it."""
+        order, last_event_id = ReplayOrder(), 0
+        ready: list[HistoryEvent] = []
         try:
-            events = await self._store.read_history(held.run_id, 0, 1 << 40, max_bytes=1 << 40)
+            async for page in self._store.history_pages(held.run_id):
+                if ready:
+                    self._send_events(session, held, run, task, 0, ready, last_event_id, more=True)
+                    await session.room()
+                if held.token not in session.in_hand:
+                    return  # it was taken away meanwhile
+                ready, last_event_id = order.take(page), page[-1].event_id
         except StoreUnavailable as error:
             _log.warning("history not read; the task is sent later", run_id=held.run_id, error=str(error))
-            session.put_down(held.token)
-            self.uncertain()
-            return
+            if held.token in session.brought:
+                self.disconnect(session, error)  # so that the worker drops what it has of it
+            else:
+                session.put_down(held.token)
+                self.uncertain()
         except Exception:
             # Nobody can run it as it is: it times out, again and again, in sight, and disturbs nobody else.
             _log.exception("history cannot be read", run_id=held.run_id)
             session.put_down(held.token)
-            return
-        if held.token not in session.in_hand or not events:
-            return  # it was taken away meanwhile
-        self._send_events(session, held, run, task, 0, replay_order(events), events[-1].event_id)
+        else:
+            if last_event_id:
+                self._send_events(session, held, run, task, 0, [*ready, *order.rest()], last_event_id)
 
     def _send_events(
         self,
@@ -311,9 +324,11 @@ class Dispatch:
         after_event_id: int,
         events: Iterable[HistoryEvent],
         last_event_id: int,
+        *,
+        more: bool = False,
     ) -> None:
         session.brought[held.token] = last_event_id
-        for page, more in pages(events):
+        for page, followed in pages(events):
             session.workflow_tasks.append(
                 WorkflowTask(
                     token=held.token,
@@ -323,7 +338,7 @@ class Dispatch:
                     attempt=task.attempt,
                     after_event_id=after_event_id,
                     events=page,
-                    more=more,
+                    more=more or followed,
                     last_event_id=last_event_id,
                 )
             )
@@ -338,11 +353,11 @@ class Dispatch:
             return
         await self._send_history(session, held, run, task)
 
-    def token(self, row: Claimed) -> bytes:
+    def token(self, row: Claimed) -> str:
         """The token of a task that a session has."""
         return self._token(row.namespace, row.run_id, row.task)
 
-    def _token(self, namespace: str, run_id: str, task: Task) -> bytes:
+    def _token(self, namespace: str, run_id: str, task: Task) -> str:
         return self._tokens.sign(TaskRef(namespace, run_id, task.task_id, task.attempt, task.scheduled_ms))
 
     def resume(self, session: Session, row: Claimed, *, running: bool) -> InHand:
@@ -469,6 +484,7 @@ class Dispatch:
             session = self.sessions.get(want.session_id)
             if session is not None and session.epoch == want.epoch:
                 session.free[want.kind] += want.slots - count
+                session.wake.set()  # if it leaves: nothing is on its way to it any more
             if count < want.slots and noted.get(key) == self._backlog.get(key):
                 self._backlog.pop(key, None)
             elif count < want.slots:
@@ -517,9 +533,10 @@ class Dispatch:
         if run_ids and self.has_peers:
             await self._store.notify(json.dumps({"cancelled": True}))
 
-    async def return_tasks(self, session: Session, tokens: list[bytes]) -> None:
+    async def return_tasks(self, session: Session, tokens: list[str]) -> None:
         """A worker gives back what it did not begin."""
         rows = [self._row(session, held) for token in tokens if (held := session.put_down(token)) is not None]
+        self.freed(session)
         await self.give_back(rows)
 
     async def give_back(self, rows: list[LeasedRow]) -> None:

@@ -217,6 +217,16 @@ class SessionGone(RomancyError):
         super().__init__("the session is no longer kept by this replica; connect again")
 
 
+class AnswersUnread(RomancyError):
+    """The worker sends and does not read: reconnect, and read."""
+
+    reason = "ANSWERS_UNREAD"
+
+    def __init__(self, limit: int) -> None:
+        text = f"{limit} answers wait to be read; read the stream while you write to it"
+        super().__init__(text, limit=str(limit))
+
+
 class PeerSilent(RomancyError):
     """Nothing was heard of the worker for several intervals: reconnect."""
 
@@ -243,6 +253,16 @@ class StoreUnavailable(RomancyError):
     """The database does not answer. Whether what was sent to it is carried out is not known."""
 
     reason = "STORE_UNAVAILABLE"
+
+
+class QueryTooSlow(StoreUnavailable):
+    """What a client asked for takes the database longer than one client may keep it busy. Nothing was to be written."""
+
+    reason = "QUERY_TOO_SLOW"
+
+    def __init__(self, limit_s: float) -> None:
+        text = f"the database took longer than {limit_s:g} s and was stopped; narrow the filter, or ask again later"
+        super().__init__(text, limit_s=f"{limit_s:g}")
 
 
 class TooMuchContention(RomancyError):

@@ -5,7 +5,7 @@ Nothing happens unless the environment asks for it:
 - ``ROMANCY_CRASH_AT=commit.before:3`` kills the process with SIGKILL the third time it comes there.
 - ``ROMANCY_STOP_AT=commit.before:3`` freezes it there with SIGSTOP, until a test lets it go on.
 - ``ROMANCY_AMBIGUOUS_AT=commit:2`` makes the second commit end with an unknown outcome, although it is carried out.
-- ``ROMANCY_FAULT_LOG=FILE`` appends the name of each point that is reached: which points there are.
+- ``ROMANCY_FAULT_LOG=FILE`` appends the name of each point that is reached.
 """
 
 from __future__ import annotations
@@ -13,6 +13,14 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
+from typing import Final, Literal, get_args
+
+Point = Literal["commit.before", "commit.after", "claim.after"]
+"""Where to die or freeze: a commit is about to be made, was made and nobody knows, tasks were leased and not sent."""
+Doubt = Literal["commit", "claim"]
+"""What may be carried out without an answer."""
+POINTS: Final[tuple[Point, ...]] = get_args(Point)
+DOUBTS: Final[tuple[Doubt, ...]] = get_args(Doubt)
 
 _reached: Counter[str] = Counter()
 
@@ -29,7 +37,7 @@ _LOG = os.environ.get("ROMANCY_FAULT_LOG", "")
 _ACTIVE = bool(_CRASH_AT[0] or _STOP_AT[0] or _AMBIGUOUS_AT[0] or _LOG)
 
 
-def point(name: str) -> None:
+def point(name: Point) -> None:
     """Die or freeze here if the environment says so."""
     if not _ACTIVE:
         return
@@ -40,7 +48,7 @@ def point(name: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def ambiguous(name: str) -> bool:
+def ambiguous(name: Doubt) -> bool:
     """Whether to lose the connection here: what was sent is carried out, but nobody hears of it."""
     return _ACTIVE and _reach(name) == _AMBIGUOUS_AT
 

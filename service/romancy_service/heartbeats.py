@@ -28,7 +28,9 @@ class Heartbeats:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._waiting: dict[bytes, _Waiting] = {}
+        self._waiting: dict[str, _Waiting] = {}
+        self._being_written: dict[str, asyncio.Future[None]] = {}
+        """Attempts whose details are on their way to the database."""
         self._arrived = asyncio.Event()
 
     def beat(self, session: Session, held: InHand, details: bytes | None) -> None:
@@ -38,13 +40,15 @@ class Heartbeats:
         self._waiting[held.token] = (session, held, details)
         self._arrived.set()
 
-    def has_news(self, token: bytes) -> bool:
-        """Whether details of an attempt wait to be written."""
+    def has_news(self, token: str) -> bool:
+        """Whether details of an attempt are not written yet."""
         waiting = self._waiting.get(token)
-        return waiting is not None and waiting[2] is not None
+        return token in self._being_written or (waiting is not None and waiting[2] is not None)
 
-    async def write(self, token: bytes) -> None:
+    async def write(self, token: str) -> None:
         """Write what waits for one attempt now: it ends, and the next one wants to know how far it got."""
+        if (written := self._being_written.get(token)) is not None:
+            await written
         if (beat := self._waiting.pop(token, None)) is not None:
             await self._write([beat])
 
@@ -56,7 +60,15 @@ class Heartbeats:
             self._arrived.clear()
             beats, self._waiting = self._waiting, {}
             if beats:
-                await self._write(list(beats.values()))
+                written = asyncio.get_running_loop().create_future()
+                self._being_written = {
+                    token: written for token, (_, _, details) in beats.items() if details is not None
+                }
+                try:
+                    await self._write(list(beats.values()))
+                finally:
+                    self._being_written = {}
+                    written.set_result(None)
 
     async def _write(self, beats: list[_Waiting]) -> None:
         rows = [

@@ -50,10 +50,10 @@ class Lobby:
             max_payload_bytes=limits.payload_bytes,
             max_frame_bytes=limits.connect_message_bytes,
         )
-        session = await self._come_back(hello, welcome) if hello.session_id else None
+        session = await self._come_back(hello) if hello.session_id else None
         if session is None:
             session = await self._begin(hello)
-            welcome.disowned_tokens.extend(hello.tokens_in_hand)
+            session.disown(hello.tokens_in_hand)
         welcome.session_id = session.session_id
         node.dispatch.connect(session)
         _log.info("worker connected", worker_id=hello.worker_id, epoch=session.epoch, sdk=hello.sdk)
@@ -77,7 +77,7 @@ class Lobby:
         await node.store.open_session(row)
         return open_session(row.session_id, row.epoch, hello)
 
-    async def _come_back(self, hello: Hello, welcome: Welcome) -> Session | None:
+    async def _come_back(self, hello: Hello) -> Session | None:
         """The session as it was, under a new epoch; None if it is gone. An older stream of it ends."""
         node = self._node
         older = node.dispatch.sessions.get(hello.session_id)
@@ -94,10 +94,8 @@ class Lobby:
         for row in await node.store.leased_tasks(hello.session_id, epoch):
             token = node.dispatch.token(row)
             node.dispatch.resume(session, row, running=token in in_hand)
-            if token in in_hand:
-                welcome.readopted_tokens.append(token)
-                in_hand.discard(token)
-        welcome.disowned_tokens.extend(in_hand)
+            in_hand.discard(token)
+        session.disown(in_hand)
         return session
 
     async def leave(self, session: Session, *, goodbye: bool) -> None:
@@ -164,6 +162,7 @@ class Lobby:
             gone = await node.store.renew_sessions(
                 [(session.session_id, session.epoch) for session in connected.values()],
                 node.clock.now_ms() + node.limits.session_lease_ms,
+                [session.session_id for session in connected.values() if session.draining],
             )
         except StoreUnavailable as error:
             _log.warning("leases not renewed", error=str(error), sessions=len(connected))

@@ -55,9 +55,8 @@ class Node:
 
     async def _read_closings(self, run_id: str) -> dict[str, int]:
         closings: dict[str, int] = {}
-        after = 0
-        while events := await self.store.read_history(run_id, after, 1_000, max_bytes=self.limits.page_bytes):
-            for event in events:
+        async for page in self.store.history_pages(run_id):
+            for event in page:
                 kind = event.WhichOneof("attributes")
                 if kind in ("activity_completed", "activity_failed", "activity_cancelled"):
                     activity = getattr(event, kind)
@@ -65,7 +64,6 @@ class Node:
                 elif kind in ("compensation_completed", "compensation_failed"):
                     compensation = getattr(event, kind)
                     closings[compensation_task_id(compensation.compensation_id)] = compensation.attempt
-            after = events[-1].event_id
             await asyncio.sleep(0)  # a long history must not hold up the rest
         return closings
 

@@ -11,7 +11,7 @@ from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.worker_service_pb2 import QueryAnswer, QueryTask
 
-from romancy_service.core.replay import replay_order
+from romancy_service.core.replay import ReplayOrder
 from romancy_service.core.run import Run
 from romancy_service.dispatch import Dispatch, pages
 from romancy_service.errors import QueryTimeout, WorkflowNotFound
@@ -121,9 +121,12 @@ class Queries:
 
     async def _lived(self, run: Run) -> list[HistoryEvent]:
         """What the code has seen: what no task has brought to it is left out, as it would see it too early."""
-        events = await self._store.read_history(run.run_id, 0, run.last_event_id, max_bytes=1 << 40)
         unseen = {event.event_id for event in run.unseen}
-        return replay_order([event for event in events if event.event_id not in unseen])
+        order, lived = ReplayOrder(), list[HistoryEvent]()
+        async for page in self._store.history_pages(run.run_id, for_client=True):
+            seen = (e for e in page if e.event_id <= run.last_event_id and e.event_id not in unseen)
+            lived += order.take(seen)
+        return [*lived, *order.rest()]
 
 
 def _send(session: Session, task: QueryTask, after_event_id: int, events: Iterable[HistoryEvent]) -> None:

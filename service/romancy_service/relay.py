@@ -10,8 +10,9 @@ import asyncio
 import heapq
 import random
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, Final
 
 import structlog
 
@@ -21,7 +22,7 @@ from romancy_service.core.task import Fence, Task, TaskKind
 from romancy_service.core.triggers import LoseTask, TaskDue
 from romancy_service.courier import Courier
 from romancy_service.engine import Engine
-from romancy_service.errors import RomancyError, StaleTask, StoreUnavailable, WorkflowNotFound
+from romancy_service.errors import StaleTask, StoreUnavailable, WorkflowNotFound
 from romancy_service.sessions import Session
 from romancy_service.store.store import DueTask, Store
 
@@ -32,11 +33,18 @@ TICK_S: Final = 1.0
 HORIZON_MS: Final = 3_000
 """What is due within this is held in memory, so that it fires to the millisecond."""
 BATCH: Final = 500
+MOST_BUSY: Final = 1_000
+"""So many triggers are under way at most: eight commits' worth, so that one that takes long holds up nobody."""
 _HELD: Final = 20_000
 EXPIRE_MS: Final = 30_000
 """How often sessions that are over and have no tasks are forgotten."""
 FROZEN_S: Final = 3.0
 """A gap this long means that we, or the database, did not run: others look lost because nobody could hear them."""
+
+_Found = tuple[str, TaskDue | LoseTask]
+"""Run id, and what is to be decided on it."""
+_Key = tuple[str, str, int]
+"""Run id, task id, attempt."""
 
 
 class Relay:
@@ -52,7 +60,9 @@ class Relay:
         """Timers and deadlines that will soon be due: (due_ms, run id, task id)."""
         self._wake = asyncio.Event()
         self._look_now = False
-        self._busy: set[tuple[str, str, int]] = set()
+        self._busy: set[_Key] = set()
+        """What was submitted and is not answered yet."""
+        self._answered = asyncio.Event()
         self._trust_losses_from = 0.0
         self._distrusts_since = 0.0
         self._seen_ending: set[str] = set()
@@ -152,14 +162,15 @@ class Relay:
     async def _look(self, *, whole: bool) -> None:
         """Ask the database for what is due, and for what will be soon."""
         now_ms = self._clock.earliest_ms()
-        while True:
-            due = await self._store.due(now_ms, BATCH, self.part, self.parts)
-            self._notice_gap()
-            found: list[tuple[str, TaskDue | LoseTask]]
-            found = [_due(row) for row in due if self._trusts_losses() or not _is_silent_only(row.task, now_ms)]
-            await self._feed(found)
-            if len(due) < BATCH or not found:
-                break
+
+        def due(row: DueTask) -> _Found | None:
+            return _due(row) if self._trusts_losses() or not _is_silent_only(row.task, now_ms) else None
+
+        def lost(row: DueTask) -> _Found | None:
+            believed = self._trusts_losses() or row.task.owner in self._seen_ending
+            return (row.run_id, LoseTask(_fence(row))) if believed else None
+
+        await self._feed_all(lambda limit: self._store.due(now_ms, limit, self.part, self.parts), due)
         if not whole:
             return
         for run_id in await self._store.with_errands(now_ms, BATCH, self.part, self.parts):
@@ -168,11 +179,8 @@ class Relay:
         for run_id, task_id, due_ms in await self._store.due_within(now_ms, HORIZON_MS, _HELD, self.part, self.parts):
             if (run_id, task_id) not in held:
                 self._hold(due_ms, run_id, task_id)
-        lost = await self._store.lost(self._clock.earliest_ms(), BATCH)
-        self._notice_gap()
-        believed = [row for row in lost if self._trusts_losses() or row.task.owner in self._seen_ending]
-        await self._feed([(row.run_id, LoseTask(_fence(row))) for row in believed])
-        if not lost and self._trusts_losses() and now_ms - self._expired_ms >= EXPIRE_MS:
+        any_lost = await self._feed_all(lambda limit: self._store.lost(self._clock.earliest_ms(), limit), lost)
+        if not any_lost and self._trusts_losses() and now_ms - self._expired_ms >= EXPIRE_MS:
             self._expired_ms = now_ms
             self._seen_ending.clear()
             await self._store.expire_sessions(now_ms)
@@ -186,19 +194,51 @@ class Relay:
         # A timer has one attempt and no owner, ever: its fence is known without reading its row.
         await self._feed([(run_id, TaskDue(Fence(task_id, 1, ""), 0, 0)) for run_id, task_id in ripe])
 
-    async def _feed(self, found: Sequence[tuple[str, TaskDue | LoseTask]]) -> None:
-        """Submit triggers that are not under way already, and wait for them: so many at a time, and no more."""
-        futures = []
+    async def _feed_all(
+        self, read: Callable[[int], Awaitable[list[DueTask]]], judge: Callable[[DueTask], _Found | None]
+    ) -> bool:
+        """Feed all that `read` finds and `judge` makes a trigger of, a batch after the other. Whether there was any."""
+        any_found = False
+        while True:
+            # What is under way is still there to be found, so as many more are asked for.
+            limit = BATCH + len(self._busy)
+            rows = await read(limit)
+            self._notice_gap()
+            any_found |= bool(rows)
+            found = [found for row in rows if (found := judge(row)) is not None and _key(*found) not in self._busy]
+            await self._feed(found)
+            if len(rows) < limit or not found:
+                return any_found
+
+    async def _feed(self, found: Sequence[_Found]) -> None:
+        """Submit triggers that are not under way already. Waits only while too many are."""
         for run_id, trigger in found:
-            key = (run_id, trigger.fence.task_id, trigger.fence.attempt)
+            key = _key(run_id, trigger)
             if key not in self._busy:
+                await self._room()
                 self._busy.add(key)
-                future = self._engine.submit(run_id, trigger)
-                future.add_done_callback(lambda _, key=key: self._busy.discard(key))  # type: ignore[misc]
-                futures.append(future)
-        for outcome in await asyncio.gather(*futures, return_exceptions=True):
-            if isinstance(outcome, RomancyError) and not isinstance(outcome, StaleTask | WorkflowNotFound):
-                _log.error("due task refused", error=str(outcome))
+                self._engine.submit(run_id, trigger).add_done_callback(partial(self._settle, key))
+
+    async def _room(self) -> None:
+        while len(self._busy) >= MOST_BUSY:
+            self._answered.clear()
+            try:
+                async with asyncio.timeout(TICK_S):
+                    await self._answered.wait()
+            except TimeoutError:
+                pass
+            self._notice_gap()  # to wait for an answer is not to be frozen
+
+    def _settle(self, key: _Key, outcome: asyncio.Future[Any]) -> None:
+        self._busy.discard(key)
+        self._answered.set()
+        error = None if outcome.cancelled() else outcome.exception()
+        if error is not None and not isinstance(error, StaleTask | WorkflowNotFound):
+            _log.error("due task refused", run_id=key[0], task_id=key[1], error=str(error))
+
+
+def _key(run_id: str, trigger: TaskDue | LoseTask) -> _Key:
+    return run_id, trigger.fence.task_id, trigger.fence.attempt
 
 
 def _fence(row: DueTask) -> Fence:
@@ -211,5 +251,5 @@ def _is_silent_only(task: Task, now_ms: int) -> bool:
     return bool(task.owner) and now_ms < min(task.close_by_ms, task.leased_ms + task.start_to_close_ms)
 
 
-def _due(row: DueTask) -> tuple[str, TaskDue]:
+def _due(row: DueTask) -> _Found:
     return row.run_id, TaskDue(_fence(row), row.task.leased_ms, row.task.heartbeat_ms)

@@ -6,7 +6,8 @@ import asyncio
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import structlog
@@ -14,7 +15,7 @@ import structlog
 from romancy.v1.workflow_pb2 import WorkflowOutcome
 
 from romancy_service.core.run import Run
-from romancy_service.errors import StoreUnavailable
+from romancy_service.errors import Draining, StoreUnavailable
 from romancy_service.store.store import Store
 
 _log = structlog.get_logger("romancy.results")
@@ -37,6 +38,9 @@ class Results:
         self._told_of: set[str] = set()
         self._wake = asyncio.Event()
         self._doubts_until = 0.0
+        self._leaving: set[Callable[[], None]] = set()
+        """What ends each wait when this replica stops."""
+        self._draining = False
         self.has_peers = False
 
     def observe(self, run: Run) -> None:
@@ -71,21 +75,43 @@ class Results:
             if not waiters:
                 del self._waiters[run_id]
 
+    def start_drain(self) -> None:
+        """This replica stops: end all waits, so that whoever waits asks another one at once."""
+        self._draining = True
+        for leave in list(self._leaving):
+            leave()
+
+    @contextmanager
+    def leaving(self, leave: Callable[[], None]) -> Iterator[None]:
+        """Have `leave` called should this replica stop inside the block. Raises Draining when it does already."""
+        if self._draining:
+            raise Draining()
+        self._leaving.add(leave)
+        try:
+            yield
+        finally:
+            self._leaving.discard(leave)
+
     async def outcome(self, run_id: str, wait_s: float) -> WorkflowOutcome | None:
-        """The run's outcome, if it has one within `wait_s` seconds."""
+        """The run's outcome, if it has one within `wait_s` seconds. Raises Draining when this replica stops."""
         future: asyncio.Future[WorkflowOutcome] = asyncio.get_running_loop().create_future()
 
         def resolve(outcome: WorkflowOutcome) -> None:
             if not future.done():
                 future.set_result(outcome)
 
+        def leave() -> None:
+            if not future.done():
+                future.set_exception(Draining())
+
         self.wait(run_id, resolve)
         try:
             there = (await self._store.outcomes([run_id])).get(run_id)
             if there is not None:
                 return there[1]
-            async with asyncio.timeout(wait_s):
-                return await future
+            with self.leaving(leave):
+                async with asyncio.timeout(wait_s):
+                    return await future
         except TimeoutError:
             return None
         finally:

@@ -99,20 +99,24 @@ async def running(
     config: Config, make_clock: Callable[[Callable[[], Awaitable[int]]], Clock] = DatabaseClock
 ) -> AsyncIterator[Running]:
     """A service that is up inside the block, and drained and gone after it."""
+    # What is wrong with the options shows before the database is touched.
     store = open_store(config.database)
-    await store.open()
+    edge = Edge(config)
+    await edge.bind()
     try:
+        await store.open()
         clock = make_clock(store.now_ms)
         if isinstance(clock, DatabaseClock):
             await clock.sync()
-        async with _parts(config, store, clock) as service:
+        async with _parts(config, edge, store, clock) as service:
             yield service
     finally:
+        await edge.stop(0)
         await store.close()
 
 
 @asynccontextmanager
-async def _parts(config: Config, store: Store, clock: Clock) -> AsyncIterator[Running]:
+async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> AsyncIterator[Running]:
     limits = config.limits
     replica_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     keys = await store.signing_keys()
@@ -130,10 +134,9 @@ async def _parts(config: Config, store: Store, clock: Clock) -> AsyncIterator[Ru
     engine.doubt(results.doubt)
     engine.observe(relay.observe)
     engine.observe(courier.observe)
-    peers = _Peers(node, relay)
+    peers = _Peers(node, relay, edge.serves)
     await peers.beat()
 
-    edge = Edge(config)
     add_WorkflowServiceServicer_to_server(WorkflowService(node), edge.server)
     add_WorkerServiceServicer_to_server(WorkerService(node, lobby, limits), edge.server)
     add_AdminServiceServicer_to_server(AdminService(node), edge.server)
@@ -154,11 +157,11 @@ async def _parts(config: Config, store: Store, clock: Clock) -> AsyncIterator[Ru
     broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     for task in tasks:
         task.add_done_callback(partial(_note_failure, broken))
-    port = await edge.start()
+    await edge.start()
     try:
-        yield Running(node, lobby, relay, port, broken)
+        yield Running(node, lobby, relay, edge.port, broken)
     finally:
-        await _drain(edge, lobby, engine, config)
+        await _drain(edge, node, lobby, config)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -173,15 +176,16 @@ def _note_failure(broken: asyncio.Future[None], task: asyncio.Task[None]) -> Non
             broken.set_exception(PartFailed(task.get_name()))
 
 
-async def _drain(edge: Edge, lobby: Lobby, engine: Engine, config: Config) -> None:
+async def _drain(edge: Edge, node: Node, lobby: Lobby, config: Config) -> None:
     """Stop claiming first, so that what others recover is not claimed back; then finish what is under way."""
     lobby.start_drain()
     await edge.not_serving()
     try:
         async with asyncio.timeout(config.limits.drain_ms / 1000):
-            await engine.drained()
+            await node.engine.drained()
     except TimeoutError:
         _log.warning("not everything that was under way is finished")
+    node.results.start_drain()
     lobby.close_all()
     await edge.stop(config.limits.drain_ms / 1000)
 
@@ -189,9 +193,10 @@ async def _drain(edge: Edge, lobby: Lobby, engine: Engine, config: Config) -> No
 class _Peers:
     """The other replicas on the same database: who is alive, and what they tell."""
 
-    def __init__(self, node: Node, relay: Relay) -> None:
+    def __init__(self, node: Node, relay: Relay, serves: Callable[[bool], Awaitable[None]]) -> None:
         self._node = node
         self._relay = relay
+        self._serves = serves
 
     async def beat(self) -> None:
         """Say that this replica is alive, and learn which are."""
@@ -206,12 +211,24 @@ class _Peers:
         await node.store.listen(self._told)
         while True:
             await asyncio.sleep(SYNC_S / 2)
+            beat = asyncio.create_task(self._sync_and_beat())
             try:
-                if isinstance(node.clock, DatabaseClock):
-                    await node.clock.sync()
-                await self.beat()
+                # One that does not answer is away too; it is asked no second time meanwhile.
+                if not (await asyncio.wait((beat,), timeout=SYNC_S))[0]:
+                    await self._serves(False)
+                await beat
             except StoreUnavailable as error:
                 _log.warning("database unavailable", error=str(error))
+                await self._serves(False)
+            else:
+                await self._serves(True)
+            finally:
+                beat.cancel()
+
+    async def _sync_and_beat(self) -> None:
+        if isinstance(self._node.clock, DatabaseClock):
+            await self._node.clock.sync()
+        await self.beat()
 
     def _told(self, payload: str) -> None:
         self._node.dispatch.told(payload)

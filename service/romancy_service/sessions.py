@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, MutableSequence
+from collections.abc import Iterable, Iterator, MutableSequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from romancy.v1.worker_service_pb2 import (
+    CANCELLATION_REASON_STALE,
     Acknowledgement,
     ActivityTask,
     Cancellation,
@@ -20,8 +21,9 @@ from romancy.v1.worker_service_pb2 import (
     WorkflowTask,
 )
 
+from romancy_service.core.limits import ANSWERS_AHEAD, PAGES_AHEAD
 from romancy_service.core.task import TaskKind
-from romancy_service.errors import RomancyError
+from romancy_service.errors import AnswersUnread, RomancyError
 
 TypeKey = tuple[str, str, TaskKind, str]
 """Namespace, task queue, kind, type: what a task asks of a worker."""
@@ -31,7 +33,7 @@ TypeKey = tuple[str, str, TaskKind, str]
 class InHand:
     """A task that a session has, whether sent already or about to be."""
 
-    token: bytes
+    token: str
     run_id: str
     task_id: str
     attempt: int
@@ -48,23 +50,27 @@ class Session:
     hello: Hello
     free: dict[TaskKind, int]
     """Slots that no task has."""
-    in_hand: dict[bytes, InHand] = field(default_factory=dict)
+    in_hand: dict[str, InHand] = field(default_factory=dict)
     """By token."""
     by_task: dict[tuple[str, str], InHand] = field(default_factory=dict)
     """The same, by run id and task id."""
-    reported: set[bytes] = field(default_factory=set)
-    """Tokens of tasks whose end the worker reported, but which is not committed yet: nothing to send again."""
-    known: set[bytes] | None = None
+    reported: set[str] = field(default_factory=set)
+    """Tokens of tasks whose end the worker reported, but which is not answered yet: nothing to send again."""
+    known: set[str] | None = None
     """While the database is asked what the session has: tokens of all that it had meanwhile."""
     connected_at: float = field(default_factory=time.monotonic)
     """When it said hello."""
-    brought: dict[bytes, int] = field(default_factory=dict)
+    brought: dict[str, int] = field(default_factory=dict)
     """Workflow tasks that were written to this stream -> the last event that they brought."""
-    told_to_stop: set[bytes] = field(default_factory=set)
+    told_to_stop: set[str] = field(default_factory=set)
     draining: bool = False
+    leaving: bool = False
+    """The worker drains: its stream ends when it has nothing in hand."""
     closed: bool = False
     closed_why: RomancyError | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    written: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set whenever something of what waits was taken."""
 
     # What the writer sends next.
     activity_tasks: list[ActivityTask] = field(default_factory=list)
@@ -101,7 +107,7 @@ class Session:
         if self.known is not None:
             self.known.add(held.token)
 
-    def put_down(self, token: bytes) -> InHand | None:
+    def put_down(self, token: str) -> InHand | None:
         """A task ended, or is not the session's any more: its slot is free. None if it was not in hand."""
         held = self.in_hand.pop(token, None)
         if held is not None:
@@ -117,13 +123,39 @@ class Session:
         if held.token in self.told_to_stop:
             return
         self.told_to_stop.add(held.token)
-        self.cancellations.append(Cancellation(token=held.token, reason=reason))
+        self.stop(held.token, reason)
+
+    def stop(self, token: str, reason: CancellationReason.ValueType) -> None:
+        """Tell the worker to stop an activity, whether it is known to have it or not."""
+        self.cancellations.append(Cancellation(token=token, reason=reason))
         self.wake.set()
+
+    def disown(self, tokens: Iterable[str]) -> None:
+        """Tell the worker to stop what it takes for its own."""
+        for token in tokens:
+            self.stop(token, CANCELLATION_REASON_STALE)
+
+    def leave(self) -> None:
+        """The worker asks for no new tasks, and for the end of its stream once nothing is in hand."""
+        self.draining = self.leaving = True
+        self.wake.set()
+
+    @property
+    def has_left(self) -> bool:
+        """The worker asked to leave, and neither has a task, nor is one on its way to it or being recorded."""
+        slots = self.hello.workflow_slots + self.hello.activity_slots
+        return self.leaving and not self.reported and sum(self.free.values()) == slots
 
     def acknowledge(self, acknowledgement: Acknowledgement) -> None:
         """Answer a completion."""
+        self.reported.discard(acknowledgement.token)
         self.acknowledgements.append(acknowledgement)
         self.wake.set()
+
+    def check_read(self) -> None:
+        """Raise AnswersUnread if the worker talks and does not listen: it must not fill the memory."""
+        if len(self.acknowledgements) + len(self.cancellations) > ANSWERS_AHEAD:
+            raise AnswersUnread(ANSWERS_AHEAD)
 
     def start_drain(self) -> None:
         """No new tasks from now on; tell the worker."""
@@ -136,9 +168,11 @@ class Session:
         self.closed = True
         self.closed_why = why
         self.wake.set()
+        self.written.set()
 
     def take_frame(self, most_bytes: int) -> ConnectResponse | None:
         """What waits to be sent, as one frame of about `most_bytes` or with one item; None when nothing waits."""
+        self.written.set()
         frame = ConnectResponse()
         room = most_bytes
         # Acknowledgements first: a worker must know a run's last event before it gets what follows from it.
@@ -152,7 +186,13 @@ class Session:
             self.drain = False
         return frame if room < most_bytes or frame.HasField("drain") else None
 
-    def unsent(self) -> list[bytes]:
+    async def room(self) -> None:
+        """Wait until the worker has taken so much that more of a long history may be read for it."""
+        while len(self.workflow_tasks) > PAGES_AHEAD and not self.closed:
+            self.written.clear()
+            await self.written.wait()
+
+    def unsent(self) -> list[str]:
         """Tokens of the tasks that were leased and never written to a stream."""
         return [task.token for task in self.activity_tasks] + [task.token for task in self.workflow_tasks]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,25 +36,32 @@ class Tokens:
         self._keys = dict(keys)
         self._newest = newest
 
-    def sign(self, ref: TaskRef) -> bytes:
+    def sign(self, ref: TaskRef) -> str:
         """The token of `ref`, the same at every call."""
         parts = (self._newest, ref.namespace, ref.run_id, str(ref.attempt), str(ref.scheduled_ms), ref.task_id)
         text = _SEPARATOR.join(parts).encode()
-        return _mac(self._keys[self._newest], text) + text
+        return _as_text(_mac(self._keys[self._newest], text) + text)
 
-    def read(self, token: bytes) -> TaskRef:
+    def read(self, token: str) -> TaskRef:
         """What `token` names. Raises InvalidToken when it was not made with one of the keys."""
-        mac, text = token[:_MAC_BYTES], token[_MAC_BYTES:]
         try:
+            data = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+            mac, text = data[:_MAC_BYTES], data[_MAC_BYTES:]
             key_id, namespace, run_id, attempt, scheduled_ms, task_id = text.decode().split(_SEPARATOR, 5)
             key = self._keys[key_id]
-        except (UnicodeDecodeError, ValueError, KeyError) as error:
+        except (ValueError, KeyError) as error:
             raise InvalidToken(
                 "the token was not made by this service, or with a key that is no longer kept"
             ) from error
+        if _as_text(data) != token:  # base64 has several spellings; sessions know tasks by the one that was sent
+            raise InvalidToken("the token is not as it was sent: give tokens back as they came")
         if not hmac.compare_digest(mac, _mac(key, text)):
             raise InvalidToken("the token's signature does not match: give tokens back as they came")
         return TaskRef(namespace, run_id, task_id, int(attempt), int(scheduled_ms))
+
+
+def _as_text(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def _mac(key: bytes, text: bytes) -> bytes:

@@ -73,9 +73,8 @@ class Updates:
                 return ""
 
     async def _read(self, run_id: str, after: int) -> list[HistoryEvent]:
-        return await self._store.read_history(
-            run_id, after, self._limits.page_events, max_bytes=self._limits.page_bytes
-        )
+        limits = self._limits
+        return await self._store.show_history(run_id, after, limits.page_events, limits.page_bytes)
 
 
 def _note(answer: UpdateWorkflowResponse, event: HistoryEvent) -> None:

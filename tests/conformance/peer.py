@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Final, Self
 
@@ -60,15 +60,11 @@ class PeerStream:
         *,
         interval_s: float = 2.0,
         lease_s: float = 60.0,
-        readopted: Iterable[bytes] = (),
-        disowned: Iterable[bytes] = (),
     ) -> str:
         """Welcome the worker, as the session that it named unless another is given. Returns the session."""
         session_id = session_id or self.hello.session_id or secrets.token_urlsafe(8)
         welcome = Welcome(
             session_id=session_id,
-            readopted_tokens=readopted,
-            disowned_tokens=disowned,
             heartbeat_interval=_duration(interval_s),
             lease=_duration(lease_s),
             max_payload_bytes=2 << 20,
@@ -83,7 +79,7 @@ class PeerStream:
 
     async def acknowledge(
         self,
-        token: bytes,
+        token: str,
         result: AcknowledgementResult.ValueType = ACKNOWLEDGEMENT_RESULT_ACCEPTED,
         rejection: Rejection | None = None,
     ) -> None:
@@ -96,7 +92,7 @@ class PeerStream:
         await self._outgoing.put((code, why))
 
     async def close(self) -> None:
-        """End the stream without an error, as after a goodbye."""
+        """End the stream without an error, as when the worker has left."""
         await self._outgoing.put(None)
 
     # What the worker says -------------------------------------------------------------------------------------------
@@ -116,20 +112,15 @@ class PeerStream:
                     )
                 await self._arrived.wait()
 
-    async def completion(self, token: bytes) -> ActivityCompletion:
+    async def completion(self, token: str) -> ActivityCompletion:
         """The next completion of a task."""
         frame = await self.receive(lambda frame: any(c.token == token for c in frame.activity_completions))
         return next(c for c in frame.activity_completions if c.token == token)
 
-    async def heartbeat(self, token: bytes) -> Payload:
+    async def heartbeat(self, token: str) -> Payload:
         """The details of the next heartbeat of a task."""
         frame = await self.receive(lambda frame: any(h.token == token for h in frame.activity_heartbeats))
         return next(h.details for h in frame.activity_heartbeats if h.token == token)
-
-    async def until_finished(self) -> None:
-        """Until the worker closed its side, or the stream is gone."""
-        async with asyncio.timeout(PATIENCE_S), self._arrived:
-            await self._arrived.wait_for(lambda: self.finished or self.ended.is_set())
 
     # The stream itself ----------------------------------------------------------------------------------------------
 

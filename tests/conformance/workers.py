@@ -39,6 +39,8 @@ class WorkerProgram:
     activity_type: str
     compensation_type: str
     """Empty: it has none."""
+    sources: tuple[Path, ...]
+    """All that was written by hand."""
 
     def arguments(self, order_id: str) -> list[Payload]:
         """Arguments that its activity takes."""
@@ -64,7 +66,7 @@ class WorkerProgram:
             return f"🚚 Shipping {order_id} to Shibuya, Japan"
         return f"💳 Processing payment for {order_id}: $109.97"
 
-    def task(self, token: bytes, order_id: str = "ORD-12345") -> ActivityTask:
+    def task(self, token: str, order_id: str = "ORD-12345") -> ActivityTask:
         """One attempt of its activity."""
         return activity_task(token, self.activity_type, self.arguments(order_id))
 
@@ -88,13 +90,16 @@ class WorkerProgram:
         pytest.skip(problem)
 
 
-GO: Final = WorkerProgram("go", "go", (str(HANDWRITTEN / "go" / "ship"),), "ship_order", "")
+GO: Final = WorkerProgram(
+    "go", "go", (str(HANDWRITTEN / "go" / "ship"),), "ship_order", "", tuple((HANDWRITTEN / "go").glob("*.go"))
+)
 TYPESCRIPT: Final = WorkerProgram(
     "typescript",
     "npm",
     ("node", str(HANDWRITTEN / "typescript" / "dist" / "src" / "payments.js")),
     "process_payment",
     "refund_payment",
+    tuple((HANDWRITTEN / "typescript" / "src").glob("**/*.ts")),
 )
 
 
@@ -149,7 +154,7 @@ def payloads(*values: object) -> list[Payload]:
     return [Payload(json=json.dumps(value)) for value in values]
 
 
-def activity_task(token: bytes, activity_type: str, arguments: list[Payload]) -> ActivityTask:
+def activity_task(token: str, activity_type: str, arguments: list[Payload]) -> ActivityTask:
     """One attempt of an activity."""
     return ActivityTask(
         token=token,

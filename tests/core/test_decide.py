@@ -343,6 +343,18 @@ def test_a_history_that_is_too_long_ends_the_run_with_the_reason() -> None:
     assert life.run.outcome.failure.type == "HistoryTooLong"
 
 
+def test_a_history_of_too_many_bytes_ends_the_run_with_the_reason() -> None:
+    life = Life.begin()
+    life.limits = Limits(history_bytes=10_000)
+    life.code(*(schedule(f"a:{number}") for number in range(1, 3)))
+    life.completes("a:1", "x" * 9_000)
+    assert life.run.status == WORKFLOW_STATUS_RUNNING
+    life.completes("a:2", "x" * 1_000)
+    assert life.run.outcome is not None
+    assert life.run.outcome.failure.type == "HistoryTooLong"
+    assert "at most 10000 are allowed; split the work" in life.run.outcome.failure.message
+
+
 def test_a_closed_run_refuses_its_old_tasks() -> None:
     life = Life.begin()
     fence = life.fence(life.run.tasks[WORKFLOW_TASK_ID])
@@ -357,3 +369,16 @@ def test_times_that_never_come_are_stored_as_never() -> None:
     task = life.task("a:1")
     assert task.unowned_relay_ms >= NEVER_MS
     assert task.owned_relay_ms(life.now_ms) >= NEVER_MS
+
+
+@pytest.mark.parametrize("coefficient", [1e300, 1.7e308])
+def test_a_huge_coefficient_waits_as_long_as_allowed(coefficient: float) -> None:
+    life = Life.begin()
+    policy = RetryPolicy(jitter=0, backoff_coefficient=coefficient, max_attempts=100)
+    policy.max_interval.FromSeconds(7)
+    policy.max_elapsed.FromSeconds(0)
+    life.code(schedule("pay:1", retry_policy=policy))
+    for wait_ms in (1_000, 7_000, 7_000):
+        life.fails("pay:1")
+        assert life.task("pay:1").due_ms - life.now_ms == wait_ms
+        life.now_ms = life.task("pay:1").due_ms

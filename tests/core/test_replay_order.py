@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from romancy_service.core.replay import replay_order
+from romancy_service.core.replay import ReplayOrder
 from tests.core.life import Life, cancel_timer, complete, schedule, timer
 
 
 def ids(life: Life) -> list[int]:
-    return [event.event_id for event in replay_order(life.history)]
+    """Read one by one and read at once, a history has one order."""
+    order = ReplayOrder()
+    one_by_one = [event for read in life.history for event in order.take([read])] + order.rest()
+    order = ReplayOrder()
+    at_once = order.take(life.history) + order.rest()
+    assert one_by_one == at_once
+    return [event.event_id for event in at_once]
 
 
 def test_an_input_that_arrived_while_a_task_was_out_comes_after_its_commands() -> None:

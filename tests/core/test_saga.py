@@ -271,3 +271,10 @@ def test_an_activity_with_a_policy_of_its_own_for_its_compensation() -> None:
     life.fails("undo/pay:1")
     assert life.run.saga is not None
     assert list(life.run.saga.failed) == ["undo/pay:1"]
+
+
+def test_a_worker_that_undoes_holds_the_run_up_to_what_it_is_told_also_when_there_is_nothing_to_undo() -> None:
+    life = Life.begin()
+    reply = life.code(compensate("1"))
+    assert life.kinds()[-1] == "compensate_finished"
+    assert reply.last_event_id == life.run.last_event_id == life.run.sticky_event_id

@@ -25,7 +25,7 @@ from romancy_service.core.decide import Reply
 from romancy_service.core.limits import Limits
 from romancy_service.core.run import Run
 from romancy_service.core.task import WORKFLOW_TASK_ID, Fence, Task
-from romancy_service.core.triggers import CompleteWorkflowTask, RequestCancel, StartRun, Terminate
+from romancy_service.core.triggers import CompleteWorkflowTask, LoseTask, RequestCancel, StartRun, Terminate
 from romancy_service.engine import Engine
 from romancy_service.errors import BatchRejected, InternalError, StaleTask, WorkflowClosed, WorkflowNotFound
 from romancy_service.starter import new_id
@@ -106,7 +106,7 @@ async def stored(store: Store, run: Run) -> Run:
     """The run as it is in the database; what is stored is the fold of its history."""
     (found,) = (await store.load([run.run_id])).values()
     folded = fold(
-        "default", run.workflow_id, run.run_id, await store.read_history(run.run_id, 0, 10_000, max_bytes=1 << 30)
+        "default", run.workflow_id, run.run_id, await store.show_history(run.run_id, 0, 10_000, max_bytes=1 << 30)
     )
     assert (found.status, found.last_event_id, found.counters) == (folded.status, folded.last_event_id, folded.counters)
     return found
@@ -259,3 +259,18 @@ async def test_many_triggers_for_one_run_are_decided_in_order(store: Store) -> N
         await asyncio.gather(*(cancel(engine, run, f"cancel-{number}") for number in range(100)))
         assert engine.commits <= 10
     assert (await stored(store, run)).last_event_id == 2
+
+
+async def test_a_check_of_a_task_that_was_put_off_meanwhile_is_stale(store: Store) -> None:
+    run = new_run("order")
+    async with running(store) as engine:
+        await start(engine, run)
+        (task,) = (await stored(store, run)).tasks.values()
+        late = Fence(task.task_id, task.attempt, task.owner, task.owner_epoch, relay_ms=task.relay_ms - 1)
+        for _ in range(2):  # on the cached run, and on one that was just read
+            with pytest.raises(StaleTask):
+                await engine.submit(run.run_id, LoseTask(late))
+        assert (await stored(store, run)).tasks[task.task_id].attempt == task.attempt
+        now = Fence(task.task_id, task.attempt, task.owner, task.owner_epoch, relay_ms=task.relay_ms)
+        await engine.submit(run.run_id, LoseTask(now))
+        assert (await stored(store, run)).tasks[task.task_id].attempt == task.attempt + 1

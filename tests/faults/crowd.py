@@ -7,21 +7,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from romancy import Client, WorkflowHandle
+from romancy import WorkflowHandle
+from tests.faults.actor import Actor
 from tests.faults.programs import crowd
-from tests.faults.scene import PATIENCE_S, Actor, Scene, until
+from tests.faults.scene import PATIENCE_S, Scene, connected, until
 
 COUNT: Final = 100
 WORKERS: Final = 2
 """Fewer than make the service think that the fault is its own."""
-SHORT: Final = {"session_lease_ms": 3_000, "heartbeat_interval_ms": 600, "reconnect_grace_ms": 500, "drain_ms": 2_000}
-"""The usual times in short: an outage of three leases takes seconds."""
-USUAL: Final = {
-    "session_lease_ms": 20_000,
-    "heartbeat_interval_ms": 4_000,
-    "reconnect_grace_ms": 3_000,
-    "drain_ms": 10_000,
-}
 
 
 @asynccontextmanager
@@ -31,7 +24,7 @@ async def running(
     """A hundred activities run inside the block; the value lets half of them end. After the block all have ended."""
     async with stage.client(port) as client:
         workers = [stage.worker(f"worker-{number}", port=port) for number in range(WORKERS)]
-        await until(lambda: _connected(client, WORKERS), "the workers are connected", *workers)
+        await until(lambda: connected(client, WORKERS), "the workers are connected", *workers)
         handle = await client.start_workflow(crowd, COUNT)
         await until(lambda: begun(stage) == COUNT, "all activities run", *workers, *services)
 
@@ -56,7 +49,3 @@ async def _finish(stage: Scene, handle: WorkflowHandle[int], lease_s: float) -> 
 def begun(stage: Scene) -> int:
     """How many attempts there were."""
     return sum(entry.kind == "begin" for entry in stage.ledger)
-
-
-async def _connected(client: Client, count: int) -> bool:
-    return sum(session.connected for session in await client.list_workers()) == count

@@ -2,6 +2,7 @@
 
 ROMANCY_TEST_FOLDER is where the ledger lies and where gates are opened; ROMANCY_TEST_DIE=pay:in kills the worker in its
 first attempt of `pay`: `before` the effect, `in` (after it, before the answer) or `after` the answer was given.
+ROMANCY_TEST_QUEUE is the task queue that it serves.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import sys
 from pathlib import Path
 
 from romancy import (
-    ActivityError,
     RetryPolicy,
     TerminalError,
     Worker,
@@ -101,15 +101,6 @@ async def held(number: int, gate: str) -> int:
     return number
 
 
-@activity(compensation=undo, retry=_AT_ONCE)
-async def step(number: int) -> int:
-    """Every seventh step fails at first."""
-    if number % 7 == 0 and activity_info().attempt == 1:
-        raise RuntimeError(f"step {number} stumbled")
-    _have_effect()
-    return number
-
-
 @workflow
 async def order(ctx: WorkflowContext, order_id: str, broken: bool) -> str:
     await reserve(order_id)
@@ -125,30 +116,14 @@ async def crowd(ctx: WorkflowContext, count: int) -> int:
     return sum(await asyncio.gather(*calls))
 
 
-@workflow
-async def journey(ctx: WorkflowContext, number: int) -> int:
-    """Ten activities, some at once; every fifth journey fails at its end and is undone."""
-    total = 0
-    for n in range(4):
-        total += await step(number + n)
-    total += sum(await asyncio.gather(*(step(number + n) for n in range(4, 8))))
-    await ctx.sleep(0.01)
-    try:
-        await ship(str(number), True)
-    except ActivityError:
-        total += await step(number + 8)
-    if number % 5 == 0:
-        raise TerminalError(f"journey {number} came to nothing")
-    return total
-
-
 def main(address: str, worker_id: str) -> None:
     """Work until SIGTERM."""
     Worker(
         address,
         worker_id=worker_id,
-        workflows=[order, crowd, journey],
-        activities=[reserve, pay, ship, held, step],
+        task_queues=[os.environ.get("ROMANCY_TEST_QUEUE", "default")],
+        workflows=[order, crowd],
+        activities=[reserve, pay, ship, held],
         activity_slots=SLOTS,
         drain_timeout=5,
     ).run()

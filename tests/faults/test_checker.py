@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -12,7 +12,7 @@ from romancy.v1.failure_pb2 import FAILURE_SOURCE_LOST, Failure
 from romancy.v1.history_pb2 import ActivityScheduled, HistoryEvent
 
 from tests.core.life import Life, complete, fail, schedule, timer
-from tests.faults.checker import check
+from tests.faults.checker import RULES, Story, check, has_ended
 from tests.faults.ledger import Entry
 
 RUN = "run-1"
@@ -158,6 +158,8 @@ SPOILT: dict[str, Mutant] = {
     "an effect stays behind": lambda events, entries: _only(
         entries, lambda e: not (e.activity_id == "undo/pay:1" and e.kind == "effect")
     ),
+    "undone twice": lambda events, entries: entries.extend(_entries("undo/pay:1/2")),
+    "undone twice in one attempt": lambda events, entries: entries.extend(_entries("undo/pay:1/1")),
     "undone before it was done": lambda events, entries: entries.insert(0, entries.pop(-1)),
 }
 
@@ -167,6 +169,17 @@ def test_a_story_that_cannot_be_true_is_found(spoil: Mutant) -> None:
     events, entries = rolled_back()
     spoil(events, entries)
     assert _check(events, entries)
+
+
+@pytest.mark.parametrize("rule", [*RULES, has_ended], ids=lambda rule: rule.__name__)
+def test_every_rule_finds_something_by_itself(rule: Callable[[Story], Iterator[str]]) -> None:
+    found = []
+    for name, spoil in SPOILT.items():
+        events, entries = rolled_back()
+        spoil(events, entries)
+        if list(rule(Story(RUN, events, [entry for entry in entries if entry.run_id == RUN]))):
+            found.append(name)
+    assert found
 
 
 def test_a_loss_without_a_dead_worker_is_found() -> None:

@@ -12,7 +12,9 @@ import pytest
 from romancy.v1.command_pb2 import ScheduleActivity
 from romancy.v1.worker_service_pb2 import Hello
 
+from romancy_service import dispatch as dispatching
 from romancy_service.clock import DatabaseClock
+from romancy_service.core.run import Run
 from romancy_service.core.task import Task, TaskKind
 from romancy_service.dispatch import Dispatch
 from romancy_service.errors import StoreUnavailable
@@ -21,7 +23,7 @@ from romancy_service.store.store import Claimed
 from romancy_service.tokens import Tokens
 
 _COMMAND = ScheduleActivity(activity_id="pay:1", activity_type="pay")
-_TASK = Task("a/pay:1", TaskKind.ACTIVITY, type="pay", command=_COMMAND, owner="session", owner_epoch=1)
+_TASK = Task("a/pay:1", TaskKind.ACTIVITY, type="pay", queue="queue", command=_COMMAND, owner="session", owner_epoch=1)
 _ROW = Claimed("run", "session", _TASK, "default", "workflow", "order", 1, None)
 
 
@@ -63,7 +65,9 @@ async def _dispatching(store: Any) -> Any:
 
 
 def _session() -> Session:
-    return open_session("session", 1, Hello(namespace="default", activity_types=["pay"], activity_slots=2))
+    return open_session(
+        "session", 1, Hello(namespace="default", task_queues=["queue"], activity_types=["pay"], activity_slots=2)
+    )
 
 
 async def _soon(answer: Coroutine[Any, Any, Any]) -> None:
@@ -106,3 +110,29 @@ async def test_a_task_that_ends_while_the_database_is_asked_is_not_sent_again(co
         await asyncio.sleep(0)
         assert not session.activity_tasks
         assert session.free[TaskKind.ACTIVITY] == 2
+
+
+async def test_a_task_that_begins_to_wait_while_a_claim_runs_is_claimed_before_the_next_poll(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The claim had looked already, and found nothing; its slots were taken meanwhile, so nobody else looked."""
+    monkeypatch.setattr(dispatching, "POLL_S", 3_600.0)
+    store = _Store(list)
+    claims = 0
+    again = asyncio.Event()
+    run = Run("default", "workflow", "run", workflow_type="order")
+
+    async def claim(wants: object, now_ms: int) -> list[Claimed]:
+        nonlocal claims
+        claims += 1
+        if claims == 1:
+            run.touched, run.rewritten, run.tasks = {_TASK.task_id: False}, {_TASK.task_id}, {_TASK.task_id: _TASK}
+            dispatch.committed(run, {})
+        else:
+            again.set()
+        return []
+
+    store.claim = claim  # type: ignore[method-assign]
+    async with _dispatching(store) as dispatch:
+        dispatch.connect(_session())
+        await _soon(again.wait())

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import psutil
 import pytest
 
 from romancy import WorkflowHandle
+from romancy_service.faults import POINTS, Point
 from tests.faults import ledger
 from tests.faults import scene as scenes
+from tests.faults.actor import Actor
 from tests.faults.busy import busy
-from tests.faults.crowd import SHORT
-from tests.faults.scene import Actor, Scene, free_port, scene, until
+from tests.faults.scene import Scene, connected, free_port, scene, until
 
 COUNT = 20
 ONCE = 8
+FROZEN: Final[tuple[Point, ...]] = ("claim.after", "commit.before", "commit.after")
+"""After it claimed an activity for its worker, before it commits that one's completion, and after that."""
 
 pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.fixture(autouse=True)
-def _short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in SHORT.items():
-        monkeypatch.setitem(scenes.LIMITS, name, value)
-
-
 def _worker(stage: Scene, name: str, *kinds: str, port: int = 0) -> Actor:
-    return stage._start(name, ["tests.faults.busy", f"127.0.0.1:{port or stage.port}", name, *kinds], {})
+    return stage.start(name, "tests.faults.busy", f"127.0.0.1:{port or stage.port}", name, *kinds)
 
 
 async def _is_scheduled(handle: WorkflowHandle[list[str]]) -> bool:
@@ -52,17 +51,13 @@ async def test_what_a_killed_worker_had_runs_again_elsewhere_after_the_grace(
         handle = await client.start_workflow(busy, ["gate-1"] * COUNT, ONCE)
         await until(lambda: len(_begun(stage, 1)) == COUNT, "all run", victim, planner, service)
         other = _worker(stage, "other", "activities")
-
-        async def is_there() -> bool:
-            return sum(session.connected for session in await client.list_workers()) == 3
-
-        await until(is_there, "the other worker is there", other)
+        await until(lambda: connected(client, 3), "the other worker is there", other)
         victim.kill()
         await until(lambda: len(_begun(stage, 2)) == COUNT - ONCE, "they run again", other)
         stage.open_gates(1)
         outcomes = await handle.result()
-    assert outcomes == [str(other.process.pid)] * (COUNT - ONCE) + ["ActivityLost"] * ONCE
-    assert {entry.worker for entry in _begun(stage, 1)} == {str(victim.process.pid)}
+    assert outcomes == [str(other.pid)] * (COUNT - ONCE) + ["ActivityLost"] * ONCE
+    assert {entry.worker for entry in _begun(stage, 1)} == {str(victim.pid)}
     keys = ledger.read(stage.folder / "keys")
     first, second = ({e.activity_id for e in keys if e.attempt == attempt} for attempt in (1, 2))
     assert len(first) == COUNT
@@ -72,13 +67,19 @@ async def test_what_a_killed_worker_had_runs_again_elsewhere_after_the_grace(
     await stage.finish()
 
 
-@pytest.mark.parametrize("point", ["claim.after", "commit.before"])
+def test_every_named_point_is_frozen_at() -> None:
+    assert set(FROZEN) == set(POINTS)
+
+
 async def test_a_replica_that_was_frozen_writes_nothing_that_it_may_no_longer_write(
-    fresh_postgres: Callable[[], str], tmp_path: Path, point: str
+    fresh_postgres: Callable[[], str], tmp_path: Path
 ) -> None:
-    """It is frozen after it claimed an activity for its worker, or before it commits that one's completion."""
+    await asyncio.gather(*(_freeze(tmp_path / point, fresh_postgres(), point) for point in FROZEN))
+
+
+async def _freeze(folder: Path, database: str, point: Point) -> None:
     ports = [free_port(), free_port()]
-    async with scene(tmp_path, fresh_postgres()) as stage:
+    async with scene(folder, database) as stage:
         frozen = await stage.service(port=ports[0], ROMANCY_STOP_AT=f"{point}:1")
         awake = await stage.service(port=ports[1])
         async with stage.client(ports[1]) as client:
@@ -86,19 +87,31 @@ async def test_a_replica_that_was_frozen_writes_nothing_that_it_may_no_longer_wr
             handle = await client.start_workflow(busy, ["gate-1"], 0)
             await until(lambda: _is_scheduled(handle), "the activity waits", planner)
             first = _worker(stage, "first", "activities", port=ports[0])
-            if point == "commit.before":
+            if point != "claim.after":
                 await until(lambda: len(_begun(stage, 1)) == 1, "it runs", first)
                 stage.open_gates(1)
-            await until(
-                lambda: psutil.Process(frozen.process.pid).status() == psutil.STATUS_STOPPED, "it is frozen", first
-            )
-            (stage.folder / "gate-1").unlink(missing_ok=True)
+            await until(lambda: _is_frozen(frozen), "it is frozen", first)
             second = _worker(stage, "second", "activities", port=ports[1])
-            await until(lambda: len(_begun(stage, 2)) == 1, "the other replica gave it to its worker", second, awake)
-            frozen.signal(signal.SIGCONT)
-            back = frozen.log.read_text().count("worker connected") + 1
-            await until(lambda: frozen.log.read_text().count("worker connected") >= back, "its worker is back", first)
-            stage.open_gates(1)
-            assert await handle.result() == [str(second.process.pid)]
-        assert len(_begun(stage, 1)) == (1 if point == "commit.before" else 0)
-        await stage.finish()
+            if point == "commit.after":
+                # What it wrote is there for the other one, which goes on from it.
+                assert await handle.result() == [str(first.pid)]
+                frozen.signal(signal.SIGCONT)
+            else:
+                (stage.folder / "gate-1").unlink(missing_ok=True)
+                await until(
+                    lambda: len(_begun(stage, 2)) == 1, "the other replica gave it to its worker", second, awake
+                )
+                frozen.signal(signal.SIGCONT)
+                back = frozen.log.read_text().count("worker connected") + 1
+                await until(
+                    lambda: frozen.log.read_text().count("worker connected") >= back, "its worker is back", first
+                )
+                stage.open_gates(1)
+                assert await handle.result() == [str(second.pid)]
+        assert len(_begun(stage, 1)) == (0 if point == "claim.after" else 1)
+        assert len(_begun(stage, 2)) == (0 if point == "commit.after" else 1)
+        await stage.finish(losses=point != "commit.after")
+
+
+def _is_frozen(actor: Actor) -> bool:
+    return bool(psutil.Process(actor.pid).status() == psutil.STATUS_STOPPED)

@@ -35,8 +35,8 @@ pytestmark = pytest.mark.timeout(180)
 
 async def test_a_thousand_workflows_of_ten_activities_with_retries_and_sagas_end_as_they_must(stage: Scene) -> None:
     await stage.service()
-    for name in ("worker-1", "worker-2"):
-        stage._start(name, ["tests.faults.tour", f"127.0.0.1:{stage.port}", name], {})
+    for name, replays_always in (("worker-1", ""), ("worker-2", "1")):
+        stage.start(name, "tests.faults.tour", f"127.0.0.1:{stage.port}", name, ROMANCY_REPLAY_ALWAYS=replays_always)
     async with stage.client() as client:
         outcomes = await asyncio.gather(*(_travel(client, number) for number in range(MANY)))
     assert outcomes == [_expected(number) for number in range(MANY)]

@@ -91,14 +91,14 @@ def test_every_option_can_come_from_the_environment_and_arguments_win() -> None:
         "ROMANCY_TLS_KEY": "k.pem",
         "ROMANCY_TLS_CLIENT_CA": "a.pem",
         "ROMANCY_TOKEN_FILE": "t.txt",
-        "ROMANCY_LIMIT": "session_lease_ms=1000 payload_bytes=5",
+        "ROMANCY_LIMIT": "session_lease_ms=30000 payload_bytes=5",
     }
     config = read_config(["serve"], environment)
     assert config.database == "postgresql://db/romancy"
     assert config.security == Security(Path("c.pem"), Path("k.pem"), Path("a.pem"), Path("t.txt"))
-    assert (config.limits.session_lease_ms, config.limits.payload_bytes) == (1000, 5)
+    assert (config.limits.session_lease_ms, config.limits.payload_bytes) == (30_000, 5)
     config = read_config(["serve", "--listen", "0.0.0.0:2", "--limit", "payload_bytes=6"], environment)
-    assert (config.listen.port, config.limits.payload_bytes, config.limits.session_lease_ms) == (2, 6, 1000)
+    assert (config.listen.port, config.limits.payload_bytes, config.limits.session_lease_ms) == (2, 6, 30_000)
 
 
 def test_the_flag_that_says_it_is_meant_is_needed_and_enough() -> None:
@@ -113,6 +113,11 @@ def test_the_flag_that_says_it_is_meant_is_needed_and_enough() -> None:
 def test_a_limit_that_cannot_be_read_is_refused(limit: str) -> None:
     with pytest.raises(InvalidConfig, match="NAME=NUMBER"):
         read_config(["dev", "--limit", limit], {})
+
+
+def test_limits_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(InvalidConfig, match="give a longer lease, or make heartbeat_interval_ms smaller"):
+        read_config(["dev", "--limit", "session_lease_ms=9000"], {})
 
 
 def test_a_password_is_never_part_of_what_a_config_shows() -> None:

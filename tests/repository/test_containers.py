@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import os
+import re
+import shlex
 import signal
 import socket
 import sys
@@ -53,15 +55,29 @@ class Container:
                 text = text.replace(there, here)
             return text
 
-        self._argv = [sys.executable if word == "python" else move(word) for word in argv]
+        self._argv = [str(Path(sys.executable).with_name(argv[0])), *map(move, argv[1:])]
         own = {name: move(str(value)) for name, value in environment.items()}
         self._environment = {"PATH": os.environ["PATH"], **image_environment(), **own}
 
-    async def run(self) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(*self._argv, env=self._environment, cwd=ROOT)
+    async def run(self, stdout: int | None = None) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(*self._argv, env=self._environment, cwd=ROOT, stdout=stdout)
 
     async def succeeds(self) -> bool:
         return await (await self.run()).wait() == 0
+
+    async def says(self) -> str:
+        """What it prints until its end, which must be a good one."""
+        process = await self.run(stdout=asyncio.subprocess.PIPE)
+        printed = (await process.communicate())[0].decode()
+        assert process.returncode == 0, printed
+        return printed
+
+
+def told_commands() -> list[list[str]]:
+    """What the documents tell to run in the worker's container."""
+    section = (ROOT / "docs" / "operations.md").read_text().partition("## With docker compose")[2]
+    calls = re.findall(r"^    docker compose exec worker (.*?)(?=\n    docker|\n\n)", section, re.DOTALL | re.MULTILINE)
+    return [shlex.split(call) for call in calls]
 
 
 @contextlib.asynccontextmanager
@@ -108,6 +124,9 @@ async def test_compose_runs_two_replicas_on_one_postgres_and_a_worker_that_finds
         async with running(Container(worker["command"], worker["environment"], moved)) as (worker_process,):
             while await connected_workers(ports[1]) == 0:
                 assert worker_process.returncode is None, "the worker ended"
+            start, history = [Container(argv, worker["environment"], moved) for argv in told_commands()]
+            assert json.loads(await start.says())["confirmation_number"] == "TRACK-ORD-1"
+            assert "ActivityCompleted" in await history.says()
             worker_process.send_signal(signal.SIGTERM)
             assert await worker_process.wait() == 0
         for process in services:
@@ -130,8 +149,7 @@ def test_compose_waits_for_the_health_of_what_it_depends_on() -> None:
 
 def test_the_image_has_what_it_copies_and_runs_what_compose_runs() -> None:
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
-    for line in instructions("COPY"):
-        source = line.split()[0]
+    for source in (source for line in instructions("COPY") for source in line.split()[:-1]):
         assert (ROOT / source).exists()
         assert source in allowed
     assert json.loads(instructions("CMD")[0]) == SERVICES["romancy"]["command"]
@@ -146,8 +164,13 @@ def test_the_lock_pins_all_dependencies_by_hash_and_says_nothing_of_where_they_c
 ) -> None:
     text = (ROOT / lock).read_text()
     pinned = {line.partition("==")[0] for line in text.splitlines() if "==" in line}
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(d for extra in extras for d in project["optional-dependencies"][extra])]
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = declared["project"]
+    wanted = [
+        *declared["build-system"]["requires"],
+        *project["dependencies"],
+        *(d for extra in extras for d in project["optional-dependencies"][extra]),
+    ]
     for requirement in wanted:
         name = requirement.partition(">")[0].partition("[")[0]
         assert name in pinned, f"{name} is not in {lock}: run make lock"

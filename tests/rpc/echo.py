@@ -89,8 +89,9 @@ async def echoing(config: Config) -> AsyncIterator[Echo]:
     add_WorkflowServiceServicer_to_server(workflows, edge.server)
     add_WorkerServiceServicer_to_server(WorkerEcho(), edge.server)
     add_AdminServiceServicer_to_server(make_admin(), edge.server)
-    port = await edge.start()
+    await edge.bind()
+    await edge.start()
     try:
-        yield Echo(port, workflows)
+        yield Echo(edge.port, workflows)
     finally:
         await edge.stop(0)

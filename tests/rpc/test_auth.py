@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -285,8 +286,18 @@ def test_a_missing_token_file_is_refused(tmp_path: Path) -> None:
         read_access(Security(token_file=tmp_path / "none"))
 
 
+SMALL = Limits(
+    payload_bytes=100,
+    payloads_bytes=100,
+    client_message_bytes=1000,
+    connect_message_bytes=1000,
+    frame_bytes=1000,
+    chunk_bytes=1000,
+)
+
+
 async def test_a_message_above_a_clients_limit_is_refused_with_its_size() -> None:
-    config = Config(listen=LISTEN, limits=Limits(client_message_bytes=100, connect_message_bytes=1000))
+    config = Config(listen=LISTEN, limits=replace(SMALL, client_message_bytes=100))
     async with echoing(config) as echo, echo.channel() as channel:
         stub = workflow_stub(channel)
         with pytest.raises(grpc.aio.AioRpcError, match="at most 100 are allowed") as refused:

@@ -15,7 +15,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from romancy_service.config import Address, Config, InvalidConfig, Security
+from romancy_service.config import Address, CannotListen, Config, InvalidConfig, Security
 from romancy_service.probe import is_serving
 from romancy_service.rpc.edge import SERVICES, Edge
 from tests.rpc.certificates import Authority
@@ -33,18 +33,19 @@ async def echo() -> AsyncIterator[Echo]:
 
 async def test_health_is_serving_until_the_service_begins_to_stop() -> None:
     edge = Edge(Config(listen=LISTEN))
-    port = await edge.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    await edge.bind()
+    await edge.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{edge.port}") as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         for service in ("", *SERVICES):
             assert (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status == SERVING
-        assert await is_serving(Address("127.0.0.1", port))
+        assert await is_serving(Address("127.0.0.1", edge.port))
         await edge.not_serving()
         for service in ("", *SERVICES):
             assert (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status == NOT_SERVING
-        assert not await is_serving(Address("127.0.0.1", port))
+        assert not await is_serving(Address("127.0.0.1", edge.port))
     await edge.stop(0)
-    assert not await is_serving(Address("127.0.0.1", port))
+    assert not await is_serving(Address("127.0.0.1", edge.port))
 
 
 def pool_of(files: Sequence[bytes]) -> DescriptorPool:
@@ -92,9 +93,8 @@ async def test_a_method_that_is_not_there_is_unimplemented(echo: Echo) -> None:
 
 async def test_two_services_cannot_share_a_port(echo: Echo) -> None:
     second = Edge(Config(listen=Address.parse(echo.address)))
-    with pytest.raises(InvalidConfig, match="cannot listen on"):
-        await second.start()
-    await second.stop(0)
+    with pytest.raises(CannotListen, match=f"cannot listen on {echo.address}: end the process"):
+        await second.bind()
 
 
 async def test_with_tls_a_probe_knows_the_service_by_its_authority_alone(tmp_path: Path) -> None:
@@ -113,7 +113,20 @@ async def test_with_tls_a_probe_knows_the_service_by_its_authority_alone(tmp_pat
 
 async def test_a_certificate_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     missing = tmp_path / "none.pem"
-    edge = Edge(Config(listen=LISTEN, security=Security(tls_cert=missing, tls_key=missing)))
     with pytest.raises(InvalidConfig, match=r"cannot read .*none\.pem"):
-        await edge.start()
-    await edge.stop(0)
+        Edge(Config(listen=LISTEN, security=Security(tls_cert=missing, tls_key=missing)))
+
+
+async def test_certificates_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    authority = Authority()
+    cert, key = authority.sign("localhost", ("localhost",)).write(tmp_path, "server")
+    _, other_key = authority.sign("localhost", ("localhost",)).write(tmp_path, "other")
+    garbage = tmp_path / "garbage.pem"
+    garbage.write_text("garbage")
+    for security, named in (
+        (Security(tls_cert=cert, tls_key=other_key), "other"),
+        (Security(tls_cert=garbage, tls_key=key), "--tls-cert .*garbage"),
+        (Security(tls_cert=cert, tls_key=key, tls_client_ca=garbage), "--tls-client-ca .*garbage"),
+    ):
+        with pytest.raises(InvalidConfig, match=f"cannot use .*{named}"):
+            Edge(Config(listen=LISTEN, security=security))

@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from romancy.v1.command_pb2 import ScheduleActivity
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.retry_pb2 import RetryPolicy
@@ -33,6 +34,7 @@ from romancy_service.core.check import (
     check_payloads,
     check_priority,
     check_retry_policy,
+    check_timeouts,
 )
 from romancy_service.core.limits import LONGEST_DURATION_MS, Limits
 from romancy_service.errors import InvalidField
@@ -148,6 +150,7 @@ def test_a_priority_lies_between_its_limits() -> None:
         (RetryPolicy(jitter=float("nan")), "jitter"),
         (RetryPolicy(initial_interval=Duration(seconds=-1)), "initial_interval"),
         (RetryPolicy(max_interval=Duration(seconds=2**40)), "max_interval"),
+        (RetryPolicy(initial_interval=Duration(seconds=2), max_interval=Duration(seconds=1)), "initial_interval"),
         (RetryPolicy(non_retryable_types=["x"] * 101), "non_retryable_types"),
         (RetryPolicy(non_retryable_types=[""]), "non_retryable_types"),
     ],
@@ -159,6 +162,43 @@ def test_a_retry_policy_that_makes_no_sense_is_refused(policy: RetryPolicy, fiel
 def test_an_ordinary_retry_policy_passes() -> None:
     check_retry_policy("retry_policy", RetryPolicy(), LIMITS)
     check_retry_policy("retry_policy", RetryPolicy(max_attempts=0, backoff_coefficient=1, jitter=0), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer"),
+    [
+        ("heartbeat_timeout", "start_to_close_timeout"),
+        ("heartbeat_timeout", "schedule_to_close_timeout"),
+        ("start_to_close_timeout", "schedule_to_close_timeout"),
+        ("schedule_to_start_timeout", "schedule_to_close_timeout"),
+    ],
+)
+def test_a_timeout_that_is_longer_than_what_it_lies_within_is_refused(inner: str, outer: str) -> None:
+    timeouts = {inner: Duration(seconds=9), outer: Duration(seconds=9)}
+    check_timeouts("activity", ScheduleActivity(**timeouts), (inner, outer))  # type: ignore[arg-type]
+    timeouts[inner] = Duration(seconds=9, nanos=1_000_000)
+    error = refused(lambda: check_timeouts("activity", ScheduleActivity(**timeouts), (inner, outer)))  # type: ignore[arg-type]
+    assert error.field == f"activity.{inner}"
+    assert f"is 9.001 s, longer than {outer}, 9 s" in str(error)
+
+
+def test_a_timeout_of_zero_is_none_and_contradicts_nothing() -> None:
+    timeouts = ScheduleActivity(start_to_close_timeout=Duration(), heartbeat_timeout=Duration(seconds=9))
+    check_timeouts("activity", timeouts, ("start_to_close_timeout", "heartbeat_timeout"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"session_lease_ms": 12_000}, "session_lease_ms is 12000, but a worker reconnects only after 3 heartbeats"),
+        ({"payload_bytes": 5 << 20}, "payload_bytes is 5242880, which is above payloads_bytes"),
+        ({"page_runs": 2_000}, "page_runs is 2000, which is above max_page_runs"),
+        ({"sessions": 0}, "sessions is 0, but must be at least 1"),
+    ],
+)
+def test_limits_that_contradict_each_other_are_refused(changes: dict[str, int], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        replace(LIMITS, **changes)
 
 
 def start(**changes: object) -> StartWorkflowRequest:
@@ -176,7 +216,7 @@ def test_an_ordinary_start_passes() -> None:
     ("request_", "field"),
     [
         (StartWorkflowRequest(), "spec.workflow_type"),
-        (StartWorkflowRequest(spec=WorkflowSpec(workflow_type="order")), "spec.task_queue"),
+        (start(spec=WorkflowSpec(task_queue="\0")), "spec.task_queue"),
         (start(workflow_id="a\0"), "workflow_id"),
         (start(request_id="r" * 256), "request_id"),
         (start(identity="\n"), "identity"),

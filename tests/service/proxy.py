@@ -47,6 +47,8 @@ class Proxy:
         self.refusing = False
         """New connections are closed at once, as if nobody listened."""
         self.accepted = 0
+        self.holding = asyncio.Event()
+        """Something was held back since it froze."""
         self.links: set[Link] = set()
         self.port = 0
         self._up = asyncio.Event()
@@ -71,6 +73,7 @@ class Proxy:
 
     def freeze(self, *, up: bool = True, down: bool = True) -> None:
         """Hold back what is sent up (to the targets), or down; the connections stay open."""
+        self.holding.clear()
         if up:
             self._up.clear()
         if down:
@@ -139,6 +142,8 @@ class Proxy:
             while piece := await reader.read(_PIECE):
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
+                if not open_.is_set():
+                    self.holding.set()
                 await open_.wait()
                 writer.write(piece)
                 await writer.drain()

@@ -12,6 +12,7 @@ from romancy.v1.command_pb2 import Command
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.worker_service_pb2 import (
+    CANCELLATION_REASON_STALE,
     Acknowledgement,
     ActivityCompletion,
     ActivityTask,
@@ -85,7 +86,7 @@ class ScriptedWorker:
 
     # The stream -----------------------------------------------------------------------------------------------------
 
-    async def connect(self, *, beats: bool = True, tokens: Sequence[bytes] = ()) -> Welcome:
+    async def connect(self, *, beats: bool = True, tokens: Sequence[str] = ()) -> Welcome:
         """Open a stream and say hello, as the session that it had. Raises AioRpcError when it is refused."""
         hello = Hello()
         hello.CopyFrom(self.hello)
@@ -100,7 +101,7 @@ class ScriptedWorker:
         assert first.HasField("welcome")
         self.welcome = first.welcome
         self._sort(first)
-        self._reader = asyncio.create_task(self._read(self._call))
+        self.listen()
         if beats:
             self._beats = asyncio.create_task(self._beat())
         return self.welcome
@@ -111,6 +112,11 @@ class ScriptedWorker:
         self._call = WorkerServiceStub(self.channel).Connect(wait_for_ready=True)
         if first is not None:
             await self.send(first)
+
+    def listen(self) -> None:
+        """Take in what comes on the open stream."""
+        assert self._call is not None
+        self._reader = asyncio.create_task(self._read(self._call))
 
     async def send(self, frame: ConnectRequest) -> None:
         """Write one frame."""
@@ -222,6 +228,12 @@ class ScriptedWorker:
         """The next activity to run."""
         return await self.activities.take("activity task")
 
+    async def stopped(self) -> str:
+        """The token of the next task that the worker is told to stop, since it is not its own any more."""
+        cancellation = await self.cancellations.take("cancellation")
+        assert cancellation.reason == CANCELLATION_REASON_STALE
+        return cancellation.token
+
     async def workflow_task(self) -> WorkflowTask:
         """The next workflow task, its pages joined."""
         task = await self.workflow_tasks.take("workflow task")
@@ -232,7 +244,7 @@ class ScriptedWorker:
             task.more, task.last_event_id = page.more, page.last_event_id
         return task
 
-    async def acknowledgement(self, token: bytes) -> Acknowledgement:
+    async def acknowledgement(self, token: str) -> Acknowledgement:
         """The answer to the oldest completion that is not answered yet; it must be the one with `token`."""
         answer = await self.acknowledgements.take("acknowledgement")
         assert answer.token == token

@@ -24,7 +24,7 @@ _SAME = (
     "close_ms",
     "last_event_id",
     "last_event_ms",
-    "last_input_id",
+    "history_bytes",
     "counters",
     "cancel_requested",
     "closing_status",
@@ -40,7 +40,7 @@ async def assert_stored_is_folded(store: Store, namespace: str) -> int:
     while page := await store.list_runs(namespace, WorkflowFilter(), after, 500):
         loaded = await store.load([summary.run_id for summary in page])
         for run_id, run in loaded.items():
-            events = await store.read_history(run_id, 0, _EVERYTHING, max_bytes=_EVERYTHING)
+            events = await store.show_history(run_id, 0, _EVERYTHING, max_bytes=_EVERYTHING)
             # More may have been recorded since the run was read.
             assert_run_is_folded(run, [event for event in events if event.event_id <= run.last_event_id])
         after = (page[-1].start_ms, page[-1].run_id)

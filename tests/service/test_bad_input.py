@@ -82,7 +82,7 @@ def memo_of(count: int, size: int) -> dict[str, Payload]:
 
 BAD_STARTS: list[tuple[str, dict[str, object], str]] = [
     ("no type", {"workflow_type": ""}, "spec.workflow_type"),
-    ("no queue", {"task_queue": ""}, "spec.task_queue"),
+    ("NUL in the queue", {"task_queue": "\x00"}, "spec.task_queue"),
     ("long id", {"workflow_id": "x" * 256}, "workflow_id"),
     ("long id of few characters", {"workflow_id": "\u00e4" * 128}, "workflow_id"),
     ("NUL in the id", {"workflow_id": "a\x00b"}, "workflow_id"),
@@ -268,7 +268,7 @@ async def test_bad_questions_are_refused_and_name_the_field(tenant: Tenant) -> N
             lambda: stub.ResolveCompensation(ResolveCompensationRequest(workflow=ref, compensation_id="undo/pay:1")),
             "resolution",
         ),
-        (lambda: tenant.admin.DescribeTaskQueue(DescribeTaskQueueRequest()), "task_queue"),
+        (lambda: tenant.admin.DescribeTaskQueue(DescribeTaskQueueRequest(task_queue="\n")), "task_queue"),
         (lambda: tenant.admin.ListSessions(ListSessionsRequest(namespace="\n")), "namespace"),
     ]
     for call, field in cases:
@@ -325,6 +325,7 @@ BAD_COMMANDS: list[tuple[str, list[Command], str]] = [
     ("large arguments", [_schedule(arguments=[payload_of(2 * MIB)] * 3)], "schedule_activity.arguments"),
     ("negative timeout", [_schedule(start_to_close_timeout=Duration(seconds=-1))], "schedule_activity.start_to_close_timeout"),
     ("absurd timeout", [_schedule(heartbeat_timeout=Duration(seconds=10**11))], "schedule_activity.heartbeat_timeout"),
+    ("timeouts that contradict each other", [_schedule(start_to_close_timeout=Duration(seconds=1), heartbeat_timeout=Duration(seconds=2))], "schedule_activity.heartbeat_timeout"),
     ("negative attempts", [_schedule(retry_policy=RetryPolicy(max_attempts=-1))], "retry_policy.max_attempts"),
     ("coefficient below 1", [_schedule(retry_policy=RetryPolicy(backoff_coefficient=0.5))], "retry_policy.backoff_coefficient"),
     ("coefficient NaN", [_schedule(retry_policy=RetryPolicy(backoff_coefficient=float("nan")))], "retry_policy.backoff_coefficient"),
@@ -423,7 +424,7 @@ async def test_a_hundred_thousand_commands_are_refused_and_others_are_served_mea
     assert (answer.result, answer.rejection.metadata["limit"]) == (ACKNOWLEDGEMENT_RESULT_INVALID, "10000")
 
 
-async def _activity(tenant: Tenant, worker: ScriptedWorker) -> tuple[str, bytes]:
+async def _activity(tenant: Tenant, worker: ScriptedWorker) -> tuple[str, str]:
     run = await tenant.start()
     await worker.command(await worker.workflow_task(), schedule("pay:1"))
     return run.run_id, (await worker.activity()).token
@@ -457,8 +458,7 @@ async def test_a_result_of_40_mebibytes_ends_the_stream_and_the_session_goes_on(
     assert error is not None
     # INTERNAL is what this library says by itself when the stream ends while it writes.
     assert error.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL)
-    welcome = await worker.connect(tokens=[token])
-    assert list(welcome.readopted_tokens) == [token]
+    await worker.connect(tokens=[token])
     answer = await worker.report(ActivityCompletion(token=token, failure=Failure(type="TooLarge", non_retryable=True)))
     assert answer.result == ACKNOWLEDGEMENT_RESULT_ACCEPTED
     await worker.command(await worker.workflow_task(), complete())
@@ -466,10 +466,8 @@ async def test_a_result_of_40_mebibytes_ends_the_stream_and_the_session_goes_on(
     assert not other.ended.done()
 
 
-@pytest.mark.parametrize(
-    "token", [b"", b"x", bytes(200), b"\xff" * 40, b"\x00" * 17 + b"k\x00d\x00r\x001\x001\x00a/pay:1", bytes(MIB)]
-)
-async def test_an_unknown_token_is_invalid_and_the_stream_goes_on(tenant: Tenant, token: bytes) -> None:
+@pytest.mark.parametrize("token", ["", "x", "AAAA" * 60, "\x00" * 40, "ÿ" * 40, "not base64!", "A" * MIB])
+async def test_an_unknown_token_is_invalid_and_the_stream_goes_on(tenant: Tenant, token: str) -> None:
     worker = await tenant.worker()
     await worker.send(ConnectRequest(activity_completions=[ActivityCompletion(token=token, result=json("1"))]))
     answer = await worker.acknowledgements.take("acknowledgement")
@@ -484,12 +482,13 @@ async def test_an_unknown_token_is_invalid_and_the_stream_goes_on(tenant: Tenant
     assert run_id
 
 
-async def test_a_token_with_a_flipped_bit_is_invalid(tenant: Tenant) -> None:
+async def test_a_token_with_another_character_is_invalid(tenant: Tenant) -> None:
     worker = await tenant.worker()
     _, token = await _activity(tenant, worker)
-    for position in range(0, len(token), 7):
-        flipped = bytes(byte ^ (1 if at == position else 0) for at, byte in enumerate(token))
-        answer = await worker.report(ActivityCompletion(token=flipped, result=json("1")))
+    for position in (*range(0, len(token), 7), len(token) - 1):
+        other = chr(ord(token[position]) ^ 1)
+        changed = token[:position] + other + token[position + 1 :]
+        answer = await worker.report(ActivityCompletion(token=changed, result=json("1")))
         assert (answer.result, answer.rejection.reason) == (ACKNOWLEDGEMENT_RESULT_INVALID, "INVALID_TOKEN")
     assert (
         await worker.report(ActivityCompletion(token=token, result=json("1")))

@@ -14,6 +14,9 @@ from romancy.v1.admin_service_pb2 import (
     ListSessionsRequest,
     TaskKind,
 )
+from romancy.v1.failure_pb2 import Failure
+from romancy.v1.payload_pb2 import Payload
+from romancy.v1.worker_service_pb2 import ActivityCompletion
 from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_COMPLETED,
     WORKFLOW_STATUS_RUNNING,
@@ -31,6 +34,7 @@ from romancy.v1.workflow_service_pb2 import (
     WorkflowFilter,
     WorkflowRef,
 )
+from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceStub
 
 from tests.core.life import complete, schedule, timer
 from tests.service.cluster import Tenant, json, refused, seconds, until
@@ -263,6 +267,55 @@ async def test_an_open_run_says_what_it_waits_for(tenant: Tenant) -> None:
     assert "timer 1 fires in" in text
 
 
+async def test_of_a_run_with_very_much_open_some_is_shown_and_the_rest_counted(tenant: Tenant) -> None:
+    worker = await tenant.worker(activities=["other"])
+    run = await tenant.start("order")
+    commands = [*(schedule(f"pay:{n}") for n in range(1, 151)), *(timer(str(n), 3600 + n) for n in range(1, 121))]
+    await worker.command(await worker.workflow_task(), *commands)
+    shown = await tenant.get(run.run_id)
+    assert (shown.open_activities, shown.open_timers) == (150, 120)
+    assert (len(shown.activities), len(shown.timers)) == (100, 100)
+    assert [pending.timer_id for pending in shown.timers] == [str(n) for n in range(1, 101)]
+    assert shown.waits[-1] == "and 70 more activities and timers"
+
+
+async def test_whatever_is_allowed_can_be_read_by_clients_that_take_messages_of_4_mib(tenant: Tenant) -> None:
+    value = Payload(binary=b"x" * (1024 * 1024))
+    most = [value, value, Payload(binary=b"x" * (1000 * 1024))]
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{tenant.cluster.proxy.port}")
+    stub = WorkflowServiceStub(channel)
+    worker = await tenant.worker()
+    run = await tenant.start("order", arguments=most)
+    pay = schedule("pay:1", arguments=most[:2])
+    pay.schedule_activity.compensation.activity_type = "refund"
+    pay.schedule_activity.compensation.arguments.add(payload=most[2])
+    both = schedule("pay:2", arguments=most)
+    both.schedule_activity.compensation.CopyFrom(pay.schedule_activity.compensation)
+    task = await worker.workflow_task()
+    refused = await worker.command(task, pay, both)
+    assert (refused.rejection.reason, refused.rejection.metadata["field"]) == (
+        "PAYLOAD_TOO_LARGE",
+        "commands[1].schedule_activity",
+    )
+    await worker.command(await worker.workflow_task(), pay)
+    first = await worker.activity()
+    await worker.report(ActivityCompletion(token=first.token, failure=Failure(message="no", details=most)))
+
+    shown = await stub.GetWorkflow(GetWorkflowRequest(workflow=tenant.ref(run.run_id)))
+    assert shown.ByteSize() < 4 << 20
+    assert "too many to be shown" in shown.activities[0].last_failure.message
+    after, sizes = 0, []
+    while True:
+        page = await stub.GetHistory(GetHistoryRequest(workflow=tenant.ref(run.run_id), after_event_id=after))
+        sizes.append(page.ByteSize())
+        after = page.events[-1].event_id
+        if not page.more:
+            break
+    assert sum(sizes) > 8 << 20
+    assert max(sizes) < 4 << 20
+    await channel.close()
+
+
 async def test_operators_see_workers_and_backlogs(tenant: Tenant) -> None:
     worker = await tenant.worker(workflows=["order"], activities=["pay"], activity_slots=1, build_id="v7")
     for n in range(3):
@@ -297,3 +350,32 @@ async def test_operators_see_workers_and_backlogs(tenant: Tenant) -> None:
         return not response.sessions
 
     await until(gone, "a worker that said goodbye is not listed any more")
+
+
+async def _big_results(tenant: Tenant, count: int) -> list[str]:
+    """Runs whose results are so large that two do not fit into one message of a client's."""
+    worker = await tenant.worker()
+    run_ids = []
+    for _ in range(count):
+        run_ids.append((await tenant.start("order")).run_id)
+        await worker.command(await worker.workflow_task(), complete(f'"{"x" * 2_000_000}"'))
+    return run_ids
+
+
+async def test_results_and_lists_come_in_messages_that_any_client_takes(tenant: Tenant) -> None:
+    run_ids = await _big_results(tenant, 5)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{tenant.cluster.proxy.port}") as usual:  # takes 4 MiB
+        workflows = WorkflowServiceStub(usual)
+        call = workflows.WaitResults()
+        await call.write(WaitResultsRequest(namespace=tenant.namespace, run_ids=run_ids))
+        await call.done_writing()
+        async with asyncio.timeout(PATIENCE_S):
+            results = [result async for answer in call for result in answer.results]
+        assert {result.run_id for result in results} == {*run_ids}
+        listed: list[str] = []
+        token = ""
+        while token or not listed:
+            page = await workflows.ListWorkflows(ListWorkflowsRequest(namespace=tenant.namespace, page_token=token))
+            listed += [workflow.run_id for workflow in page.workflows]
+            token = page.next_page_token
+        assert listed == run_ids[::-1]

@@ -75,8 +75,7 @@ async def test_a_run_goes_on_wherever_its_worker_and_its_client_are(tenant: Tena
     activity = await worker.activity()
     worker.channel = tenant.open_channel(two.port)
     await worker.cut()
-    welcome = await worker.connect(tokens=[activity.token])
-    assert list(welcome.readopted_tokens) == [activity.token]
+    await worker.connect(tokens=[activity.token])
     assert (await worker.complete(activity)).result == ACKNOWLEDGEMENT_RESULT_ACCEPTED
     await worker.command(await worker.workflow_task(), complete())
     outcome = await tenant.result(run.run_id)
@@ -92,8 +91,7 @@ async def test_a_session_that_moved_is_ended_on_the_replica_that_it_left(tenant:
     task = await worker.workflow_task()
     twin = tenant.new_worker(port=two.port)
     twin.welcome.session_id = worker.welcome.session_id
-    welcome = await twin.connect(tokens=[task.token])
-    assert list(welcome.readopted_tokens) == [task.token]
+    await twin.connect(tokens=[task.token])
     # Until the older replica notices, its stream is open, and its words count no more.
     late = asyncio.create_task(worker.command(task, complete()))
     await asyncio.wait((late, worker.ended), return_when=asyncio.FIRST_COMPLETED)

@@ -8,7 +8,8 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from romancy.v1.failure_pb2 import FAILURE_SOURCE_LOST
+from romancy.v1.admin_service_pb2 import ListSessionsRequest
+from romancy.v1.failure_pb2 import FAILURE_SOURCE_LOST, Failure
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.worker_service_pb2 import (
     ACKNOWLEDGEMENT_RESULT_ACCEPTED,
@@ -25,6 +26,7 @@ from romancy.v1.worker_service_pb2 import (
 )
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_RUNNING
 
+from romancy_service import sessions
 from tests.core.life import cancel_activity, complete, schedule
 from tests.service.cluster import QUICK, Tenant, json, refusal_of, seconds, until
 from tests.service.scripted_worker import ScriptedWorker
@@ -93,8 +95,6 @@ async def test_a_session_that_comes_back_keeps_what_it_has_and_gets_again_what_i
     await worker.cut()
     welcome = await worker.connect(tokens=[one.token])
     assert welcome.session_id == session_id
-    assert list(welcome.readopted_tokens) == [one.token]
-    assert not welcome.disowned_tokens
     again = await worker.activity()
     assert (again.token, again.attempt) == (two.token, 1), "what was lost in the socket is no new attempt"
     for task in (one, again):
@@ -106,10 +106,50 @@ async def test_a_session_comes_back_on_a_second_stream_although_the_first_seems_
     (task,) = await _running(tenant, worker, "pay:1")
     twin = tenant.new_worker()
     twin.welcome.session_id = worker.welcome.session_id
-    welcome = await twin.connect(tokens=[task.token])
-    assert list(welcome.readopted_tokens) == [task.token]
+    await twin.connect(tokens=[task.token])
     assert await _end_of(worker) == (grpc.StatusCode.ABORTED, "SESSION_SUPERSEDED")
     assert (await twin.complete(task)).result == ACKNOWLEDGEMENT_RESULT_ACCEPTED
+
+
+async def test_a_worker_that_sends_and_does_not_read_is_ended_before_it_fills_the_memory(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "ANSWERS_AHEAD", 100)
+    worker = await tenant.worker()
+    await worker.send(ConnectRequest(activity_heartbeats=[ActivityHeartbeat(token=b"x")] * 100))
+    for _ in range(100):
+        await worker.cancellations.take("cancellation")
+    await worker.send(ConnectRequest(activity_heartbeats=[ActivityHeartbeat(token=b"x")] * 101))
+    assert await _end_of(worker) == (grpc.StatusCode.UNAVAILABLE, "ANSWERS_UNREAD")
+    await worker.connect()
+
+
+async def test_an_attempt_that_follows_a_lost_one_at_once_knows_how_far_that_got(tenant: Tenant) -> None:
+    first = await tenant.worker()
+    (task,) = await _running(tenant, first, "pay:1")
+    second = await tenant.worker(workflows=[])
+    await first.send(ConnectRequest(activity_heartbeats=[ActivityHeartbeat(token=task.token, details=json('"half"'))]))
+
+    async def written() -> bool:
+        return (await tenant.get(task.run_id)).activities[0].HasField("heartbeat_details")
+
+    await until(written, "the details are written")
+    await first.goodbye()
+    again = await second.activity()
+    assert (again.attempt, again.heartbeat_details.json) == (2, '"half"')
+
+
+async def test_operators_see_that_a_worker_takes_no_new_tasks(tenant: Tenant) -> None:
+    worker = await tenant.worker()
+    for replica in tenant.cluster.replicas:
+        if (session := replica.node.dispatch.sessions.get(worker.welcome.session_id)) is not None:
+            session.start_drain()
+
+    async def shown() -> bool:
+        listed = await tenant.admin.ListSessions(ListSessionsRequest(namespace=tenant.namespace))
+        return [one.draining for one in listed.sessions] == [True]
+
+    await until(shown, "the session is shown as draining")
 
 
 async def test_a_session_that_is_not_known_becomes_a_new_one_and_owns_nothing(tenant: Tenant) -> None:
@@ -119,7 +159,7 @@ async def test_a_session_that_is_not_known_becomes_a_new_one_and_owns_nothing(te
     stranger.welcome.session_id = "guessed"
     welcome = await stranger.connect(tokens=[task.token])
     assert welcome.session_id not in ("guessed", owner.welcome.session_id)
-    assert list(welcome.disowned_tokens) == [task.token]
+    assert (await stranger.stopped()) == task.token
     assert (await stranger.complete(task)).result == ACKNOWLEDGEMENT_RESULT_STALE
     assert (await owner.complete(task)).result == ACKNOWLEDGEMENT_RESULT_ACCEPTED
 
@@ -238,6 +278,53 @@ async def test_results_in_the_same_frame_as_the_goodbye_are_recorded(tenant: Ten
     await until(both_completed, "both results are recorded")
 
 
+async def test_the_stream_of_a_draining_worker_ends_well_when_nothing_is_in_hand(tenant: Tenant) -> None:
+    worker = await tenant.worker()
+    one, two = await _running(tenant, worker, "pay:1", "ship:1")
+    await worker.drain()
+    await worker.send(ConnectRequest(returned_tasks=[two.token]))
+    await worker.drain()  # once or more often
+    assert not worker.ended.done()
+    assert (await worker.complete(one)).result == ACKNOWLEDGEMENT_RESULT_ACCEPTED
+    assert await worker.end() is None, "status OK"
+    other = await tenant.worker()
+    assert ((await other.activity()).token, (await other.workflow_task()).attempt) == (two.token, 1)
+
+
+async def test_a_draining_worker_is_not_let_go_before_its_last_failure_is_answered(tenant: Tenant) -> None:
+    worker = await tenant.worker()
+    (task,) = await _running(tenant, worker, "pay:1")
+    await worker.drain()
+    # What the attempt said last of its progress is written first, and the failure waits for that.
+    beat = ActivityHeartbeat(token=task.token, details=json("1"))
+    failed = ActivityCompletion(token=task.token, failure=Failure(message="no", type="Declined"))
+    await worker.send(ConnectRequest(activity_heartbeats=[beat], activity_completions=[failed]))
+    assert (await worker.acknowledgement(task.token)).result == ACKNOWLEDGEMENT_RESULT_ACCEPTED
+    assert await worker.end() is None
+
+
+async def test_an_idle_worker_that_drains_is_let_go_at_once_and_its_session_is_closed(tenant: Tenant) -> None:
+    worker = await tenant.worker()
+    session_id = worker.welcome.session_id
+    await worker.drain()
+    assert await worker.end() is None
+    assert (await worker.connect()).session_id != session_id
+
+
+async def test_a_worker_that_comes_back_to_leave_may_say_so_before_it_is_welcomed(tenant: Tenant) -> None:
+    worker = await tenant.worker()
+    (task,) = await _running(tenant, worker, "pay:1")
+    await worker.cut()
+    hello = Hello(session_id=worker.welcome.session_id, tokens_in_hand=[task.token])
+    hello.MergeFrom(worker.hello)
+    await worker.open(ConnectRequest(hello=hello))
+    await worker.send(ConnectRequest(activity_completions=[ActivityCompletion(token=task.token, result=json("1"))]))
+    await worker.drain()
+    worker.listen()
+    assert (await worker.acknowledgement(task.token)).result == ACKNOWLEDGEMENT_RESULT_ACCEPTED
+    assert await worker.end() is None
+
+
 async def test_a_draining_worker_gets_nothing_new_but_its_results_count(tenant: Tenant) -> None:
     worker = await tenant.worker()
     (task,) = await _running(tenant, worker, "pay:1")
@@ -269,8 +356,8 @@ async def test_a_worker_that_is_cut_off_and_does_not_come_back_loses_its_tasks(t
     other = await tenant.worker()
     again = await other.activity()
     assert (again.attempt, again.idempotency_key) == (2, task.idempotency_key)
-    welcome = await worker.connect(tokens=[task.token])
-    assert list(welcome.disowned_tokens) == [task.token]
+    await worker.connect(tokens=[task.token])
+    assert (await worker.stopped()) == task.token
     assert (await worker.complete(task)).result == ACKNOWLEDGEMENT_RESULT_STALE
     assert (await other.complete(again)).result == ACKNOWLEDGEMENT_RESULT_ACCEPTED
 
@@ -298,9 +385,9 @@ async def test_heartbeats_carry_details_to_people_and_to_the_next_attempt(tenant
 
 async def test_a_heartbeat_of_what_is_not_the_workers_is_answered_by_a_cancellation(tenant: Tenant) -> None:
     worker = await tenant.worker()
-    await worker.send(ConnectRequest(activity_heartbeats=[ActivityHeartbeat(token=b"unknown")]))
+    await worker.send(ConnectRequest(activity_heartbeats=[ActivityHeartbeat(token="unknown")]))
     told = await worker.cancellations.take("cancellation")
-    assert (told.token, told.reason) == (b"unknown", CANCELLATION_REASON_STALE)
+    assert (told.token, told.reason) == ("unknown", CANCELLATION_REASON_STALE)
 
 
 async def test_a_cancelled_activity_is_told_at_once_and_its_answer_is_an_input(tenant: Tenant) -> None:
@@ -408,8 +495,34 @@ async def test_a_half_closed_stream_is_no_goodbye(tenant: Tenant) -> None:
     (task,) = await _running(tenant, worker, "pay:1")
     await worker.half_close()
     await worker.end()
-    welcome = await worker.connect(tokens=[task.token])
-    assert list(welcome.readopted_tokens) == [task.token]
+    await worker.connect(tokens=[task.token])
     shown = await tenant.get(task.run_id)
     assert shown.info.status == WORKFLOW_STATUS_RUNNING
     assert shown.activities[0].attempt == 1
+
+
+async def test_what_an_attempt_says_in_the_frame_in_which_it_fails_reaches_the_next_one(tenant: Tenant) -> None:
+    worker = await tenant.worker()
+    (task,) = await _running(tenant, worker, "pay:1")
+    for said in ('"begun"', '"almost"'):
+        await worker.send(ConnectRequest(activity_heartbeats=[ActivityHeartbeat(token=task.token, details=json(said))]))
+    failed = ActivityCompletion(token=task.token, failure=Failure(message="no", type="Declined"))
+    last = ActivityHeartbeat(token=task.token, details=json('"half"'))
+    await worker.send(ConnectRequest(activity_completions=[failed], activity_heartbeats=[last]))
+    assert (await worker.activity()).heartbeat_details.json == '"half"'
+
+
+async def test_what_an_attempt_said_reaches_the_next_one_also_when_its_worker_is_lost(tenant: Tenant) -> None:
+    worker, other = await tenant.worker(), await tenant.worker(workflows=[], activities=["other"])
+    (task,) = await _running(tenant, worker, "pay:1", heartbeat_timeout=seconds(60))
+    await worker.send(ConnectRequest(activity_heartbeats=[ActivityHeartbeat(token=task.token, details=json('"half"'))]))
+
+    async def shown() -> bool:
+        return (await tenant.get(task.run_id)).activities[0].heartbeat_details.json == '"half"'
+
+    await until(shown, "progress is shown")
+    third = await tenant.worker(workflows=[], activities=["pay"])
+    await worker.goodbye()
+    again = await third.activity()
+    assert (again.attempt, again.heartbeat_details.json) == (2, '"half"')
+    await other.goodbye()

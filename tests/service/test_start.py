@@ -6,6 +6,7 @@ import asyncio
 
 import grpc
 
+from romancy.v1.admin_service_pb2 import DescribeTaskQueueRequest
 from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_COMPLETED,
     WORKFLOW_STATUS_FAILED,
@@ -44,6 +45,16 @@ async def test_a_start_without_an_id_gets_one(tenant: Tenant) -> None:
     first, second = await tenant.start(), await tenant.start()
     assert first.workflow_id
     assert first.workflow_id != second.workflow_id
+
+
+async def test_a_start_without_a_queue_means_the_default_one(tenant: Tenant) -> None:
+    run = await tenant.start(task_queue="")
+    assert (await tenant.get(run.run_id)).info.task_queue == "default"
+    assert (await tenant.history(run.run_id))[0].workflow_started.spec.task_queue == "default"
+    queue = await tenant.admin.DescribeTaskQueue(DescribeTaskQueueRequest(namespace=tenant.namespace))
+    assert [backlog.type for backlog in queue.backlogs] == ["order"]
+    worker = await tenant.worker(queue="default")
+    assert (await worker.workflow_task()).run_id == run.run_id
 
 
 async def test_the_same_request_id_starts_once_also_at_the_same_time(tenant: Tenant) -> None:

@@ -49,9 +49,9 @@ async def booking(ctx: WorkflowContext, number: int) -> int:
 DONE: list[str] = []
 
 
-@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize(("every", "replay_always"), [(1, False), (2, False), (3, True)])
 async def test_a_campaign_of_lost_answers_does_everything_once(
-    database_url: str, monkeypatch: pytest.MonkeyPatch, every: int
+    database_url: str, monkeypatch: pytest.MonkeyPatch, every: int, replay_always: bool
 ) -> None:
     """Every first, second or third commit ends with an unknown outcome, although it was carried out."""
     DONE.clear()
@@ -66,7 +66,13 @@ async def test_a_campaign_of_lost_answers_does_everything_once(
     count = 30
     async with cluster(database_url) as up, up.tenant() as tenant:
         target = f"127.0.0.1:{up.proxy.port}"
-        worker = Worker(target, namespace=tenant.namespace, workflows=[booking], activities=[book])
+        worker = Worker(
+            target,
+            namespace=tenant.namespace,
+            workflows=[booking],
+            activities=[book],
+            replay_always=replay_always,
+        )
         async with Client(target, namespace=tenant.namespace) as client, asyncio.timeout(90):
             await worker.start()
             monkeypatch.setattr(faults, "ambiguous", lose)

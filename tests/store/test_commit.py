@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from romancy_service.core.limits import Limits
 from romancy_service.core.task import WORKFLOW_TASK_ID, Fence, activity_task_id
 from romancy_service.core.triggers import RequestCancel, TaskDue
 from romancy_service.errors import BatchRejected
@@ -45,7 +46,7 @@ async def test_all_events_of_a_run_are_read_in_order_however_many_commits_they_t
     await store_all(store, code(run, schedule("pay:1"), schedule("ship:1")))
     await store_all(store, completes(run, "ship:1"))
 
-    events = await store.read_history(run.run_id, 0, EVERYTHING, EVERYTHING)
+    events = await store.show_history(run.run_id, 0, EVERYTHING, EVERYTHING)
 
     assert [event.event_id for event in events] == [1, 2, 3, 4]
     assert [event.WhichOneof("attributes") for event in events][-1] == "activity_completed"
@@ -260,7 +261,7 @@ async def test_a_new_attempt_takes_the_lease_away_and_keeps_what_heartbeats_said
 
     task = (await reloaded(store, run)).tasks["a/pay:1"]
     assert (task.attempt, task.owner, task.heartbeat_ms) == (2, "", 0)
-    view = await store.get_run(run.run_id)
+    view = await store.get_run(run.run_id, Limits())
     assert view is not None
     assert view.heartbeat_details == {"a/pay:1": b"half"}
 

@@ -10,6 +10,7 @@ from romancy.v1.worker_service_pb2 import Hello
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPLETED, WORKFLOW_STATUS_RUNNING, WORKFLOW_STATUS_TERMINATED
 from romancy.v1.workflow_service_pb2 import WorkflowFilter
 
+from romancy_service.core.limits import Limits
 from romancy_service.core.run import Run
 from romancy_service.core.task import TaskKind
 from romancy_service.core.times import timestamp
@@ -34,7 +35,7 @@ async def history_of(store: Store, activities: int) -> Run:
 async def test_a_history_is_read_in_pages_by_number_of_events(store: Store) -> None:
     run = await history_of(store, 5)
     read: list[int] = []
-    while page := await store.read_history(run.run_id, read[-1] if read else 0, 3, EVERYTHING):
+    while page := await store.show_history(run.run_id, read[-1] if read else 0, 3, EVERYTHING):
         assert len(page) <= 3
         read += [event.event_id for event in page]
     assert read == list(range(1, run.last_event_id + 1))
@@ -42,11 +43,11 @@ async def test_a_history_is_read_in_pages_by_number_of_events(store: Store) -> N
 
 async def test_a_page_of_history_ends_at_its_bytes_but_has_one_event_at_least(store: Store) -> None:
     run = await history_of(store, 5)
-    whole = await store.read_history(run.run_id, 0, EVERYTHING, EVERYTHING)
+    whole = await store.show_history(run.run_id, 0, EVERYTHING, EVERYTHING)
 
-    assert [e.event_id for e in await store.read_history(run.run_id, 0, EVERYTHING, max_bytes=1)] == [1]
+    assert [e.event_id for e in await store.show_history(run.run_id, 0, EVERYTHING, max_bytes=1)] == [1]
     room = sum(event.ByteSize() for event in whole[2:6])
-    assert [e.event_id for e in await store.read_history(run.run_id, 2, EVERYTHING, max_bytes=room)] == [3, 4, 5, 6]
+    assert [e.event_id for e in await store.show_history(run.run_id, 2, EVERYTHING, max_bytes=room)] == [3, 4, 5, 6]
 
 
 async def test_a_history_longer_than_a_page_of_rows_is_read_whole(
@@ -54,9 +55,9 @@ async def test_a_history_longer_than_a_page_of_rows_is_read_whole(
 ) -> None:
     monkeypatch.setattr(lookups, "_PAGE_ROWS", 2)
     run = await history_of(store, 7)
-    events = await store.read_history(run.run_id, 0, EVERYTHING, EVERYTHING)
+    events = await store.show_history(run.run_id, 0, EVERYTHING, EVERYTHING)
     assert [event.event_id for event in events] == list(range(1, run.last_event_id + 1))
-    assert await store.read_history("none", 0, EVERYTHING, EVERYTHING) == []
+    assert await store.show_history("none", 0, EVERYTHING, EVERYTHING) == []
 
 
 async def test_runs_are_found_by_run_id_and_by_the_newest_of_a_workflow_id(store: Store) -> None:
@@ -168,7 +169,7 @@ async def test_a_run_is_shown_with_who_has_its_tasks_and_who_could(store: Store)
     await store.claim([Want(NAMESPACE, "main", TaskKind.ACTIVITY, "pay", 1, "session-1", 1)], T0)
     await store.heartbeat([Beat(run.run_id, "a/pay:1", 1, "session-1", 1, b"half")], T0)
 
-    view = await store.get_run(run.run_id)
+    view = await store.get_run(run.run_id, Limits())
 
     assert view is not None
     assert (view.summary.workflow_id, view.summary.status) == (run.workflow_id, WORKFLOW_STATUS_RUNNING)
@@ -180,7 +181,7 @@ async def test_a_run_is_shown_with_who_has_its_tasks_and_who_could(store: Store)
         ("main", TaskKind.ACTIVITY, "pay"),
         ("main", TaskKind.ACTIVITY, "ship"),
     }
-    assert await store.get_run("none") is None
+    assert await store.get_run("none", Limits()) is None
 
 
 async def test_many_runs_are_loaded_at_once_each_with_its_own(store: Store) -> None:

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from romancy_service.config import InvalidConfig
 from romancy_service.store.store import StoreRefused, open_store
 from romancy_service.store.tables import metadata
 from tests.store.drive import session
@@ -117,5 +118,5 @@ async def test_a_database_that_is_not_there_is_refused_with_its_name(postgres_ur
 
 @pytest.mark.parametrize("database", ["", ":memory:", "mysql://host/romancy"])
 def test_other_databases_are_refused(database: str) -> None:
-    with pytest.raises(StoreRefused, match="SQLite file"):
+    with pytest.raises(InvalidConfig, match="SQLite file"):
         open_store(database)

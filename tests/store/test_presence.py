@@ -20,6 +20,19 @@ async def test_a_session_is_stored_as_it_was_opened(store: Store) -> None:
     assert await store.list_sessions("other") == []
 
 
+async def test_a_session_that_takes_no_new_tasks_is_shown_so_from_its_next_renewal_on(store: Store) -> None:
+    for name in ("session-1", "session-2"):
+        await session(store, name)
+    held = [("session-1", 1), ("session-2", 1)]
+    assert await store.renew_sessions(held, T0 + 30_000, ["session-2"]) == []
+    assert {name: row.draining for name, row in (await sessions(store)).items()} == {
+        "session-1": False,
+        "session-2": True,
+    }
+    await store.resume_session("session-2", NAMESPACE, "replica-1", b"", T0 + 30_000)
+    assert not (await sessions(store))["session-2"].draining
+
+
 async def test_every_hello_raises_the_epoch(store: Store) -> None:
     await session(store)
     await store.disconnect_session("session-1", 1, T0 + 3_000)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import structlog
 
 from romancy_service.errors import StoreUnavailable
 from romancy_service.store.store import Change, StoreRefused, open_store
@@ -17,8 +18,10 @@ from tests.store.drive import T0, begin, store_all
 
 _OPEN_AND_WAIT = """
 import asyncio, sys
+from romancy_service import logs
 from romancy_service.store.store import open_store
 async def main():
+    logs.configure()  # on standard error
     store = open_store(sys.argv[1])
     await store.open()
     print("open", flush=True)
@@ -134,3 +137,21 @@ async def test_a_store_that_was_closed_is_unavailable(path: str) -> None:
     await store.close()
     with pytest.raises(StoreUnavailable):
         await store.load(["any"])
+
+
+@pytest.mark.parametrize(
+    ("version", "safe"),
+    [
+        *(((3, 40, 1), False), ((3, 44, 5), False), ((3, 44, 6), True), ((3, 45, 0), False), ((3, 50, 6), False)),
+        *(((3, 50, 7), True), ((3, 51, 2), False), ((3, 51, 3), True), ((3, 53, 0), True)),
+    ],
+)
+async def test_a_library_that_can_damage_files_which_others_open_too_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: tuple[int, ...], safe: bool
+) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", version)
+    store = open_store(str(tmp_path / "romancy.db"))
+    with structlog.testing.capture_logs() as lines:
+        await store.open()
+    await store.close()
+    assert any("can damage a file" in line["event"] for line in lines) is not safe

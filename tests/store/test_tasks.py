@@ -8,6 +8,7 @@ import pytest
 
 from romancy.v1.command_pb2 import Command
 
+from romancy_service.core.limits import Limits
 from romancy_service.core.task import TaskKind
 from romancy_service.core.triggers import RequestCancel
 from romancy_service.store.rows import part_hash
@@ -160,7 +161,7 @@ async def test_heartbeats_answer_each_in_its_place_and_keep_the_last_details(sto
     assert await store.heartbeat(beats, T0 + 1) == [True, False, True]
     assert await store.heartbeat([beat("a/pay:1", None)], T0 + 2) == [True]
 
-    view = await store.get_run(run.run_id)
+    view = await store.get_run(run.run_id, Limits())
     assert view is not None
     assert view.heartbeat_details == {"a/pay:1": b"one", "a/pay:2": b"two"}
     assert view.run.tasks["a/pay:1"].heartbeat_ms == T0 + 2

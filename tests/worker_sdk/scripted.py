@@ -110,7 +110,7 @@ class ScriptedStream:
         await self.send(ConnectResponse(welcome=welcome))
         return hello
 
-    async def accept(self, token: bytes, last_event_id: int = 0, *, time: Timestamp | None = None) -> None:
+    async def accept(self, token: str, last_event_id: int = 0, *, time: Timestamp | None = None) -> None:
         """Acknowledge a completion."""
         acknowledgement = Acknowledgement(
             token=token, result=ACKNOWLEDGEMENT_RESULT_ACCEPTED, last_event_id=last_event_id, last_event_time=time

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,6 +18,7 @@ from romancy.v1.command_pb2 import COMPENSATE_WHEN_ALWAYS, ScheduleActivity
 from romancy.v1.failure_pb2 import FAILURE_SOURCE_APPLICATION, FAILURE_SOURCE_TIMEOUT, Failure
 from romancy.v1.history_pb2 import RETRY_STATE_MAX_ATTEMPTS, HistoryEvent
 from romancy.v1.payload_pb2 import Payload
+from romancy.v1.worker_service_pb2 import ActivityCompletion, ActivityHeartbeat, ActivityTask
 
 from romancy import (
     ActivityError,
@@ -24,6 +27,7 @@ from romancy import (
     OutsideActivity,
     RemoteError,
     RetryPolicy,
+    TerminalError,
     WorkflowContext,
     activity,
     activity_info,
@@ -32,6 +36,7 @@ from romancy import (
     is_cancelled,
     workflow,
 )
+from romancy._activities import Activities
 from romancy.activity import ActivityContext, ActivityDefinition, ActivityInfo, current_activity
 from romancy.converter import codec
 from tests.worker_sdk.driver import Driver
@@ -238,6 +243,10 @@ def test_annotations_that_cannot_be_evaluated_are_named() -> None:
         ({"timeout": -1}, "timeout is -1, but must be zero or more seconds"),
         ({"timeout": 0}, "timeout is 0, but must be more than nothing"),
         ({"heartbeat_timeout": float("nan")}, "heartbeat_timeout is nan"),
+        ({"heartbeat_timeout": 9, "timeout": 8}, "heartbeat_timeout is 9, which is longer than timeout, 8"),
+        ({"heartbeat_timeout": 9, "schedule_to_close_timeout": 8, "timeout": 8}, "heartbeat_timeout is 9"),
+        ({"timeout": 9, "schedule_to_close_timeout": timedelta(seconds=8)}, "timeout is 9, which is longer than sch"),
+        ({"schedule_to_start_timeout": 100, "schedule_to_close_timeout": 99}, "schedule_to_start_timeout is 100"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], text: str) -> None:
@@ -251,6 +260,11 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], text: s
 def test_retry_policies_that_make_no_sense_are_refused(policy: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(policy))} is .*, but must be"):
         RetryPolicy(**policy)
+
+
+def test_a_first_wait_that_is_longer_than_the_longest_is_refused() -> None:
+    with pytest.raises(ValueError, match="initial_interval is 9, which is longer than max_interval, 8"):
+        RetryPolicy(initial_interval=9, max_interval=8)
 
 
 def test_who_counts_attempts_is_not_stopped_by_the_default_for_their_time() -> None:
@@ -416,13 +430,52 @@ def test_a_compensation_s_annotations_are_checked_once_all_names_are_defined(
         pay.check()
 
 
-def test_a_call_that_is_never_awaited_is_named_by_python() -> None:
-    @workflow
-    async def forgets(ctx: WorkflowContext) -> None:
-        charge("o", 1.0)  # type: ignore[unused-coroutine]
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [
+        (ZeroDivisionError("division"), logging.WARNING),
+        (TerminalError("no"), logging.INFO),
+        (LookupError("declared"), logging.INFO),
+    ],
+)
+def test_an_error_that_nobody_meant_is_logged_with_its_traceback(
+    error: Exception, level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    @activity(raises=[LookupError])
+    async def risky() -> None:
+        pass
 
-    with pytest.warns(RuntimeWarning, match="coroutine 'charge' was never awaited"):
-        Driver(forgets).start()
+    async def run() -> None:
+        raise error
+
+    risky.fn = run
+    ended = threading.Event()
+    activities = Activities({"risky": risky}, 1, Outlet(ended))
+    task = ActivityTask(token="t", activity_type="risky", activity_id="risky:1", workflow_id="w", attempt=2)
+    with caplog.at_level(logging.INFO, "romancy.worker"):
+        activities.start([task])
+        assert ended.wait(10)
+    activities.stop()
+    (record,) = caplog.records
+    text = f"attempt 2 of risky:1 in workflow 'w' failed: {type(error).__name__}: {error}"
+    assert (record.levelno, record.getMessage()) == (level, text)
+    assert bool(record.exc_info) == (level == logging.WARNING)
+
+
+class Outlet:
+    """Knows when an attempt ended."""
+
+    def __init__(self, ended: threading.Event) -> None:
+        self.ended = ended
+
+    def completed(self, task: ActivityTask, completion: ActivityCompletion) -> None:
+        self.ended.set()
+
+    def heartbeat(self, heartbeat: ActivityHeartbeat) -> None:
+        pass
+
+    def later(self, delay_s: float, call: Callable[[], None]) -> None:
+        pass
 
 
 class Gateway:

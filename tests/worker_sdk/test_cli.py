@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -239,6 +240,29 @@ async def test_what_others_wrote_cannot_drive_the_terminal(romancy: Romancy) -> 
     for answer in outputs:
         assert not set(answer.out + answer.err) & set("\x1b\u202e\x9b"), answer
     assert outputs[-1].json["info"]["workflow_id"] == "n\u202e1"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+async def test_on_a_terminal_values_are_cut_at_the_end_of_the_line_and_json_has_all_of_them(
+    romancy: Romancy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = "Ritz" * 100
+    await romancy("workflow", "start", "trip", "--input", json.dumps(long), "--id", "t1", "--wait")
+    piped = [await romancy("workflow", command, "t1") for command in ("get", "history")]
+    assert all(long in answer.out.replace("\n", "").replace(" ", "") for answer in piped)
+    monkeypatch.setattr("tests.worker_sdk.test_cli.io.StringIO", Terminal)
+    monkeypatch.setenv("COLUMNS", "70")
+    monkeypatch.setenv("NO_COLOR", "1")
+    for command in ("get", "history"):
+        shown = (await romancy("workflow", command, "t1")).out
+        lines = [re.sub(r"\x1b\[[\d;]*m", "", line).rstrip() for line in shown.splitlines()]
+        assert max(map(len, lines)) == 70
+        assert any(line.endswith("\u2026") for line in lines)
+        assert long in (await romancy("workflow", command, "t1", "--json")).out
 
 
 def test_escaped_json_is_the_same_json() -> None:

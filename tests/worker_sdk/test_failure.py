@@ -12,6 +12,7 @@ from romancy.v1.history_pb2 import (
     RETRY_STATE_MAX_ATTEMPTS,
     RETRY_STATE_MAX_ELAPSED,
     RETRY_STATE_UNSPECIFIED,
+    ActivityCancelled,
     ActivityFailed,
     RetryState,
 )
@@ -40,10 +41,11 @@ from romancy._failure import (
     MESSAGE_BYTES,
     STACK_BYTES,
     activity_error,
+    failed_for_good,
     from_failure,
     outcome_error,
+    stopped,
     to_failure,
-    why_over,
 )
 
 
@@ -110,6 +112,9 @@ def test_a_recorded_error_is_recorded_again_as_it_was() -> None:
     assert isinstance(error, ActivityError)
     assert (error.type, str(error), error.stack_trace) == ("Declined", "no", "line 1 of some Go file")
     assert isinstance(error.cause, RemoteError)
+    assert (error.cause.type, str(error.cause)) == ("Declined", "no")
+    assert isinstance(error.cause.cause, RemoteError)
+    assert error.cause.cause.type == "Root"
     assert to_failure(raised(error)) == failure
 
 
@@ -189,17 +194,26 @@ def test_a_group_of_one_error_is_recorded_as_that_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "text"),
+    ("state", "word", "note"),
     [
-        (RETRY_STATE_MAX_ATTEMPTS, "pay:1 has no attempt after number 3: max_attempts of its retry policy is reached"),
-        (RETRY_STATE_MAX_ELAPSED, "pay:1 has no attempt after number 3: max_elapsed of its retry policy"),
-        (RETRY_STATE_UNSPECIFIED, ""),
+        (RETRY_STATE_MAX_ATTEMPTS, "max_attempts", "pay:1 has no attempt after number 3: max_attempts of its retry"),
+        (RETRY_STATE_MAX_ELAPSED, "max_elapsed", "pay:1 has no attempt after number 3: max_elapsed of its retry"),
+        (RETRY_STATE_UNSPECIFIED, "", ""),
     ],
 )
-def test_a_history_says_which_bound_ended_the_attempts(state: RetryState.ValueType, text: str) -> None:
-    said = why_over(ActivityFailed(activity_id="pay:1", attempt=3, retry_state=state))
-    assert said.startswith(text)
-    assert bool(said) == bool(text)
+def test_an_error_says_which_activity_failed_after_how_many_attempts_and_why_no_more(
+    state: RetryState.ValueType, word: str, note: str
+) -> None:
+    failed = ActivityFailed(activity_id="pay:1", attempt=3, retry_state=state, outcome_unknown=True)
+    error = failed_for_good(failed, ())
+    assert isinstance(error, ActivityError)
+    assert (error.activity_id, error.attempt, error.retry_state, error.outcome_unknown) == ("pay:1", 3, word, True)
+    assert [said[: len(note)] for said in getattr(error, "__notes__", [])] == [note][: bool(note)]
+
+
+def test_an_activity_that_was_stopped_says_whether_its_effect_is_known() -> None:
+    error = stopped(ActivityCancelled(activity_id="pay:1", attempt=2, outcome_unknown=True))
+    assert (error.activity_id, error.attempt, error.outcome_unknown) == ("pay:1", 2, True)
 
 
 class Hostile(Exception):

@@ -22,7 +22,17 @@ from typing import Any
 
 import pytest
 
-from romancy import DeterminismWarning, NonDeterminism, WorkflowContext, WorkflowTaskError, _loop, unguarded, workflow
+from romancy import (
+    DeterminismWarning,
+    NonDeterminism,
+    Worker,
+    WorkflowContext,
+    WorkflowTaskError,
+    _loop,
+    activity,
+    unguarded,
+    workflow,
+)
 from romancy._lint import lint
 from tests.worker_sdk.driver import Driver
 
@@ -175,12 +185,117 @@ def test_names_that_were_imported_are_found_and_local_ones_left_alone() -> None:
         open = ctx.now  # noqa: A001
         open()
 
-    assert {finding.text.split(" ")[0] for finding in lint(aliased)} >= {"time.time", "datetime.datetime.now"}
+    assert {finding.text.split(" ")[0] for finding in lint(aliased)} == {"time.time", "datetime.datetime.now"}
 
 
-def test_decorating_a_suspicious_workflow_warns_at_the_line() -> None:
-    with pytest.warns(DeterminismWarning, match="time.time gives something else on replay: use ctx.now"):
+class Prices:
+    currency = "EUR"
 
-        @workflow
-        async def warned(ctx: WorkflowContext) -> None:
-            time.time()
+    def __init__(self) -> None:
+        self.made = time.time()
+
+    def total(self) -> float:
+        return self.tax() * len(os.environ)
+
+    def tax(self) -> float:
+        return random.random()
+
+    @property
+    def day(self) -> str:
+        return str(uuid.uuid4())
+
+
+def stamp() -> float:
+    return further()
+
+
+def further() -> float:
+    return max(map(monotonic_ms, [1.0]))
+
+
+def monotonic_ms(_: float) -> float:
+    return time.monotonic()
+
+
+def never_used() -> float:
+    return time.time()
+
+
+async def waits(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+async def by_way_of_others(ctx: WorkflowContext, prices: Prices) -> None:
+    stamp()
+    await asyncio.gather(waits(1), waits(2))
+    assert prices.day + str(Prices().total()) + str(ctx.now()) + prices.currency
+
+
+def place(text: str) -> int:
+    """The line of this file that ends with `text`."""
+    lines = Path(__file__).read_text().splitlines()
+    return next(number for number, line in enumerate(lines, 1) if line.endswith(text))
+
+
+def test_functions_and_methods_of_the_module_are_read_too_and_named_with_their_lines() -> None:
+    found = {finding.line: finding.text for finding in lint(by_way_of_others)}
+    assert found.keys() == {
+        place("self.made = time.time()"),
+        place("len(os.environ)"),
+        place("return random.random()"),
+        place("return str(uuid.uuid4())"),
+        place("return time.monotonic()"),
+    }
+    assert found[place("return time.monotonic()")] == (
+        "time.monotonic gives something else on replay: use ctx.now() (in monotonic_ms, which by_way_of_others uses)"
+    )
+
+
+@activity
+async def pay(amount: int) -> None: ...
+
+
+async def forgets(ctx: WorkflowContext) -> None:
+    pay(1)  # type: ignore[unused-coroutine]
+    ctx.sleep(1)  # type: ignore[unused-coroutine]
+    waits(1)  # type: ignore[unused-coroutine]
+    await pay(2)
+    asyncio.create_task(pay(3))  # noqa: RUF006
+
+
+def test_calls_that_are_not_awaited_are_found() -> None:
+    texts = [finding.text for finding in lint(forgets)]
+    assert sorted(text.partition("(")[0] for text in texts) == ["ctx.sleep", "pay", "waits"]
+    assert "pay(...) is not awaited, so it never runs: write await" in texts
+
+
+def test_what_the_user_vouches_for_is_not_warned_of() -> None:
+    async def vouched(ctx: WorkflowContext) -> None:
+        with unguarded():
+            Path(os.environ["HOME"], str(time.time()))
+
+    assert lint(vouched) == []
+
+
+def test_a_module_that_is_imported_in_the_function_is_known() -> None:
+    async def imports(ctx: WorkflowContext) -> None:
+        import time as clock
+        from os import environ
+
+        clock.time()
+        environ.get("HOME")
+
+    assert [finding.text.split(" ")[0] for finding in lint(imports)] == ["time.time", "os.environ"]
+
+
+def test_a_worker_of_a_suspicious_workflow_warns_at_the_line() -> None:
+    @workflow
+    async def warned(ctx: WorkflowContext) -> None:
+        defined_further_down()
+
+    def defined_further_down() -> None:
+        time.time()
+
+    with pytest.warns(DeterminismWarning, match="time.time gives something else on replay: use ctx.now") as warnings:
+        Worker(workflows=[warned])
+    assert (warnings[0].filename, warnings[0].lineno) == (__file__, place("        time.time()"))

@@ -32,13 +32,11 @@ class Recorder:
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self.tasks: list[ActivityTask] = []
-        self.disowned: list[bytes] = []
         self.lease_lost_times = 0
         self.end: list[StreamRefused | None] = []
 
     def received(self, received: Received) -> None:
         self.tasks.extend(received.activity_tasks)
-        self.disowned.extend(received.disowned)
         self._tell()
 
     def tick(self) -> None: ...
@@ -74,27 +72,27 @@ async def running(target: str) -> AsyncIterator[tuple[Stream, Session, Recorder]
         await asyncio.to_thread(stream.join, PATIENCE_S)
 
 
-def done(token: bytes) -> ActivityCompletion:
+def done(token: str) -> ActivityCompletion:
     return ActivityCompletion(token=token, result=Payload(json="1"))
 
 
-def task(token: bytes) -> ConnectResponse:
+def task(token: str) -> ConnectResponse:
     return ConnectResponse(activity_tasks=[ActivityTask(token=token)])
 
 
 async def test_a_stream_that_is_cut_is_resumed_with_the_session_and_its_tokens(service: ScriptedService) -> None:
     async with running(service.target) as (stream, session, recorder):
         first = await service.connected(session_id="secret")
-        await first.send(ConnectResponse(activity_tasks=[ActivityTask(token=b"a"), ActivityTask(token=b"b")]))
+        await first.send(ConnectResponse(activity_tasks=[ActivityTask(token="a"), ActivityTask(token="b")]))
         await recorder.until(lambda: len(recorder.tasks) == 2)
-        stream.post(session.complete, done(b"a"))
-        assert (await first.frame()).activity_completions[0].token == b"a"
+        stream.post(session.complete, done("a"))
+        assert (await first.frame()).activity_completions[0].token == "a"
         first.fail(grpc.StatusCode.UNAVAILABLE)
         second = await service.accept()
         hello = await second.welcome(session_id="secret")
         assert hello.session_id == "secret"
-        assert set(hello.tokens_in_hand) == {b"a", b"b"}
-        assert (await second.frame()).activity_completions[0].token == b"a"
+        assert set(hello.tokens_in_hand) == {"a", "b"}
+        assert (await second.frame()).activity_completions[0].token == "a"
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAUTHENTICATED])
@@ -131,7 +129,7 @@ async def test_a_handler_that_breaks_does_not_end_the_worker(service: ScriptedSe
             whole(received)
 
         recorder.received = received  # type: ignore[method-assign]
-        await (await service.connected()).send(task(b"a"))
+        await (await service.connected()).send(task("a"))
         await service.connected()
         assert recorder.end == []
 
@@ -191,11 +189,11 @@ async def test_after_a_drain_the_worker_keeps_its_stream_and_connects_again_at_o
     monkeypatch.setattr("random.uniform", lambda least, most: most)
     async with running(service.target) as (stream, session, recorder):
         first = await service.connected()
-        await first.send(task(b"a"))
+        await first.send(task("a"))
         await first.send(ConnectResponse(drain=Drain()))
         await recorder.until(lambda: session.service_draining)
-        stream.post(session.complete, done(b"a"))
-        assert (await first.frame()).activity_completions[0].token == b"a"
+        stream.post(session.complete, done("a"))
+        assert (await first.frame()).activity_completions[0].token == "a"
         first.fail(grpc.StatusCode.UNAVAILABLE, "DRAINING")
         await service.connected()
 
@@ -224,6 +222,17 @@ async def test_a_goodbye_ends_the_stream_for_good(service: ScriptedService) -> N
         assert service.streams.empty()
 
 
+async def test_a_stream_that_the_service_ends_after_the_drain_was_the_last(service: ScriptedService) -> None:
+    async with running(service.target) as (stream, session, recorder):
+        first = await service.connected()
+        stream.post(lambda _: session.drain(), None)
+        assert (await first.frame()).HasField("drain")
+        first.end()
+        await recorder.until(lambda: recorder.end)
+        assert recorder.end == [None]
+        assert service.streams.empty()
+
+
 async def test_a_worker_without_a_service_ends_at_once_when_asked() -> None:
     async with running("127.0.0.1:1") as (stream, _, recorder):
         stream.post(stream.finish, None)
@@ -233,7 +242,7 @@ async def test_a_worker_without_a_service_ends_at_once_when_asked() -> None:
 async def test_completions_posted_together_travel_together(service: ScriptedService) -> None:
     async with running(service.target) as (stream, session, recorder):
         first = await service.connected()
-        tokens = [b"%d" % number for number in range(50)]
+        tokens = [f"{number}" for number in range(50)]
         await first.send(ConnectResponse(activity_tasks=[ActivityTask(token=token) for token in tokens]))
         await recorder.until(lambda: len(recorder.tasks) == 50)
 

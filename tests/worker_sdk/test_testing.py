@@ -71,6 +71,12 @@ async def patient(ctx: WorkflowContext, failures: int) -> int:
     return await flaky(failures)
 
 
+@pytest.fixture(params=["", "1"], ids=["held", "replayed"], autouse=True)
+def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers hold runs in memory, or replay them from scratch at every task."""
+    monkeypatch.setenv("ROMANCY_REPLAY_ALWAYS", request.param)
+
+
 @pytest.fixture(autouse=True)
 def no_calls() -> Iterator[None]:
     calls.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -88,18 +89,22 @@ async def service() -> AsyncIterator[LocalService]:
         yield service
 
 
-def worker(service: LocalService, *, replay_always: bool = False) -> Worker:
+@pytest.fixture(params=["", "1"], ids=["held", "replayed"], autouse=True)
+def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers hold runs in memory, or replay them from scratch at every task."""
+    monkeypatch.setenv("ROMANCY_REPLAY_ALWAYS", request.param)
+
+
+def worker(service: LocalService) -> Worker:
     return Worker(
         service.address,
         workflows=[saga, many, waits],
         activities=[do, break_down, third_time, endless],
-        replay_always=replay_always,
     )
 
 
-@pytest.mark.parametrize("replay_always", [False, True])
-async def test_a_saga_completes_or_is_undone_newest_first(service: LocalService, replay_always: bool) -> None:
-    async with worker(service, replay_always=replay_always):
+async def test_a_saga_completes_or_is_undone_newest_first(service: LocalService) -> None:
+    async with worker(service):
         assert await service.client.execute_workflow(saga, False) == ["A", "B"]
         assert DONE == ["a", "b"]
         with pytest.raises(WorkflowFailed, match="broken") as failed:
@@ -108,9 +113,8 @@ async def test_a_saga_completes_or_is_undone_newest_first(service: LocalService,
         assert DONE[2:] == ["a", "b", "undo b, which gave B", "undo a, which gave A"]
 
 
-@pytest.mark.parametrize("replay_always", [False, True])
-async def test_activities_at_once_timers_and_retries_come_together(service: LocalService, replay_always: bool) -> None:
-    async with worker(service, replay_always=replay_always):
+async def test_activities_at_once_timers_and_retries_come_together(service: LocalService) -> None:
+    async with worker(service):
         handles = [await service.client.start_workflow(many, 20) for _ in range(5)]
         assert [await handle.result() for handle in handles] == [23] * 5
 
@@ -132,7 +136,7 @@ async def test_a_worker_process_that_is_asked_to_stop_finishes_its_activity(
     gate = tmp_path / "gate"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.worker_sdk.draining_worker", service.address),
-        env={"PYTHONPATH": ":".join(sys.path)},
+        env={"PYTHONPATH": ":".join(sys.path), "ROMANCY_REPLAY_ALWAYS": os.environ["ROMANCY_REPLAY_ALWAYS"]},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

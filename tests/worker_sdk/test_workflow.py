@@ -11,6 +11,8 @@ import random
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -591,3 +593,81 @@ def test_a_run_that_its_worker_lets_go_of_is_freed_at_once() -> None:
     gc.collect()
     assert loop() is None
     assert seen == []
+
+
+def test_a_workflow_that_fails_by_its_own_code_is_logged_with_its_traceback_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    @workflow
+    async def broken(ctx: WorkflowContext) -> None:
+        await say("x")
+        raise KeyError("nothing of the kind")
+
+    run = Driver(broken)
+    run.start()
+    run.complete("say:1", "x")  # the driver replays it as well
+    (record,) = caplog.records
+    assert record.getMessage() == "workflow 'w' fails by an error of its code"
+    assert record.exc_info is not None
+    caplog.clear()
+    failing = Driver(one_after_the_other, 1)
+    failing.start()
+    failing.fail("do:1", "Declined", "no money")
+    assert not caplog.records
+
+
+# Calls that are never awaited.
+
+
+@workflow
+async def forgets(ctx: WorkflowContext, how: str) -> None:
+    match how:
+        case "at once":
+            do(1)  # type: ignore[unused-coroutine]
+        case "by and by":
+            call = do(1)
+            await ctx.sleep(1)
+            del call
+        case "at the end":
+            _never_used = do(1)
+            return
+        case "in a list":
+            [do(n) for n in range(3)]
+        case "before it failed":
+            _gathered = asyncio.gather(do(1), do("x", "y"))  # type: ignore[call-arg, arg-type]
+        case "later":
+            call = do(1)
+            await say("first")
+            await call
+        case "in a task that is cancelled before it begins":
+            asyncio.create_task(do(1)).cancel()
+    await say("last")
+
+
+@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
+@pytest.mark.parametrize("how", ["at once", "by and by", "at the end", "in a list"])
+def test_a_call_that_is_thrown_away_fails_the_task_before_anything_else_is_recorded(how: str) -> None:
+    run = Driver(forgets, how)
+    step = run.start
+    if how == "by and by":
+        assert run.start() == ["start_timer 1"]
+        step = partial(run.fire, "1")
+    with pytest.raises(WorkflowTaskError, match=r"do was called at test_workflow.py:\d+.*write `await do\(") as error:
+        step()
+    lines = Path(__file__).read_text().splitlines()
+    assert "do(" in lines[int(str(error.value).split(":")[1].split(",")[0]) - 1]
+    run.instance.close()
+
+
+@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
+def test_a_call_that_was_not_awaited_because_the_workflow_failed_does_not_hide_why() -> None:
+    run = Driver(forgets, "before it failed")
+    assert run.start() == ["fail_workflow"]
+    assert run.failure().type == "TypeError"
+
+
+def test_a_call_may_be_awaited_later_or_belong_to_a_task_that_never_began() -> None:
+    run = Driver(forgets, "later")
+    assert run.start() == ["schedule_activity say:1"]
+    assert run.complete("say:1", "x") == ["schedule_activity do:1"]
+    assert Driver(forgets, "in a task that is cancelled before it begins").start() == ["schedule_activity say:1"]

@@ -36,7 +36,7 @@ from romancy_service.core.errand import errand
 from romancy_service.core.limits import WORKFLOW_TASK_MS
 from romancy_service.core.replay import is_input
 from romancy_service.core.run import Run
-from romancy_service.core.saga import Saga, Undo
+from romancy_service.core.saga import Saga
 from romancy_service.core.task import (
     DEADLINE_TASK_ID,
     NEVER_MS,
@@ -75,6 +75,7 @@ def apply(run: Run, event: HistoryEvent) -> None:
         raise CorruptHistory(f"run {run.run_id}: event {event.event_id} follows event {run.last_event_id}")
     run.last_event_id = event.event_id
     run.last_event_ms = timestamp_ms(event.time)
+    run.history_bytes += event.ByteSize()
     if event.seen_event_id:
         _see(run, event.seen_event_id)
     kind = event.WhichOneof("attributes")
@@ -119,8 +120,7 @@ def apply(run: Run, event: HistoryEvent) -> None:
         case "compensation_registered":
             run.counters.undoable += 1
             if run.saga is not None:
-                compensation = event.compensation_registered.compensation
-                run.saga.ledger.append(Undo(event.event_id, "", run.task_queue, compensation))
+                run.saga.registered(event.event_id, run.task_queue, event.compensation_registered.compensation)
         case "compensate_requested":
             run.counters.compensates += 1
             run.counters.open_compensates[event.compensate_requested.compensate_id] = event.event_id
@@ -218,13 +218,12 @@ def see(run: Run, event_id: int) -> None:
 def _see(run: Run, event_id: int) -> None:
     if event_id > run.seen_event_id:
         run.seen_event_id = event_id
-        run.unseen = [event for event in run.unseen if event.event_id > event_id]
+        run.drop_inputs(event_id)
 
 
 def _note_input(run: Run, event: HistoryEvent) -> None:
-    run.last_input_id = event.event_id
     if run.status == WORKFLOW_STATUS_RUNNING:
-        run.unseen.append(event)
+        run.hold_input(event)
         if run.workflow_task is None:
             run.put_task(_workflow_task(run))
 
@@ -342,7 +341,7 @@ def _start_rollback(run: Run, rollback: RollbackStarted) -> None:
     run.status = WORKFLOW_STATUS_COMPENSATING
     run.closing_status = rollback.closing_status
     run.failure = rollback.failure
-    run.unseen = []
+    run.drop_inputs(run.last_event_id)
     run.sticky_session = ""
     run.counters.open_compensates.clear()
     run.counters.open_updates.clear()
@@ -384,7 +383,7 @@ def _end(run: Run, status: WorkflowStatus.ValueType, outcome: WorkflowOutcome) -
     run.status = status
     run.close_ms = run.last_event_ms
     run.outcome = outcome
-    run.unseen = []
+    run.drop_inputs(run.last_event_id)
     run.sticky_session = ""
     for task_id in [t.task_id for t in run.tasks.values() if t.kind not in (TaskKind.CHILD, TaskKind.SEND)]:
         run.drop_task(task_id)

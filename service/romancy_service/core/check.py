@@ -25,6 +25,13 @@ from romancy_service.errors import InvalidField
 _NANOS: Final = 10**9
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 """The years 1 to 9999: what a Timestamp may say."""
+_WITHIN: Final = (
+    ("heartbeat_timeout", "start_to_close_timeout"),
+    ("heartbeat_timeout", "schedule_to_close_timeout"),
+    ("start_to_close_timeout", "schedule_to_close_timeout"),
+    ("schedule_to_start_timeout", "schedule_to_close_timeout"),
+)
+"""Timeouts, and those that they lie within."""
 
 
 def check_id(field: str, value: str, limits: Limits) -> None:
@@ -73,6 +80,16 @@ def check_durations(field: str, message: Message, names: Iterable[str]) -> None:
             check_duration(f"{field}.{name}", getattr(message, name))
 
 
+def check_timeouts(field: str, message: Message, names: Sequence[str]) -> None:
+    """Those of a message's timeouts that are set: one that is longer than what it lies within could never pass."""
+    check_durations(field, message, names)
+    given = {name: ms for name in names if message.HasField(name) and (ms := duration_ms(getattr(message, name)))}
+    for inner, outer in _WITHIN if len(given) > 1 else ():
+        if given.get(inner, 0) > given.get(outer, LONGEST_DURATION_MS):
+            problem = f"is {given[inner] / 1000:g} s, longer than {outer}, {given[outer] / 1000:g} s"
+            raise InvalidField(f"{field}.{inner}", problem, "make it shorter, or leave one of them out")
+
+
 def check_payload(field: str, value: Payload, limits: Limits) -> None:
     """One value of the user's."""
     _check_payload_bytes(field, value.ByteSize(), limits.payload_bytes)
@@ -87,6 +104,11 @@ def check_payloads(field: str, values: Sequence[Payload], limits: Limits) -> Non
         if size > limits.payload_bytes:
             _check_payload_bytes(f"{field}[{number}]", size, limits.payload_bytes)
     _check_payload_bytes(field, total, limits.payloads_bytes)
+
+
+def check_event(field: str, event: Message, limits: Limits) -> None:
+    """What becomes one event although its values are in several places."""
+    _check_payload_bytes(field, event.ByteSize(), limits.payloads_bytes)
 
 
 def _check_payload_bytes(field: str, size: int, limit: int) -> None:
@@ -141,6 +163,11 @@ def check_retry_policy(field: str, policy: RetryPolicy, limits: Limits) -> None:
         problem = f"is {policy.max_attempts}"
         raise InvalidField(f"{field}.max_attempts", problem, "give zero for no limit", value=policy.max_attempts)
     check_durations(field, policy, ("initial_interval", "max_interval", "max_elapsed"))
+    if policy.HasField("initial_interval") and policy.HasField("max_interval"):
+        initial_ms, max_ms = duration_ms(policy.initial_interval), duration_ms(policy.max_interval)
+        if initial_ms > max_ms:
+            problem = f"is {initial_ms / 1000:g} s, longer than max_interval, {max_ms / 1000:g} s"
+            raise InvalidField(f"{field}.initial_interval", problem, "make it shorter, or leave max_interval out")
     coefficient = policy.backoff_coefficient
     if policy.HasField("backoff_coefficient") and not (math.isfinite(coefficient) and coefficient >= 1):
         raise InvalidField(f"{field}.backoff_coefficient", f"is {coefficient}", "give 1 or more", value=coefficient)

@@ -44,7 +44,7 @@ from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CANCELLED, WORKFLOW_STATUS_F
 
 from romancy_service.core.check import (
     check_duration,
-    check_durations,
+    check_event,
     check_failure,
     check_headers,
     check_id,
@@ -53,6 +53,7 @@ from romancy_service.core.check import (
     check_priority,
     check_retry_policy,
     check_text,
+    check_timeouts,
 )
 from romancy_service.core.emit import Emitter
 from romancy_service.core.failures import cut
@@ -197,7 +198,7 @@ def _check_schedule(draft: _Draft, command: ScheduleActivity) -> None:
     count = draft.run.counters.activities.get(command.activity_type, 0) + draft.activities[command.activity_type]
     _check_counted("schedule_activity.activity_id", command.activity_id, f"{command.activity_type}:{count}")
     check_payloads("schedule_activity.arguments", command.arguments, draft.limits)
-    check_durations("schedule_activity", command, _TIMEOUTS)
+    check_timeouts("schedule_activity", command, _TIMEOUTS)
     if command.HasField("retry_policy"):
         check_retry_policy("schedule_activity.retry_policy", command.retry_policy, draft.limits)
     if command.priority:
@@ -206,6 +207,7 @@ def _check_schedule(draft: _Draft, command: ScheduleActivity) -> None:
         check_headers("schedule_activity.headers", command.headers, draft.limits)
     if command.HasField("compensation"):
         _check_compensation("schedule_activity.compensation", command.compensation, draft.limits)
+        check_event("schedule_activity", command, draft.limits)
     draft.opened.add(activity_task_id(command.activity_id))
 
 
@@ -217,7 +219,7 @@ def _check_compensation(field_name: str, compensation: Compensation, limits: Lim
     for number, argument in enumerate(compensation.arguments):
         if argument.WhichOneof("value") is None:
             raise InvalidField(f"{field_name}.arguments[{number}]", "has no value", "set payload or activity_result")
-    check_durations(field_name, compensation, _TIMEOUTS[2:])
+    check_timeouts(field_name, compensation, _TIMEOUTS[2:])
     if compensation.HasField("retry_policy"):
         check_retry_policy(f"{field_name}.retry_policy", compensation.retry_policy, limits)
 
@@ -413,4 +415,5 @@ def _child(run: Run, command: StartChild) -> StartChild:
     child = StartChild()
     child.CopyFrom(command)
     child.workflow_id = command.workflow_id or f"{run.run_id}/{command.child_id}"
+    child.spec.task_queue = command.spec.task_queue or run.task_queue
     return child

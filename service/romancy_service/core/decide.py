@@ -100,8 +100,11 @@ def decide(run: Run, trigger: Trigger, now_ms: int, limits: Limits) -> Reply:
     """
     emit = Emitter(run, now_ms)
     reply = _decide(emit, trigger, limits)
-    if run.status == WORKFLOW_STATUS_RUNNING and run.last_event_id >= limits.history_events:
-        _end_too_long(emit, limits)
+    if run.status == WORKFLOW_STATUS_RUNNING:
+        if run.last_event_id >= limits.history_events:
+            _end_too_long(emit, f"has {run.last_event_id} events", limits.history_events)
+        elif run.history_bytes >= limits.history_bytes:
+            _end_too_long(emit, f"has {run.history_bytes} bytes", limits.history_bytes)
     advance(emit)
     if reply.held:
         run.sticky_event_id = run.last_event_id
@@ -271,6 +274,7 @@ def _continue(
     run = emit.run
     spec = WorkflowSpec()
     spec.CopyFrom(command.spec)
+    spec.task_queue = spec.task_queue or run.task_queue
     spec.ClearField("attributes")
     for name, value in WorkflowInfo.FromString(run.memo).attributes.items():
         spec.attributes[name].CopyFrom(value)
@@ -409,10 +413,10 @@ def _check_running(run: Run) -> None:
         raise WorkflowClosed(run.workflow_id, run.run_id, undoing=run.is_open)
 
 
-def _end_too_long(emit: Emitter, limits: Limits) -> None:
+def _end_too_long(emit: Emitter, problem: str, limit: int) -> None:
     failure = Failure(
-        message=f"the history has {emit.run.last_event_id} events, at most {limits.history_events} are allowed; "
-        "split the work into several workflows",
+        message=f"the history {problem}, at most {limit} are allowed; split the work into several workflows, and keep "
+        "large values elsewhere",
         type="HistoryTooLong",
         non_retryable=True,
         source=FAILURE_SOURCE_SERVICE,

@@ -5,7 +5,7 @@ Sizes are in bytes, times in milliseconds (`_ms`). They are an argument wherever
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 KIB: Final = 1024
@@ -18,6 +18,10 @@ WORKFLOW_TASK_MS: Final = 10_000
 """So long may a worker take for one workflow task, whose code waits for nothing; then another one gets it."""
 COUNTED: Final = 10_000
 """Counting stops here and an estimate is given: counting a million rows takes a second of the database."""
+PAGES_AHEAD: Final = 8
+"""So many workflow tasks, or pages of one, may wait to be sent when another page of a history is read: about 8 MiB."""
+ANSWERS_AHEAD: Final = 50_000
+"""Answers and cancellations that a worker may leave unread: more than twice as many as it can have tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +33,12 @@ class Limits:
     """Ids and names. Postgres refuses index rows above 2,704 bytes, and a key holds up to three of them."""
     payload_bytes: int = 2 * MIB
     """One value of the user's: history is read, sent and replayed whole; larger values belong into a store of files."""
-    payloads_bytes: int = 4 * MIB
-    """All values of one command: each is in the history, in a task's row and in a frame to a worker."""
+    payloads_bytes: int = 3 * MIB
+    """All values of one start, failure or command, its compensation included: they are one event, which must fit into a
+    client's message."""
     client_message_bytes: int = 4 * MIB
-    """One message of a client, as in gRPC's own default: room for the largest payload, and for many small starts."""
+    """One message to or from a client, as in gRPC's own default, so that clients need not be told: room for the largest
+    event, and for many small starts."""
     connect_message_bytes: int = 32 * MIB
     """One frame of a worker. Far above `payload_bytes`: too large values are answered INVALID and end no stream."""
     frame_bytes: int = 1 * MIB
@@ -78,6 +84,9 @@ class Limits:
     history_events: int = 51_200
     """Events of a run: a worker that does not hold it replays them all (some seconds) within a workflow task's time."""
 
+    history_bytes: int = 50 * MIB
+    """All events of a run: read, sent and replayed within a workflow task's time, at some 10 MB/s."""
+
     # What is answered.
     page_runs: int = 100
     """Runs on a page of a list that names no size."""
@@ -91,6 +100,12 @@ class Limits:
     """A page of a history ends here, or after its first event: it must fit into a client's message."""
     query_wait_ms: int = 10_000
     """How long a query that does not say so waits for its answer."""
+    shown_tasks: int = 100
+    """Open activities, and timers, that are shown of a run; of the others the number. There may be 10,000."""
+    shown_value_bytes: int = 64 * KIB
+    """Larger progress and failures of open activities are not shown: a hundred of them must fit into a message."""
+    shown_sessions: int = 1_000
+    """So many workers are looked at to tell whether one could take what a run waits for."""
     result_wait_ms: int = 60_000
     """The longest wait for a result in one call: below the idle time of usual proxies. Clients ask again."""
 
@@ -115,9 +130,42 @@ class Limits:
     """Tasks that one worker takes at a time, of each kind."""
 
     # This process.
-    cached_runs: int = 10_000
-    """Runs kept in memory: about 10 KiB each. One that is not kept is read again, which costs 1 ms."""
+    cached_bytes: int = 64 * MIB
+    """Runs kept in memory: some 10,000 whose values are small. One that is not kept is read again, which costs 1 ms."""
     concurrent_calls: int = 10_000
     """Calls and streams open at a time; waiting for a result is one. Each costs some 20 KiB."""
     drain_ms: int = 10_000
     """How long a stopping process waits for calls in flight; orchestrators kill after 30 s."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, naming both, when one limit makes another one meaningless."""
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise ValueError(f"the limit {name} is {value}, but must be at least 1")
+        for inner, outer in _WITHIN:
+            if getattr(self, inner) > getattr(self, outer):
+                raise ValueError(
+                    f"the limit {inner} is {getattr(self, inner)}, which is above {outer}, {getattr(self, outer)}: "
+                    "change one of them"
+                )
+        silence_ms = self.missed_heartbeats * self.heartbeat_interval_ms
+        if silence_ms >= self.session_lease_ms:
+            raise ValueError(
+                f"the limit session_lease_ms is {self.session_lease_ms}, but a worker reconnects only after "
+                f"{self.missed_heartbeats} heartbeats were missed, {silence_ms} ms: give a longer lease, or make "
+                "heartbeat_interval_ms smaller"
+            )
+
+
+_WITHIN: Final = (
+    ("payload_bytes", "payloads_bytes"),
+    ("payloads_bytes", "connect_message_bytes"),
+    ("client_message_bytes", "connect_message_bytes"),
+    ("chunk_bytes", "connect_message_bytes"),
+    ("frame_bytes", "connect_message_bytes"),
+    ("attribute_text_bytes", "attributes_bytes"),
+    ("page_runs", "max_page_runs"),
+    ("page_events", "max_page_events"),
+    ("reconnect_grace_ms", "session_lease_ms"),
+)
+"""Limits, and those that they lie within."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from romancy.v1.history_pb2 import HistoryEvent
@@ -33,19 +33,31 @@ def is_input(event: HistoryEvent) -> bool:
     return event.WhichOneof("attributes") in INPUTS
 
 
-def replay_order(events: Sequence[HistoryEvent]) -> list[HistoryEvent]:
-    """Put a task's commands directly after the last input that the code had seen when it issued them.
+class ReplayOrder:
+    """Puts a task's commands directly after the last input that the code had seen when it issued them.
 
     Inputs that arrived while the task was out have smaller numbers than its commands, but the code saw them later.
     Notes are left out: nobody who replays reads them.
     """
-    ordered: list[HistoryEvent] = []
-    arrived: deque[HistoryEvent] = deque()
-    for event in events:
-        if is_input(event):
-            arrived.append(event)
-        elif event.seen_event_id:
-            while arrived and arrived[0].event_id <= event.seen_event_id:
-                ordered.append(arrived.popleft())
-            ordered.append(event)
-    return [*ordered, *arrived]
+
+    def __init__(self) -> None:
+        self._arrived: deque[HistoryEvent] = deque()
+        """Inputs whose place is not known yet."""
+
+    def take(self, events: Iterable[HistoryEvent]) -> list[HistoryEvent]:
+        """The next events of the history: those whose place is known by now, in their order."""
+        ordered: list[HistoryEvent] = []
+        for event in events:
+            if is_input(event):
+                self._arrived.append(event)
+            elif event.seen_event_id:
+                while self._arrived and self._arrived[0].event_id <= event.seen_event_id:
+                    ordered.append(self._arrived.popleft())
+                ordered.append(event)
+        return ordered
+
+    def rest(self) -> list[HistoryEvent]:
+        """The history is over: what is left comes last."""
+        left = list(self._arrived)
+        self._arrived.clear()
+        return left

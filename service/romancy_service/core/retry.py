@@ -69,7 +69,7 @@ def next_attempt(
 
 def _backoff(policy: RetryPolicy, failures: int, seed: str) -> int:
     initial_ms = duration_ms(policy.initial_interval) if policy.HasField("initial_interval") else 1_000
-    max_ms = duration_ms(policy.max_interval) if policy.HasField("max_interval") else 60_000
+    max_ms = duration_ms(policy.max_interval) if policy.HasField("max_interval") else max(60_000, initial_ms)
     coefficient = policy.backoff_coefficient if policy.HasField("backoff_coefficient") else 2.0
     jitter = policy.jitter if policy.HasField("jitter") else 0.1
     try:

@@ -15,10 +15,15 @@ from romancy.v1.workflow_pb2 import (
     WorkflowStatus,
 )
 
+from romancy_service.core.limits import KIB
 from romancy_service.core.saga import Saga
 from romancy_service.core.task import WORKFLOW_TASK_ID, Task, TaskKind
 
 OPEN_STATUSES = (WORKFLOW_STATUS_RUNNING, WORKFLOW_STATUS_COMPENSATING)
+_RUN_BYTES = 3 * KIB
+"""What a run takes in memory besides what users put into it, as measured."""
+_EVENT_BYTES = KIB // 2
+"""The same for an event that is kept."""
 
 
 @dataclass(slots=True)
@@ -68,13 +73,16 @@ class Run:
     close_ms: int = 0
     last_event_id: int = 0
     last_event_ms: int = 0
-    last_input_id: int = 0
+    history_bytes: int = 0
+    """All its events together."""
     seen_event_id: int = 0
     """The last event that the code had seen when it issued the last commands that were accepted."""
     unseen: list[HistoryEvent] = field(default_factory=list)
     """The inputs after `seen_event_id`: what a workflow task brings to a worker that holds the run."""
     counters: Counters = field(default_factory=Counters)
     tasks: dict[str, Task] = field(default_factory=dict)
+    held_bytes: int = 0
+    """About how much memory its tasks and unseen inputs take."""
     cancel_requested: bool = False
     closing_status: WorkflowStatus.ValueType = WORKFLOW_STATUS_UNSPECIFIED
     """While COMPENSATING: how the run will end."""
@@ -108,6 +116,12 @@ class Run:
         return self.status in OPEN_STATUSES
 
     @property
+    def bytes_in_memory(self) -> int:
+        """About how much memory it takes. Adds up what is counted already, so it costs nothing to ask."""
+        kept = self.held_bytes + (self.saga.held_bytes if self.saga is not None else 0)
+        return _RUN_BYTES + len(self.memo) + kept + (self.failure.ByteSize() if self.failure is not None else 0)
+
+    @property
     def workflow_task(self) -> Task | None:
         """The task that brings events to the code, if there are unseen ones."""
         return self.tasks.get(WORKFLOW_TASK_ID)
@@ -128,6 +142,14 @@ class Run:
         """Add a task, or give it a new attempt: whoever has the row leased loses it."""
         self.touched.setdefault(task.task_id, task.task_id in self.tasks)
         self.rewritten.add(task.task_id)
+        self.hold_task(task)
+
+    def hold_task(self, task: Task) -> None:
+        """Keep a task as it is stored, or will be."""
+        if (previous := self.tasks.get(task.task_id)) is not None:
+            self.held_bytes -= previous.held_bytes
+        task.held_bytes = task.bytes_in_memory
+        self.held_bytes += task.held_bytes
         self.tasks[task.task_id] = task
 
     def mark_task(self, task: Task) -> None:
@@ -137,9 +159,20 @@ class Run:
     def drop_task(self, task_id: str) -> Task:
         """Remove a task: it is done, or not wanted any more."""
         task = self.tasks.pop(task_id)
+        self.held_bytes -= task.held_bytes
         self.touched.setdefault(task_id, True)
         self.rewritten.discard(task_id)
         return task
+
+    def hold_input(self, event: HistoryEvent) -> None:
+        """Keep an input until the code has seen it."""
+        self.unseen.append(event)
+        self.held_bytes += _EVENT_BYTES + event.ByteSize()
+
+    def drop_inputs(self, seen_event_id: int) -> None:
+        """The code has seen every input up to that number, or nobody will show them to it."""
+        self.held_bytes -= sum(_EVENT_BYTES + e.ByteSize() for e in self.unseen if e.event_id <= seen_event_id)
+        self.unseen = [event for event in self.unseen if event.event_id > seen_event_id]
 
     def committed(self) -> None:
         """The changes since the last commit are stored: forget them."""

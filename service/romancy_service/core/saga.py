@@ -9,7 +9,11 @@ from romancy.v1.command_pb2 import COMPENSATE_WHEN_ALWAYS, Compensation, Schedul
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.payload_pb2 import Payload
 
+from romancy_service.core.limits import KIB
+
 _NULL = Payload(json="null")
+_UNDO_BYTES = KIB // 2
+"""What one entry takes in memory besides its values, as measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +78,19 @@ class Saga:
     running: Undo | None = None
     failed: dict[str, FailedUndo] = field(default_factory=dict)
     """By compensation id."""
+    held_bytes: int = 0
+    """About how much memory it takes, or took before the rollback began to empty it."""
 
     def scheduled(self, command: ScheduleActivity) -> None:
         """An activity was asked for."""
         if command.HasField("compensation"):
             self.open[command.activity_id] = command
+            self.held_bytes += _UNDO_BYTES + command.ByteSize()
+
+    def registered(self, event_id: int, task_queue: str, compensation: Compensation) -> None:
+        """The code registered a compensation that belongs to no activity."""
+        self.ledger.append(Undo(event_id, "", task_queue, compensation))
+        self.held_bytes += _UNDO_BYTES + compensation.ByteSize()
 
     def closed(self, event_id: int, activity_id: str, result: Payload | None, *, attempt: int, unknown: bool) -> None:
         """An activity was closed. It is undone if it completed, or may have had its effect."""
@@ -88,6 +100,9 @@ class Saga:
         always = attempt > 0 and command.compensation.when == COMPENSATE_WHEN_ALWAYS
         if result is not None or unknown or always:
             self.ledger.append(Undo(event_id, activity_id, command.task_queue, command.compensation, result))
+            self.held_bytes += result.ByteSize() if result is not None else 0
+        else:
+            self.held_bytes -= _UNDO_BYTES + command.ByteSize()
 
     def child_requested(self, command: StartChild) -> None:
         """A child was asked for."""

@@ -26,7 +26,8 @@ from romancy_service.errors import InvalidField
 def check_spec(field: str, spec: WorkflowSpec, limits: Limits) -> None:
     """What a run is started with."""
     check_id(f"{field}.workflow_type", spec.workflow_type, limits)
-    check_id(f"{field}.task_queue", spec.task_queue, limits)
+    if spec.task_queue:
+        check_id(f"{field}.task_queue", spec.task_queue, limits)
     if spec.build_id:
         check_id(f"{field}.build_id", spec.build_id, limits)
     check_payloads(f"{field}.arguments", spec.arguments, limits)

@@ -9,6 +9,8 @@ from typing import Final
 from romancy.v1.command_pb2 import ScheduleActivity, Send, StartChild
 from romancy.v1.failure_pb2 import Failure
 
+from romancy_service.core.limits import KIB
+
 NEVER_MS: Final = 2**62
 """A time that does not come. Stored instead of null, so that `least()` works alike on both databases."""
 
@@ -17,6 +19,9 @@ DEADLINE_TASK_ID: Final = "d"
 REPORT_TASK_ID: Final = "r"
 COMPENSATION_PREFIX: Final = "c/"
 """`c/` and not `a/undo/`, so that an activity type that begins with `undo/` cannot pass for a compensation."""
+
+_TASK_BYTES: Final = 3 * KIB // 2
+"""What a task takes in memory besides its command and failure, as measured."""
 
 
 class TaskKind(IntEnum):
@@ -94,6 +99,8 @@ class Task:
     outcome_unknown: bool = False
     """An attempt was lost or timed out, so the effect may be there."""
     last_failure: Failure | None = None
+    held_bytes: int = field(default=0, compare=False)
+    """How much memory it took when it was last put into its run."""
 
     # The lease as it was when the row was read. Claims change it behind the core's back, so it is true only directly
     # after a load; decisions take the lease from their trigger instead.
@@ -107,6 +114,12 @@ class Task:
     def is_compensation(self) -> bool:
         """Whether it undoes something."""
         return self.task_id.startswith(COMPENSATION_PREFIX)
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """About how much memory it takes."""
+        messages = (self.command, self.last_failure)
+        return _TASK_BYTES + sum(message.ByteSize() for message in messages if message is not None)
 
     @property
     def unowned_relay_ms(self) -> int:

@@ -19,11 +19,10 @@ from romancy.v1.admin_service_pb2 import (
 from romancy.v1.admin_service_pb2_grpc import AdminServiceServicer
 from romancy.v1.worker_service_pb2 import Hello
 
-from romancy_service.core.check import check_id
 from romancy_service.core.task import TaskKind
 from romancy_service.core.times import timestamp
 from romancy_service.node import Node
-from romancy_service.rpc.validate import namespace_of
+from romancy_service.rpc.validate import namespace_of, task_queue_of
 from romancy_service.store.presence import SessionInfo
 
 # The generated servicer names its methods as the contract does.
@@ -45,13 +44,13 @@ class AdminService(AdminServiceServicer):
         self, request: DescribeTaskQueueRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> DescribeTaskQueueResponse:
         """What waits in a queue and who serves it."""
-        check_id("task_queue", request.task_queue, self._node.limits)
+        task_queue = task_queue_of("task_queue", request.task_queue, self._node.limits)
         namespace = namespace_of(request.namespace, self._node.limits)
-        sessions = await self._sessions(request.namespace, request.task_queue)
+        sessions = await self._sessions(request.namespace, task_queue)
         served = {(TaskKind.WORKFLOW, name) for s in sessions if s.connected for name in s.workflow_types} | {
             (TaskKind.ACTIVITY, name) for s in sessions if s.connected for name in s.activity_types
         }
-        rows = await self._node.store.backlogs(namespace, request.task_queue, self._node.clock.now_ms())
+        rows = await self._node.store.backlogs(namespace, task_queue, self._node.clock.now_ms())
         backlogs = [
             Backlog(
                 kind=TASK_KIND_WORKFLOW if kind == TaskKind.WORKFLOW else TASK_KIND_ACTIVITY,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from grpc_reflection.v1alpha import reflection
 
 from romancy.v1 import admin_service_pb2, worker_service_pb2, workflow_service_pb2
 
-from romancy_service.config import Config, InvalidConfig
+from romancy_service.config import CannotListen, Config, InvalidConfig, Security
 from romancy_service.core.limits import Limits
 from romancy_service.rpc.auth import read_access
 from romancy_service.rpc.guard import Guard
@@ -27,8 +28,11 @@ class Edge:
     """A gRPC server that serves health and reflection, and whatever is added to `server` before it starts."""
 
     def __init__(self, config: Config) -> None:
-        """Raises InvalidConfig when the credentials cannot be read."""
-        self._config = config
+        """Raises InvalidConfig when a file of `config` cannot be used."""
+        self._address = str(config.listen)
+        self._credentials = _credentials(config.security)
+        self.port = 0
+        """Where it listens, once `bind` took the address."""
         self.server: grpc.aio.Server = grpc.aio.server(
             interceptors=[Guard(read_access(config.security), config.limits)],
             options=_options(config.limits),
@@ -38,21 +42,29 @@ class Edge:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server)
 
-    async def start(self) -> int:
-        """Listen and serve. Returns the port. Raises InvalidConfig when the address cannot be listened on."""
-        address = str(self._config.listen)
-        credentials = _credentials(self._config)
+    async def bind(self) -> None:
+        """Take the address; callers wait there until `start`. Raises CannotListen."""
         try:
-            if credentials is None:
-                port = self.server.add_insecure_port(address)
+            if self._credentials is None:
+                self.port = self.server.add_insecure_port(self._address)
             else:
-                port = self.server.add_secure_port(address, credentials)
+                self.port = self.server.add_secure_port(self._address, self._credentials)
         except RuntimeError as error:
-            raise InvalidConfig(f"cannot listen on {address}: is another process on that port?") from error
+            await self.server.stop(0)
+            raise CannotListen(
+                f"cannot listen on {self._address}: end the process that has this port, or give another --listen"
+            ) from error
+
+    async def start(self) -> None:
+        """Serve."""
         await self.server.start()
-        for service in SERVICES:
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
-        return int(port)
+        await self.serves(True)
+
+    async def serves(self, able: bool) -> None:
+        """Tell load balancers whether calls can be answered now: not while the database is away."""
+        status = health_pb2.HealthCheckResponse.SERVING if able else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in ("", *SERVICES):
+            await self._health.set(service, status)
 
     async def not_serving(self) -> None:
         """Tell load balancers to send nobody here any more; calls in flight go on."""
@@ -78,18 +90,36 @@ def _options(limits: Limits) -> list[tuple[str, Any]]:
     ]
 
 
-def _credentials(config: Config) -> grpc.ServerCredentials | None:
-    security = config.security
+def _credentials(security: Security) -> grpc.ServerCredentials | None:
     if security.tls_cert is None or security.tls_key is None:
         return None
     pair = (_read(security.tls_key), _read(security.tls_cert))
+    _check_usable(security)
     if security.tls_client_ca is None:
         return grpc.ssl_server_credentials([pair])
     return grpc.ssl_server_credentials([pair], _read(security.tls_client_ca), require_client_auth=True)
+
+
+def _check_usable(security: Security) -> None:
+    """gRPC would take them, and then refuse every caller."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tried = f"--tls-cert {security.tls_cert} with --tls-key {security.tls_key}"
+    try:
+        context.load_cert_chain(str(security.tls_cert), security.tls_key, password=lambda: "")
+        if security.tls_client_ca is not None:
+            tried = f"--tls-client-ca {security.tls_client_ca}"
+            context.load_verify_locations(security.tls_client_ca)
+    except ssl.SSLError as error:
+        raise InvalidConfig(
+            f"cannot use {tried}: {error.reason or error}; give PEM files, the key without a password and of this "
+            "certificate"
+        ) from error
 
 
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InvalidConfig(f"cannot read {path}: {error.strerror}") from error
+        raise InvalidConfig(
+            f"cannot read {path}: {error.strerror}; give the name of a PEM file that this user may read"
+        ) from error

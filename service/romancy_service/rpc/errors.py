@@ -11,6 +11,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
 from romancy_service.errors import (
+    AnswersUnread,
     BatchRejected,
     CompensationNotFound,
     Draining,
@@ -19,6 +20,7 @@ from romancy_service.errors import (
     PeerSilent,
     PermissionDenied,
     QueryTimeout,
+    QueryTooSlow,
     RequestIdReused,
     RomancyError,
     SessionGone,
@@ -62,9 +64,11 @@ STATUS: Final[dict[type[RomancyError], grpc.StatusCode]] = {
     TooManySessions: grpc.StatusCode.RESOURCE_EXHAUSTED,
     SessionSuperseded: grpc.StatusCode.ABORTED,
     SessionGone: grpc.StatusCode.UNAVAILABLE,
+    AnswersUnread: grpc.StatusCode.UNAVAILABLE,
     PeerSilent: grpc.StatusCode.DEADLINE_EXCEEDED,
     Draining: grpc.StatusCode.UNAVAILABLE,
     StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
+    QueryTooSlow: grpc.StatusCode.DEADLINE_EXCEEDED,
     TooMuchContention: grpc.StatusCode.UNAVAILABLE,
     BatchRejected: grpc.StatusCode.INTERNAL,
     InternalError: grpc.StatusCode.INTERNAL,

@@ -41,6 +41,7 @@ from romancy_service.core.times import duration_ms
 from romancy_service.errors import InvalidField
 
 DEFAULT_NAMESPACE = "default"
+DEFAULT_TASK_QUEUE = "default"
 
 
 def namespace_of(namespace: str, limits: Limits) -> str:
@@ -48,6 +49,13 @@ def namespace_of(namespace: str, limits: Limits) -> str:
     if namespace:
         check_id("namespace", namespace, limits)
     return namespace or DEFAULT_NAMESPACE
+
+
+def task_queue_of(field: str, task_queue: str, limits: Limits) -> str:
+    """The task queue that a request means."""
+    if task_queue:
+        check_id(field, task_queue, limits)
+    return task_queue or DEFAULT_TASK_QUEUE
 
 
 def check_start(request: StartWorkflowRequest, limits: Limits) -> None:

@@ -18,12 +18,10 @@ from romancy.v1.worker_service_pb2 import (
     ACKNOWLEDGEMENT_RESULT_DUPLICATE,
     ACKNOWLEDGEMENT_RESULT_INVALID,
     ACKNOWLEDGEMENT_RESULT_STALE,
-    CANCELLATION_REASON_STALE,
     Acknowledgement,
     AcknowledgementResult,
     ActivityCompletion,
     ActivityHeartbeat,
-    Cancellation,
     ConnectRequest,
     ConnectResponse,
     Hello,
@@ -141,18 +139,15 @@ class _Connection:
         self._returns: set[asyncio.Task[None]] = set()
 
     async def serve(self, frames: AsyncIterator[ConnectRequest]) -> bool:
-        """Until goodbye (True), the worker's end of the stream (False), silence, or a newer stream of the session."""
+        """Until the worker has left (True) or ended the stream (False), silence, or a newer stream of the session."""
         reader = asyncio.create_task(self._read(frames))
         writer = asyncio.create_task(self._write())
         try:
             done, _ = await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
-            if reader in done:
-                goodbye = reader.result()
-                # What was given back must be free before what is left counts as lost.
-                await asyncio.gather(*self._returns)
-                return goodbye
-            writer.result()
-            return False
+            left = (reader if reader in done else writer).result()
+            # What was given back must be free before what is left counts as lost.
+            await asyncio.gather(*self._returns)
+            return left
         finally:
             reader.cancel()
             writer.cancel()
@@ -160,12 +155,15 @@ class _Connection:
 
     # Down ---------------------------------------------------------------------------------------------------------
 
-    async def _write(self) -> None:
+    async def _write(self) -> bool:
+        """Until the worker has left (True)."""
         session = self._session
         while True:
             frame = session.take_frame(self._limits.frame_bytes)
             if frame is None and session.closed:
                 raise session.closed_why or Draining()
+            if frame is None and session.has_left:
+                return True
             if frame is None:
                 session.wake.clear()
                 try:
@@ -203,19 +201,18 @@ class _Connection:
             frame = self._joiner.join(piece)
             if frame is not None and self._receive(frame):
                 return True
+            self._session.check_read()
 
     def _receive(self, frame: ConnectRequest) -> bool:
         """Take in one frame. Returns whether it says goodbye."""
         session = self._session
         if frame.HasField("drain") or frame.HasField("goodbye"):
-            session.draining = True
+            session.leave()
         # Before the completions: what an attempt said last is for the one after it.
         for heartbeat in frame.activity_heartbeats:
             held = session.in_hand.get(heartbeat.token)
             if held is None:
-                stale = Cancellation(token=heartbeat.token, reason=CANCELLATION_REASON_STALE)
-                session.cancellations.append(stale)
-                session.wake.set()
+                session.disown([heartbeat.token])
             else:
                 self._node.heartbeats.beat(session, held, self._details(heartbeat))
         for completion in frame.activity_completions:
@@ -245,7 +242,7 @@ class _Connection:
             return None
         return heartbeat.details.SerializeToString()
 
-    def _ref(self, token: bytes, *, workflow: bool) -> tuple[TaskRef, InHand | None] | None:
+    def _ref(self, token: str, *, workflow: bool) -> tuple[TaskRef, InHand | None] | None:
         """What a completion is about; its slot is free from now on. None: it was answered INVALID."""
         session = self._session
         try:
@@ -265,15 +262,14 @@ class _Connection:
             self._node.dispatch.freed(session)
         return ref, held
 
-    def _submit(self, token: bytes, ref: TaskRef, trigger: _Completion, rejection: RomancyError | None) -> None:
+    def _submit(self, token: str, ref: TaskRef, trigger: _Completion, rejection: RomancyError | None) -> None:
         self._session.reported.add(token)
         future = self._node.engine.submit(ref.run_id, trigger)
         future.add_done_callback(lambda done: self._answer(token, ref, trigger, done, rejection))
 
     async def _submit_later(
-        self, token: bytes, ref: TaskRef, trigger: _Completion, rejection: RomancyError | None
+        self, token: str, ref: TaskRef, trigger: _Completion, rejection: RomancyError | None
     ) -> None:
-        self._session.reported.add(token)
         await asyncio.sleep(random.uniform(*_CONTENTION_S))
         self._submit(token, ref, trigger, rejection)
 
@@ -303,14 +299,14 @@ class _Connection:
             failure = Failure(message=str(error), type=error.reason, non_retryable=True, source=FAILURE_SOURCE_SERVICE)
             trigger = CompleteActivity(trigger.fence, trigger.leased_ms, failure=failure)
         if trigger.result is None and self._node.heartbeats.has_news(completion.token):
+            self._session.reported.add(completion.token)
             self._node.background(self._submit_after_heartbeat(completion.token, ref, trigger, rejection))
         else:
             self._submit(completion.token, ref, trigger, rejection)
 
     async def _submit_after_heartbeat(
-        self, token: bytes, ref: TaskRef, trigger: CompleteActivity, rejection: InvalidField | None
+        self, token: str, ref: TaskRef, trigger: CompleteActivity, rejection: InvalidField | None
     ) -> None:
-        self._session.reported.add(token)
         await self._node.heartbeats.write(token)
         self._submit(token, ref, trigger, rejection)
 
@@ -370,14 +366,14 @@ class _Connection:
 
     def _answer(
         self,
-        token: bytes,
+        token: str,
         ref: TaskRef,
         trigger: _Completion,
         done: asyncio.Future[Any],
         rejection: RomancyError | None,
     ) -> None:
-        self._session.reported.discard(token)
         if done.cancelled():
+            self._session.reported.discard(token)
             return
         error = done.exception()
         if error is None:
@@ -399,7 +395,7 @@ class _Connection:
             row = LeasedRow(ref.run_id, ref.task_id, ref.attempt, self._session.session_id, self._session.epoch)
             self._node.background(self._node.dispatch.give_back([row]))
 
-    def _accept(self, token: bytes, reply: Reply, rejection: RomancyError | None) -> None:
+    def _accept(self, token: str, reply: Reply, rejection: RomancyError | None) -> None:
         rejected = rejection or reply.rejection
         if rejected is not None and not reply.alone:
             self._reject(token, rejected.reason, str(rejected), rejected.metadata)
@@ -415,7 +411,7 @@ class _Connection:
             )
         )
 
-    async def _answer_stale(self, token: bytes, ref: TaskRef) -> None:
+    async def _answer_stale(self, token: str, ref: TaskRef) -> None:
         """What consumed the row tells whether it was this very completion."""
         try:
             closed_by = await self._node.closing_attempt(ref.run_id, ref.task_id)
@@ -426,7 +422,7 @@ class _Connection:
         result = ACKNOWLEDGEMENT_RESULT_DUPLICATE if duplicate else ACKNOWLEDGEMENT_RESULT_STALE
         self._session.acknowledge(Acknowledgement(token=token, result=result))
 
-    def _reject(self, token: bytes, reason: str, message: str, metadata: dict[str, str]) -> None:
+    def _reject(self, token: str, reason: str, message: str, metadata: dict[str, str]) -> None:
         _log.warning(
             "completion refused", worker_id=self._session.hello.worker_id, reason=reason, error=message, **metadata
         )

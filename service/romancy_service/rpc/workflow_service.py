@@ -58,6 +58,7 @@ from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceServicer
 from romancy_service.core.check import check_id
 from romancy_service.core.decide import Reply
 from romancy_service.core.limits import Limits
+from romancy_service.core.run import OPEN_STATUSES
 from romancy_service.core.task import NEVER_MS
 from romancy_service.core.triggers import (
     RequestCancel,
@@ -68,7 +69,7 @@ from romancy_service.core.triggers import (
     Trigger,
 )
 from romancy_service.describe import describe, describe_summary
-from romancy_service.errors import InvalidField, RequestIdReused, RomancyError, WorkflowNotFound
+from romancy_service.errors import Draining, InvalidField, RequestIdReused, RomancyError, WorkflowNotFound
 from romancy_service.node import Node
 from romancy_service.rpc.auth import identity_of
 from romancy_service.rpc.errors import hidden, status_of
@@ -83,6 +84,7 @@ from romancy_service.rpc.validate import (
     check_update,
     namespace_of,
     page_size,
+    task_queue_of,
     wait_ms,
 )
 from romancy_service.starter import Starter, new_id
@@ -136,6 +138,7 @@ class WorkflowService(WorkflowServiceServicer):
 
     async def _start(self, request: StartWorkflowRequest, identity: str) -> StartWorkflowResponse:
         check_start(request, self._node.limits)
+        request.spec.task_queue = task_queue_of("spec.task_queue", request.spec.task_queue, self._node.limits)
         return await self._starter.start(namespace_of(request.namespace, self._node.limits), request, identity)
 
     # Reading ------------------------------------------------------------------------------------------------------
@@ -143,7 +146,7 @@ class WorkflowService(WorkflowServiceServicer):
     async def GetWorkflow(self, request: GetWorkflowRequest, context: Context) -> GetWorkflowResponse:
         """One run with what it waits for."""
         run_id = await self._find(request.workflow)
-        view = await self._node.store.get_run(run_id)
+        view = await self._node.store.get_run(run_id, self._node.limits)
         if view is None:
             raise WorkflowNotFound(run_id)
         return await describe(self._node, view)
@@ -164,8 +167,9 @@ class WorkflowService(WorkflowServiceServicer):
         wait = _Waiting(self._node)
         reader = asyncio.create_task(wait.read(request_iterator))
         try:
-            async for results in wait.answers():
-                yield WaitResultsResponse(results=results)
+            with self._node.results.leaving(wait.leave):
+                async for results in wait.answers():
+                    yield WaitResultsResponse(results=results)
             await reader
         finally:
             reader.cancel()
@@ -199,13 +203,13 @@ class WorkflowService(WorkflowServiceServicer):
         limits = self._node.limits
         size = page_size("page_size", request.page_size, limits.page_events, limits.max_page_events)
         run_id = await self._find(request.workflow)
-        events = await self._node.store.read_history(
+        events = await self._node.store.show_history(
             run_id, request.after_event_id, size + 1, max_bytes=limits.page_bytes
         )
         page = _fit(events[:size], limits.page_bytes)
         more = len(events) > len(page)
         if not more and page:
-            more = bool(await self._node.store.read_history(run_id, page[-1].event_id, 1, max_bytes=1))
+            more = bool(await self._node.store.show_history(run_id, page[-1].event_id, 1, max_bytes=1))
         return GetHistoryResponse(run_id=run_id, events=page, more=more)
 
     async def WatchHistory(self, request: WatchHistoryRequest, context: Context) -> AsyncIterator[WatchHistoryResponse]:
@@ -218,7 +222,7 @@ class WorkflowService(WorkflowServiceServicer):
         try:
             while True:
                 grown.clear()
-                events = await store.read_history(run_id, after, limits.page_events, max_bytes=limits.page_bytes)
+                events = await store.show_history(run_id, after, limits.page_events, max_bytes=limits.page_bytes)
                 if events:
                     page = _fit(events, limits.page_bytes)
                     after = page[-1].event_id
@@ -226,10 +230,11 @@ class WorkflowService(WorkflowServiceServicer):
                     if _ends(page[-1]):
                         return
                     continue
-                view = await store.get_run(run_id)
-                if view is None or (not view.run.is_open and view.run.last_event_id <= after):
+                summary = await store.get_summary(run_id)
+                if summary is None or (summary.status not in OPEN_STATUSES and summary.last_event_id <= after):
                     return
-                await grown.wait()
+                with results.leaving(grown.set):
+                    await grown.wait()
         finally:
             results.unwatch(run_id, grown)
 
@@ -272,6 +277,7 @@ class WorkflowService(WorkflowServiceServicer):
         check_signal_with_start(request, self._node.limits)
         start = request.start
         namespace = namespace_of(start.namespace, self._node.limits)
+        start.spec.task_queue = task_queue_of("start.spec.task_queue", start.spec.task_queue, self._node.limits)
         signal = _signal(request.signal, start.identity)
         told = await self._starter.start(namespace, start, identity_of(start.identity), signal)
         return SignalWithStartResponse(workflow_id=told.workflow_id, run_id=told.run_id, started=told.started)
@@ -432,6 +438,11 @@ class _Waiting:
                 page = _fit(self._ready, self._node.limits.page_bytes)
                 del self._ready[: len(page)]
                 yield page
+
+    def leave(self) -> None:
+        """This replica stops: the client asks another one for what is still open."""
+        self._broken = Draining()
+        self._wake.set()
 
     def stop(self) -> None:
         """The stream ended."""

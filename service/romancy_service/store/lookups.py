@@ -1,12 +1,16 @@
-"""Lookups: what is read off the hot path. Nothing here is written, and nothing is decided on what is read."""
+"""Lookups: what is read off the hot path. Nothing here is written, and nothing is decided on what is read.
+
+What clients ask for goes by connections of its own, so that it holds up nothing of the service's own: `_show` what is
+found by key, `_search` what may walk over many rows.
+"""
 
 from __future__ import annotations
 
 import sys
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -14,8 +18,10 @@ from sqlalchemy import (
     Integer,
     Select,
     bindparam,
+    case,
     func,
     literal,
+    null,
     select,
     text,
     tuple_,
@@ -25,7 +31,7 @@ from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.workflow_pb2 import WorkflowOutcome, WorkflowStatus
 from romancy.v1.workflow_service_pb2 import WorkflowFilter
 
-from romancy_service.core.limits import COUNTED
+from romancy_service.core.limits import COUNTED, MIB, Limits
 from romancy_service.core.run import Run
 from romancy_service.core.task import TaskKind
 from romancy_service.core.times import timestamp_ms
@@ -35,6 +41,8 @@ from romancy_service.store.sql import Statements, among
 from romancy_service.store.tables import CLAIMABLE, TEXT, history, runs, sessions, tasks
 
 _PAGE_ROWS: Final = 1_000
+_PAGE_BYTES: Final = 2 * MIB
+"""So much of a history is read at a time by whoever reads all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +65,65 @@ class RunSummary:
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """One run with its tasks, and who has them or could."""
+    """One run with some of its tasks, and who has them or could."""
 
     run: Run
+    """With the shown tasks, those that are due first; commands are left out."""
+    counts: dict[TaskKind, int]
+    """All its open tasks."""
+    left_out: dict[str, int]
+    """By task id: the bytes of a last failure that is too large to be shown."""
     summary: RunSummary
     heartbeat_details: dict[str, bytes]
     """By task id: what attempts said last of their progress."""
     workers: dict[str, str]
-    """By session id: the names of the namespace's workers."""
+    """By session id: the names of the namespace's workers that were looked at."""
     served: set[tuple[str, TaskKind, str]]
-    """(queue, kind, type) that a connected worker takes."""
+    """(queue, kind, type) that a connected one of them takes."""
+    all_workers: bool
+    """Whether all connected workers were looked at."""
 
 
 _SUMMARY: Final = [runs.c[name] for name in RunSummary.__slots__]
 _RUN: Final = select(runs).where(runs.c.run_id == bindparam("run_id"))
-_TASKS: Final = select(tasks).where(tasks.c.run_id == bindparam("run_id")).order_by(tasks.c.task_id)
-_SESSIONS: Final = select(sessions).where(sessions.c.namespace == bindparam("namespace"))
+_COUNTS: Final = (
+    select(tasks.c.kind, func.count().label("count"))
+    .where(tasks.c.run_id == bindparam("run_id"))
+    .group_by(tasks.c.kind)
+)
+
+
+def _shown_tasks() -> Select[tuple[Any, ...]]:
+    def if_small(column: ColumnElement[Any]) -> ColumnElement[Any]:
+        return case((func.length(column) <= bindparam("bytes", type_=Integer), column)).label(column.key or "")
+
+    large = {"last_failure": if_small(tasks.c.last_failure), "heartbeat_details": if_small(tasks.c.heartbeat_details)}
+    ranked = (
+        select(
+            *(large.get(column.name, column) for column in tasks.c if column.name != "command"),
+            null().label("command"),
+            func.length(tasks.c.last_failure).label("failure_bytes"),
+            func.row_number()
+            .over(partition_by=tasks.c.kind, order_by=(tasks.c.due_ms, tasks.c.task_id))
+            .label("position"),
+        )
+        .where(tasks.c.run_id == bindparam("run_id"))
+        .subquery()
+    )
+    return (
+        select(ranked)
+        .where(ranked.c.position <= bindparam("limit", type_=Integer))
+        .order_by(ranked.c.due_ms, ranked.c.task_id)
+    )
+
+
+_SHOWN_TASKS: Final = _shown_tasks()
+_NAMES: Final = select(sessions.c.session_id, sessions.c.worker_id).where(among(sessions.c.session_id, "session_ids"))
+_SERVING: Final = (
+    select(sessions.c.hello)
+    .where(sessions.c.namespace == bindparam("namespace"), sessions.c.connected)
+    .limit(bindparam("limit", type_=Integer))
+)
 _NAMED_RUNS: Final = select(runs.c.namespace, runs.c.workflow_id, runs.c.run_id).where(among(runs.c.run_id, "run_ids"))
 _LATEST: Final = (
     select(runs.c.run_id, runs.c.status)
@@ -137,38 +188,26 @@ _BACKLOG: Final = select(
 class Lookups(Statements):
     """Reads runs, histories, requests and backlogs."""
 
-    async def read_history(
+    async def show_history(
         self, run_id: str, after_event_id: int, max_events: int, max_bytes: int
     ) -> list[HistoryEvent]:
-        """Events with larger numbers, in order: at most so many, and so many bytes; but one, if there is any."""
-        events: list[HistoryEvent] = []
-        size = 0
-        while len(events) < max_events and size < max_bytes:
-            last_event_id = events[-1].event_id if events else after_event_id
-            rows = await self._read(
-                _HISTORY_PAGE,
-                run_id=run_id,
-                after_event_id=last_event_id,
-                rows=min(max_events - len(events), _PAGE_ROWS),
-                bytes=max_bytes - size,
-            )
-            if not rows:
-                break
-            for event in (event for row in rows for event in events_of(row["events"])):
-                if event.event_id <= last_event_id:
-                    continue
-                size += event.ByteSize()
-                if len(events) == max_events or (events and size > max_bytes):
-                    return events
-                events.append(event)
-        return events
+        """For a client: events with larger numbers, in order; at most so many, and so many bytes, but one if any."""
+        return await _history(self._show, run_id, after_event_id, max_events, max_bytes)
+
+    async def history_pages(self, run_id: str, *, for_client: bool = False) -> AsyncIterator[list[HistoryEvent]]:
+        """A run's whole history, in order, in pages of some megabytes."""
+        query = self._show if for_client else self._read
+        after_event_id = 0
+        while page := await _history(query, run_id, after_event_id, _PAGE_ROWS, _PAGE_BYTES):
+            yield page
+            after_event_id = page[-1].event_id
 
     async def find_runs(self, refs: Sequence[tuple[str, str, str]]) -> list[str | None]:
         """For each (namespace, workflow id, run id) the run's id; without a run id that of the newest run."""
         run_ids = [run_id for _, _, run_id in refs if run_id]
         named = {}
         if run_ids:
-            rows = await self._read(_NAMED_RUNS, run_ids=run_ids)
+            rows = await self._show(_NAMED_RUNS, run_ids=run_ids)
             named = {(row["namespace"], row["run_id"]): row["workflow_id"] for row in rows}
         found: list[str | None] = []
         for namespace, workflow_id, run_id in refs:
@@ -188,30 +227,47 @@ class Lookups(Statements):
         return {key: newest for key, newest in found.items() if newest is not None}
 
     async def _newest(self, namespace: str, workflow_id: str) -> tuple[str, WorkflowStatus.ValueType] | None:
-        rows = await self._read(_LATEST, namespace=namespace, workflow_id=workflow_id)
+        rows = await self._show(_LATEST, namespace=namespace, workflow_id=workflow_id)
         return (rows[0]["run_id"], rows[0]["status"]) if rows else None
 
     async def outcomes(self, run_ids: Sequence[str]) -> dict[str, tuple[str, WorkflowOutcome]]:
         """By run id: the namespace and outcome of the runs that have one."""
-        rows = await self._read(_OUTCOMES, run_ids=run_ids)
+        rows = await self._show(_OUTCOMES, run_ids=run_ids)
         return {row["run_id"]: (row["namespace"], outcome) for row in rows if (outcome := outcome_of(row)) is not None}
 
-    async def get_run(self, run_id: str) -> RunView | None:
-        """One run for people."""
-        found = await self._read(_RUN, run_id=run_id)
+    async def get_summary(self, run_id: str) -> RunSummary | None:
+        """A line of a list."""
+        found = await self._show(_RUN, run_id=run_id)
+        return _summary(found[0]) if found else None
+
+    async def get_run(self, run_id: str, limits: Limits) -> RunView | None:
+        """One run for people, with as much of what is open as the limits allow."""
+        found = await self._show(_RUN, run_id=run_id)
         if not found:
             return None
-        task_rows = await self._read(_TASKS, run_id=run_id)
-        run = loaded_run(found[0], task_rows, [])
-        session_rows = await self._read(_SESSIONS, namespace=run.namespace)
+        most = limits.shown_sessions
+        rows = await self._show(_SHOWN_TASKS, run_id=run_id, limit=limits.shown_tasks, bytes=limits.shown_value_bytes)
+        counts = await self._show(_COUNTS, run_id=run_id)
+        run = loaded_run(found[0], rows, [])
+        owners = sorted({row["owner"] for row in rows if row["owner"]})
+        names = await self._show(_NAMES, session_ids=owners) if owners else []
+        waits = any(task.kind <= TaskKind.ACTIVITY and not task.owner for task in run.tasks.values())
+        serving = await self._show(_SERVING, namespace=run.namespace, limit=most) if waits else []
         return RunView(
             run=run,
+            counts={TaskKind(row["kind"]): row["count"] for row in counts},
+            left_out={
+                row["task_id"]: row["failure_bytes"]
+                for row in rows
+                if row["failure_bytes"] is not None and row["last_failure"] is None
+            },
             summary=_summary(found[0]),
             heartbeat_details={
-                row["task_id"]: row["heartbeat_details"] for row in task_rows if row["heartbeat_details"] is not None
+                row["task_id"]: row["heartbeat_details"] for row in rows if row["heartbeat_details"] is not None
             },
-            workers={row["session_id"]: row["worker_id"] for row in session_rows},
-            served={key for row in session_rows if row["connected"] for key in served_types(row["hello"])},
+            workers={row["session_id"]: row["worker_id"] for row in names},
+            served={key for row in serving for key in served_types(row["hello"])},
+            all_workers=len(serving) < most,
         )
 
     async def list_runs(
@@ -223,13 +279,13 @@ class Lookups(Statements):
             start_ms, run_id = literal(after[0], BigInteger), literal(after[1], TEXT)
             statement = statement.where(tuple_(runs.c.start_ms, runs.c.run_id) < tuple_(start_ms, run_id))
         statement = statement.order_by(runs.c.start_ms.desc(), runs.c.run_id.desc()).limit(limit)
-        return [_summary(row) for row in await self._read(statement)]
+        return [_summary(row) for row in await self._search(statement)]
 
     async def count_runs(self, namespace: str, selection: WorkflowFilter) -> tuple[int, bool]:
         """How many, and whether that is an estimate: it is above 10,000."""
         matching: Select[tuple[str]] = select(runs.c.run_id).where(*_conditions(namespace, selection))
         counted = select(func.count().label("count")).select_from(matching.limit(COUNTED + 1).subquery())
-        count: int = (await self._read(counted))[0]["count"]
+        count: int = (await self._search(counted))[0]["count"]
         return (count, False) if count <= COUNTED else (max(await self._estimate(matching), count), True)
 
     @abstractmethod
@@ -241,16 +297,45 @@ class Lookups(Statements):
         found = []
         kind, task_type = 0, ""
         # One probe of the index for each type, so that what waits is counted, and nothing else is walked over.
-        while waiting := await self._read(
+        while waiting := await self._search(
             _WAITING, namespace=namespace, queue=queue, after_kind=kind, after_type=task_type
         ):
             kind, task_type = waiting[0]["kind"], waiting[0]["type"]
-            counted = await self._read(
+            counted = await self._search(
                 _BACKLOG, namespace=namespace, queue=queue, kind=kind, type=task_type, now_ms=now_ms
             )
             if counted[0]["count"]:
                 found.append((TaskKind(kind), task_type, counted[0]["count"], counted[0]["oldest_ms"]))
         return found
+
+
+_Query = Callable[..., Awaitable[Sequence[Row]]]
+
+
+async def _history(
+    query: _Query, run_id: str, after_event_id: int, max_events: int, max_bytes: int
+) -> list[HistoryEvent]:
+    events: list[HistoryEvent] = []
+    size = 0
+    while len(events) < max_events and size < max_bytes:
+        last_event_id = events[-1].event_id if events else after_event_id
+        rows = await query(
+            _HISTORY_PAGE,
+            run_id=run_id,
+            after_event_id=last_event_id,
+            rows=min(max_events - len(events), _PAGE_ROWS),
+            bytes=max_bytes - size,
+        )
+        if not rows:
+            break
+        for event in (event for row in rows for event in events_of(row["events"])):
+            if event.event_id <= last_event_id:
+                continue
+            size += event.ByteSize()
+            if len(events) == max_events or (events and size > max_bytes):
+                return events
+            events.append(event)
+    return events
 
 
 def _summary(row: Row) -> RunSummary:

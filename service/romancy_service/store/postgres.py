@@ -1,8 +1,9 @@
 """The store on Postgres: any number of replicas share one database.
 
-Connections by what their statements need: the lanes and whatever else finds rows by key; claims, which walk along an
-index; lookups, whose plans depend on what is looked for; one that only renews leases, so that no load can make sessions
-look lost; one that listens.
+Connections by what their statements need, and by whom nobody may be held up: the lanes and whatever else finds rows by
+key; claims, which walk along an index; the service's own lookups, whose plans depend on what is looked for; one that
+only renews leases, so that no load can make sessions look lost; one that listens; and, cut off after a while, those of
+clients: what they find by key, and what they search for.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from sqlalchemy.sql.expression import Executable
 
 from romancy_service import faults
 from romancy_service.core.run import Run
-from romancy_service.errors import BatchRejected, StoreUnavailable
+from romancy_service.errors import BatchRejected, QueryTooSlow, StoreUnavailable
 from romancy_service.store.batch import batch_of
 from romancy_service.store.migrate import upgrade
 from romancy_service.store.postgres_commit import BY_KEY, commit_statement
 from romancy_service.store.postgres_tasks import CLAIM, HEARTBEAT, LEASED, LEASES, LOAD, RELEASE, WANTS
 from romancy_service.store.rows import Row, loaded_run
-from romancy_service.store.sql import compiled
+from romancy_service.store.sql import CLIENT_READ_S, compiled
 from romancy_service.store.store import (
     Beat,
     Change,
@@ -56,7 +57,9 @@ CLASHES: Final = 5
 BY_KEY_BESIDES_LANES: Final = 3
 """Connections for loads, heartbeats and releases."""
 CLAIMS: Final = 2
-LOOKUPS: Final = 4
+LOOKUPS: Final = 3
+SHOWS: Final = 3
+SEARCHES: Final = 2
 NOTIFY_BYTES: Final = 7_999
 """Postgres takes no more."""
 PING_S: Final = 30.0
@@ -84,9 +87,15 @@ _REFUSES: Final = (
     asyncpg.ClientConfigurationError,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
-    asyncpg.SyntaxOrAccessError,
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.InvalidSchemaNameError,
+    asyncpg.UndefinedTableError,
 )
-"""The database is there, but will not have us or our statements: trying again does not help."""
+"""The database is there, but will not have us. At the start somebody chose wrongly; later somebody changes passwords,
+rights or the database itself, and is likely to finish, so it counts as away until then."""
+_BROKEN: Final = (asyncpg.SyntaxOrAccessError,)
+"""Statements that the database does not understand: other tables than these, or a mistake of ours. Trying again is no
+use; the process ends, and the next one begins by bringing the tables up to date."""
 _UNREACHABLE: Final = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -120,14 +129,19 @@ class PostgresStore(Store):
             self._by_key = await self._pool(self.lanes, self.lanes + BY_KEY_BESIDES_LANES, BY_KEY)
             self._claims = await self._pool(1, CLAIMS, WALKING)
             self._lookups = await self._pool(1, LOOKUPS, {})
+            for_clients = {"statement_timeout": f"{CLIENT_READ_S:g}s"}
+            self._shows = await self._pool(1, SHOWS, for_clients)
+            self._searches = await self._pool(1, SEARCHES, for_clients)
             self._apart = await self._pool(1, 1, BY_KEY)
 
     async def migrate(self) -> None:
         try:
             with _unavailable():
                 connection = await self._connect()
-        except _REFUSES as error:
-            raise StoreRefused(f"the database cannot be used: {error}") from error
+        except StoreUnavailable as error:
+            if isinstance(error.__cause__, _REFUSES):
+                raise StoreRefused(f"the database cannot be used: {error.__cause__}") from error
+            raise
 
         async def connected() -> asyncpg.Connection[asyncpg.Record]:
             return connection
@@ -185,9 +199,27 @@ class PostgresStore(Store):
                 await asyncio.sleep(random.uniform(0, 0.05))
         raise StoreUnavailable(f"a statement clashed with others {CLASHES} times in a row; the database is overloaded")
 
+    async def _fetch_for_client(
+        self, pool: asyncpg.Pool[asyncpg.Record], sql: str, *values: Any
+    ) -> list[asyncpg.Record]:
+        try:
+            return await self._fetch(pool, sql, *values)
+        except StoreUnavailable as error:
+            if isinstance(error.__cause__, asyncpg.QueryCanceledError):
+                raise QueryTooSlow(CLIENT_READ_S) from error
+            raise
+
     async def _read(self, statement: Executable, **values: Any) -> Sequence[Row]:
         sql, arguments = compiled(statement, DIALECT, values)
         return await self._fetch(self._lookups, sql, *arguments)
+
+    async def _show(self, statement: Executable, **values: Any) -> Sequence[Row]:
+        sql, arguments = compiled(statement, DIALECT, values)
+        return await self._fetch_for_client(self._shows, sql, *arguments)
+
+    async def _search(self, statement: Executable, **values: Any) -> Sequence[Row]:
+        sql, arguments = compiled(statement, DIALECT, values)
+        return await self._fetch_for_client(self._searches, sql, *arguments)
 
     async def _write(self, statement: Executable, **values: Any) -> Sequence[Row]:
         return await self._read(statement, **values)
@@ -221,6 +253,8 @@ class PostgresStore(Store):
         rows = [(w.namespace, w.queue, w.kind, w.type, w.slots, w.session_id, w.epoch) for w in wants]
         claimed = await self._fetch(self._claims, CLAIM, *WANTS.values(want=rows), now_ms)
         faults.point("claim.after")
+        if faults.ambiguous("claim"):
+            raise StoreUnavailable("the connection was lost after a claim was sent, because a test asked for it")
         return [claimed_of(row) for row in claimed]
 
     async def leased_tasks(self, session_id: str, epoch: int) -> list[Claimed]:
@@ -244,7 +278,7 @@ class PostgresStore(Store):
 
     async def _estimate(self, query: Select[tuple[str]]) -> int:
         sql, arguments = compiled(query, DIALECT, {})
-        plan = await self._fetch(self._lookups, f"explain (format json) {sql}", *arguments)
+        plan = await self._fetch_for_client(self._searches, f"explain (format json) {sql}", *arguments)
         return int(json.loads(plan[0]["QUERY PLAN"])[0]["Plan"]["Plan Rows"])
 
     async def notify(self, payload: str) -> None:
@@ -284,10 +318,16 @@ class PostgresStore(Store):
 @asynccontextmanager
 async def _connection(pool: asyncpg.Pool[asyncpg.Record]) -> AsyncIterator[PoolConnectionProxy[asyncpg.Record]]:
     """A connection of the pool. When it does not answer it is cut: nobody waits for what became of its statement."""
-    connection = await pool.acquire(timeout=CONNECT_S)
+    try:
+        connection = await pool.acquire(timeout=CONNECT_S)
+    except TimeoutError as error:
+        raise StoreUnavailable(
+            f"no connection to the database was free, or to be had, within {CONNECT_S:g} s"
+        ) from error
     try:
         yield connection
-    except (TimeoutError, OSError, asyncpg.InterfaceError):
+    except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.ReadOnlySQLTransactionError):
+        # The last: its server is a standby by now, and the address may lead to another one.
         connection.terminate()
         raise
     finally:
@@ -299,7 +339,11 @@ def _unavailable() -> Iterator[None]:
     """Turn what says nothing about the statement itself into StoreUnavailable."""
     try:
         yield
-    except (*_CLASHES, *_BAD_DATA, *_REFUSES):
+    except (*_CLASHES, *_BAD_DATA):
+        raise
+    except _REFUSES as error:
+        raise StoreUnavailable(f"the database will not have us: {type(error).__name__}: {error}") from error
+    except _BROKEN:
         raise
     except _UNREACHABLE as error:
         raise StoreUnavailable(f"the database does not answer: {type(error).__name__}: {error}") from error

@@ -72,7 +72,7 @@ _HELD: Final = (
 _RENEW: Final = (
     update(sessions)
     .where(sessions.c.session_id.in_(_HELD))
-    .values(lease_ms=bindparam("until_ms"), connected=True)
+    .values(lease_ms=bindparam("until_ms"), connected=True, draining=among(sessions.c.session_id, "draining"))
     .returning(sessions.c.session_id)
 )
 _DISCONNECT: Final = (
@@ -133,11 +133,20 @@ class Presence(Statements):
         )
         return rows[0]["epoch"] if rows else None
 
-    async def renew_sessions(self, held: Sequence[tuple[str, int]], lease_ms: int) -> list[str]:
-        """Prolong the leases of these (session id, epoch). Returns those that are gone or of another epoch."""
+    async def renew_sessions(
+        self, held: Sequence[tuple[str, int]], lease_ms: int, draining: Sequence[str] = ()
+    ) -> list[str]:
+        """Prolong the leases of these (session id, epoch), and note which of them take no new tasks.
+
+        Returns those that are gone or of another epoch.
+        """
         session_ids = [session_id for session_id, _ in held]
         rows = await self._write_apart(
-            _RENEW, session_ids=session_ids, held=[f"{name} {epoch}" for name, epoch in held], until_ms=lease_ms
+            _RENEW,
+            session_ids=session_ids,
+            held=[f"{name} {epoch}" for name, epoch in held],
+            until_ms=lease_ms,
+            draining=list(draining),
         )
         renewed = {row["session_id"] for row in rows}
         return [session_id for session_id in session_ids if session_id not in renewed]
@@ -156,7 +165,7 @@ class Presence(Statements):
 
     async def list_sessions(self, namespace: str) -> list[SessionInfo]:
         """The namespace's sessions, by worker id."""
-        rows = await self._read(_LIST, namespace=namespace)
+        rows = await self._search(_LIST, namespace=namespace)
         return [SessionInfo(_session(row), row["tasks_in_hand"]) for row in rows]
 
     async def beat(self, replica_id: str, now_ms: int) -> list[str]:

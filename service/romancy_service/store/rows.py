@@ -55,7 +55,7 @@ def run_row(run: Run) -> tuple[Any, ...]:
         run.close_ms,
         run.last_event_id,
         run.last_event_ms,
-        run.last_input_id,
+        run.history_bytes,
         run.seen_event_id,
         _counters_text(run.counters),
         run.cancel_requested,
@@ -83,7 +83,7 @@ def run_of(row: Row) -> Run:
         close_ms=row["close_ms"],
         last_event_id=row["last_event_id"],
         last_event_ms=row["last_event_ms"],
-        last_input_id=row["last_input_id"],
+        history_bytes=row["history_bytes"],
         seen_event_id=row["seen_event_id"],
         counters=_counters(row["counters"]),
         cancel_requested=bool(row["cancel_requested"]),
@@ -104,10 +104,13 @@ def outcome_of(row: Row) -> WorkflowOutcome | None:
 def loaded_run(row: Row, task_rows: Iterable[Row], batches: Iterable[bytes]) -> Run:
     """A run with its tasks, and with its unseen inputs out of what was recorded since it last saw any."""
     run = run_of(row)
-    run.tasks = {task.task_id: task for task in map(task_of, task_rows)}
+    for task in map(task_of, task_rows):
+        run.hold_task(task)
     if run.status == WORKFLOW_STATUS_RUNNING:  # else nobody will see them
         events = (event for batch in batches for event in events_of(batch))
-        run.unseen = [event for event in events if event.event_id > run.seen_event_id and is_input(event)]
+        for event in events:
+            if event.event_id > run.seen_event_id and is_input(event):
+                run.hold_input(event)
     return run
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Dialect
 from sqlalchemy.ext.compiler import compiles
@@ -14,6 +14,9 @@ from sqlalchemy.sql.expression import BindParameter, ClauseElement, Executable, 
 from sqlalchemy.types import Boolean
 
 from romancy_service.store.rows import Row
+
+CLIENT_READ_S: Final = 5.0
+"""What a client reads is stopped after this, and is answered QueryTooSlow."""
 
 
 class among(ColumnElement[bool]):  # noqa: N801 - reads like the SQL that it is
@@ -60,6 +63,14 @@ class Statements(ABC):
     @abstractmethod
     async def _read(self, statement: Executable, **values: Any) -> Sequence[Row]:
         """The rows that a query finds."""
+
+    @abstractmethod
+    async def _show(self, statement: Executable, **values: Any) -> Sequence[Row]:
+        """As `_read`, for a client, by key. Clients have connections of their own, and CLIENT_READ_S for an answer."""
+
+    @abstractmethod
+    async def _search(self, statement: Executable, **values: Any) -> Sequence[Row]:
+        """As `_show`, for what may walk over many rows before it finds something, on connections of its own again."""
 
     @abstractmethod
     async def _write(self, statement: Executable, **values: Any) -> Sequence[Row]:

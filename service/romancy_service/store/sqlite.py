@@ -1,7 +1,8 @@
 """The store in one SQLite file: for one process, without anything to install.
 
-One thread owns the connection that writes, another one the connection that reads; nobody else has the file, which a
-lock beside it ensures. So a transaction waits for nobody, and what it has looked at stays true until its end.
+One thread owns the connection that writes; others own one each that reads: for the service itself, and, cut off after a
+while, for what clients find by key and for what they search for. Nobody else has the file, which a lock beside it
+ensures. So a transaction waits for nobody, and what it has looked at stays true until its end.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
+import math
 import os
 import sqlite3
 import time
@@ -24,11 +26,11 @@ from sqlalchemy.sql.expression import Executable
 
 from romancy_service import faults
 from romancy_service.core.run import Run
-from romancy_service.errors import BatchRejected, StoreUnavailable
-from romancy_service.store.batch import batch_of
+from romancy_service.errors import BatchRejected, QueryTooSlow, StoreUnavailable
+from romancy_service.store.batch import Batch, batch_of
 from romancy_service.store.migrate import upgrade
 from romancy_service.store.rows import Row
-from romancy_service.store.sql import compiled
+from romancy_service.store.sql import CLIENT_READ_S, compiled
 from romancy_service.store.sqlite_commit import commit
 from romancy_service.store.sqlite_tasks import beat, claim, leased, load, release
 from romancy_service.store.store import Beat, Change, Claimed, CommitResult, LeasedRow, Store, StoreRefused, Want
@@ -40,6 +42,8 @@ T = TypeVar("T")
 _DIALECT: Final = SQLiteDialect_pysqlite(paramstyle="qmark")
 _MOST_COUNTED: Final = 1_000_000
 """Counting so many takes about 50 ms; there is no estimate to be had."""
+_STEPS_BETWEEN_LOOKS: Final = 10_000
+"""Of SQLite's machine, about a tenth of a millisecond."""
 _TAKEN: Final = (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
 _BAD_DATA: Final = (
     sqlite3.IntegrityError,
@@ -62,12 +66,20 @@ pragma journal_size_limit = 67108864;
 _READER: Final = """
 pragma query_only = on;
 pragma busy_timeout = 5000;
-pragma cache_size = -32768;
+pragma cache_size = -16384;
 pragma wal_autocheckpoint = 0;
 """
 
 
 _MARK_TIME: Final = "update clock set mark_ms = max(mark_ms, ?)"
+
+
+def _resets_its_log_safely(version: tuple[int, ...]) -> bool:
+    """Whether one connection may begin the write-ahead log anew while another one copies it back into the file.
+
+    Older ones could then lose committed pages. This store never does both at once: only its writer writes and copies.
+    """
+    return version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
 
 
 class SqliteStore(Store):
@@ -80,12 +92,21 @@ class SqliteStore(Store):
         self._lock: int | None = None
         self._writing = _Connection("store-writer")
         self._reading = _Connection("store-reader")
+        self._showing = _Connection("store-shower", limit_s=CLIENT_READ_S)
+        self._searching = _Connection("store-searcher", limit_s=CLIENT_READ_S)
         self._clock = _SteadyClock()
 
     async def open(self) -> None:
+        if not _resets_its_log_safely(sqlite3.sqlite_version_info):
+            _log.warning(
+                "this SQLite can damage a file that two programs write to at once; let no other program open the "
+                "database while the service runs, or use SQLite 3.51.3 or newer",
+                version=sqlite3.sqlite_version,
+            )
         self._take_file()
         await self.migrate()
-        await self._reading.open(self._path, _READER)
+        for connection in (self._reading, self._showing, self._searching):
+            await connection.open(self._path, _READER)
 
     async def migrate(self) -> None:
         self._take_file()
@@ -121,8 +142,8 @@ class SqliteStore(Store):
 
     async def close(self) -> None:
         # The writer last: it clears the log, and is the only one that ever does.
-        await self._reading.close()
-        await self._writing.close()
+        for connection in (self._reading, self._showing, self._searching, self._writing):
+            await connection.close()
         self._release_file()
 
     async def now_ms(self) -> int:
@@ -135,10 +156,14 @@ class SqliteStore(Store):
     async def commit(self, changes: Sequence[Change], now_ms: int) -> CommitResult:
         try:
             batch = batch_of(changes, now_ms)
-            return await self._writing.run(lambda connection: commit(connection, batch), fault="commit")
+            result = await self._writing.run(lambda connection: _commit(connection, batch))
         except _BAD_DATA as error:
             conflict = getattr(error, "sqlite_errorcode", None) in _TAKEN
             raise BatchRejected(f"{type(error).__name__}: {error}", conflict=conflict) from error
+        faults.point("commit.after")
+        if faults.ambiguous("commit"):
+            raise StoreUnavailable("what became of a commit is unknown, because a test asked for it")
+        return result
 
     async def load(self, run_ids: Sequence[str]) -> dict[str, Run]:
         return await self._reading.run(lambda connection: load(connection, run_ids))
@@ -148,6 +173,8 @@ class SqliteStore(Store):
     async def claim(self, wants: Sequence[Want], now_ms: int) -> list[Claimed]:
         claimed = await self._writing.run(lambda connection: claim(connection, wants, now_ms))
         faults.point("claim.after")
+        if faults.ambiguous("claim"):
+            raise StoreUnavailable("what became of a claim is unknown, because a test asked for it")
         return claimed
 
     async def leased_tasks(self, session_id: str, epoch: int) -> list[Claimed]:
@@ -164,6 +191,12 @@ class SqliteStore(Store):
     async def _read(self, statement: Executable, **values: Any) -> Sequence[Row]:
         return await self._reading.run(lambda connection: _execute(connection, statement, values))
 
+    async def _show(self, statement: Executable, **values: Any) -> Sequence[Row]:
+        return await self._showing.run(lambda connection: _execute(connection, statement, values))
+
+    async def _search(self, statement: Executable, **values: Any) -> Sequence[Row]:
+        return await self._searching.run(lambda connection: _execute(connection, statement, values))
+
     async def _write(self, statement: Executable, **values: Any) -> Sequence[Row]:
         return await self._writing.run(lambda connection: _execute(connection, statement, values))
 
@@ -171,7 +204,9 @@ class SqliteStore(Store):
         return await self._write(statement, **values)
 
     async def _estimate(self, query: Select[tuple[str]]) -> int:
-        rows = await self._read(select(func.count().label("count")).select_from(query.limit(_MOST_COUNTED).subquery()))
+        rows = await self._search(
+            select(func.count().label("count")).select_from(query.limit(_MOST_COUNTED).subquery())
+        )
         return int(rows[0]["count"])
 
     async def notify(self, payload: str) -> None:
@@ -184,8 +219,10 @@ class SqliteStore(Store):
 class _Connection:
     """A connection, and the only thread that uses it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, limit_s: float = math.inf) -> None:
         self._name = name
+        self._limit_s = limit_s
+        """What is asked for is not begun, or is stopped, so long after."""
         self._thread: ThreadPoolExecutor | None = None
         self._connection: sqlite3.Connection
 
@@ -212,29 +249,30 @@ class _Connection:
                 f"the file system of {path} cannot keep a write-ahead log (it is {mode}): use a local disk"
             )
 
-    async def run(self, work: Callable[[sqlite3.Connection], T], fault: str = "") -> T:
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do `work` in a transaction of its own. StoreUnavailable when the file cannot be read or written."""
         if self._thread is None:
             raise StoreUnavailable("the database file is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work, fault)
+        stop_at = time.monotonic() + self._limit_s
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work, stop_at)
 
-    def _run(self, work: Callable[[sqlite3.Connection], T], fault: str) -> T:
+    def _run(self, work: Callable[[sqlite3.Connection], T], stop_at: float) -> T:
         connection = self._connection
+        if self._limit_s < math.inf:
+            connection.set_progress_handler(lambda: time.monotonic() > stop_at, _STEPS_BETWEEN_LOOKS)
+            if time.monotonic() > stop_at:
+                raise QueryTooSlow(self._limit_s)
         try:
             connection.execute("begin immediate" if self._name == "store-writer" else "begin")
             result = work(connection)
-            if fault:
-                faults.point(f"{fault}.before")
             connection.commit()
         except BaseException as error:
             self._roll_back()
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
+                raise QueryTooSlow(self._limit_s) from error
             if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
                 raise StoreUnavailable(f"the database file cannot be used: {error}") from error
             raise
-        if fault:
-            faults.point(f"{fault}.after")
-            if faults.ambiguous(fault):
-                raise StoreUnavailable(f"what became of a {fault} is unknown, because a test asked for it")
         return result
 
     def _roll_back(self) -> None:
@@ -246,6 +284,8 @@ class _Connection:
     async def close(self) -> None:
         if self._thread is not None:
             thread, self._thread = self._thread, None
+            if self._limit_s < math.inf:
+                self._connection.interrupt()  # nobody waits for it any more
             await asyncio.get_running_loop().run_in_executor(thread, self._connection.close)
             thread.shutdown()
 
@@ -267,6 +307,13 @@ class _SteadyClock:
         if now_ms > self._reached_ms:
             self._reached_ms, self._reached_at = now_ms, at
         return now_ms
+
+
+def _commit(connection: sqlite3.Connection, batch: Batch) -> CommitResult:
+    """Write a batch. The transaction is open still: whoever dies here leaves nothing of it."""
+    result = commit(connection, batch)
+    faults.point("commit.before")
+    return result
 
 
 def _execute(connection: sqlite3.Connection, statement: Executable, values: dict[str, Any]) -> Sequence[Row]:

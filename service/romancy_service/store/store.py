@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from sqlalchemy import Integer, bindparam, exists, or_, select, text
+from sqlalchemy import Integer, bindparam, exists, null, or_, select, text
 
+from romancy_service.config import InvalidConfig
 from romancy_service.core.run import Run
 from romancy_service.core.task import Fence, Task, TaskKind
 from romancy_service.store.lookups import Lookups, RunSummary, RunView
@@ -138,7 +139,7 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class DueTask:
-    """A task that the service must look at."""
+    """A task that the service must look at, without its values."""
 
     run_id: str
     task: Task
@@ -153,13 +154,16 @@ _REQUESTS: Final = select(requests).where(
     requests.c.namespace == bindparam("namespace"), among(requests.c.request_id, "request_ids")
 )
 _OURS: Final = tasks.c.part_hash % bindparam("parts", type_=Integer) == bindparam("part", type_=Integer)
+# What the core decides from comes with the run; here values may be megabytes, and are not needed.
+_LARGE: Final = ("command", "last_failure", "heartbeat_details")
+_WITHOUT_VALUES: Final = [null().label(column.name) if column.name in _LARGE else column for column in tasks.c]
 _IS_DUE: Final = (
     text(RELAYED),
     tasks.c.relay_ms <= bindparam("now_ms"),
     or_(_OURS, tasks.c.relay_ms <= bindparam("overdue_ms")),
 )
 DUE: Final = (
-    select(tasks)
+    select(*_WITHOUT_VALUES)
     .where(*_IS_DUE, tasks.c.kind < int(TaskKind.CHILD))
     .order_by(tasks.c.relay_ms)
     .limit(bindparam("limit", type_=Integer))
@@ -184,14 +188,16 @@ _DUE_WITHIN: Final = (
     .limit(bindparam("limit", type_=Integer))
 )
 _LOST: Final = (
-    select(tasks)
+    select(*_WITHOUT_VALUES)
     .where(
         text(OWNED),
         ~exists().where(sessions.c.session_id == tasks.c.owner, sessions.c.lease_ms > bindparam("now_ms")),
     )
     .limit(bindparam("limit", type_=Integer))
 )
-_TO_CANCEL: Final = select(tasks).where(text(OWNED), tasks.c.cancel_requested, among(tasks.c.owner, "session_ids"))
+_TO_CANCEL: Final = select(*_WITHOUT_VALUES).where(
+    text(OWNED), tasks.c.cancel_requested, among(tasks.c.owner, "session_ids")
+)
 _KEYS: Final = select(keys).order_by(keys.c.created_ms.desc(), keys.c.key_id.desc()).limit(2)
 
 
@@ -324,14 +330,19 @@ def _due_task(row: Row) -> DueTask:
 
 
 def open_store(database: str, *, lanes: int = 3) -> Store:
-    """The store at a `postgresql://` URL, or in the SQLite file of that name. `open` it before use."""
+    """The store at a `postgresql://` URL, or in the SQLite file of that name. `open` it before use.
+
+    Raises InvalidConfig when it is neither.
+    """
     # Each driver is imported only by who uses it.
     if database.startswith(("postgresql://", "postgres://")):
         from romancy_service.store.postgres import PostgresStore
 
         return PostgresStore(database, lanes=lanes)
     if "://" in database or database in ("", ":memory:"):
-        raise StoreRefused(f"no database {database!r}: give the name of a SQLite file, or a postgresql:// URL")
+        raise InvalidConfig(
+            f"--database {database!r} names no database: give the name of a SQLite file, or a postgresql:// URL"
+        )
     from romancy_service.store.sqlite import SqliteStore
 
     return SqliteStore(database)

@@ -84,7 +84,7 @@ runs = Table(
     _ms("close_ms"),
     _ms("last_event_id"),
     _ms("last_event_ms"),
-    _ms("last_input_id"),
+    _ms("history_bytes"),
     _ms("seen_event_id"),
     _text("counters"),
     _flag("cancel_requested"),
@@ -98,7 +98,7 @@ runs = Table(
     CheckConstraint("status between 1 and 8", name="runs_status"),
     CheckConstraint("(status > 2) = (close_ms > 0)", name="runs_close_ms"),
     CheckConstraint("status <= 2 or outcome is not null", name="runs_outcome"),
-    CheckConstraint("seen_event_id <= last_event_id and last_input_id <= last_event_id", name="runs_event_ids"),
+    CheckConstraint("seen_event_id <= last_event_id", name="runs_event_ids"),
     postgresql_with=_BUSY,
 )
 

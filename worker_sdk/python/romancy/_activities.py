@@ -27,7 +27,7 @@ from romancy._failure import to_failure
 from romancy._threads import DaemonPool
 from romancy._watch import Watch
 from romancy.activity import ActivityContext, ActivityDefinition, ActivityInfo, current_activity
-from romancy.errors import RomancyError
+from romancy.errors import ApplicationError, RemoteError, RomancyError
 
 _log = logging.getLogger("romancy.worker")
 
@@ -110,7 +110,16 @@ class _Attempt:
         """The completion after the function raised."""
         if isinstance(error, asyncio.CancelledError) and self.context.cancelled.is_set():
             return ActivityCompletion(token=self.task.token, cancelled=ActivityCancelledOutcome())
-        return ActivityCompletion(token=self.task.token, failure=self.definition.encode_failure(error))
+        failure = self.definition.encode_failure(error)
+        # An error that the code means to raise is no news to whoever runs it; any other one is to be found at once.
+        meant = isinstance(error, (ApplicationError, RemoteError, asyncio.CancelledError, *self.definition.raises))
+        _log.log(
+            logging.INFO if meant else logging.WARNING,
+            "attempt %d of %s in workflow %r failed: %s: %s",
+            *(self.task.attempt, self.task.activity_id, self.task.workflow_id, failure.type, failure.message),
+            exc_info=None if meant else error,
+        )
+        return ActivityCompletion(token=self.task.token, failure=failure)
 
 
 class Activities:
@@ -119,7 +128,7 @@ class Activities:
     def __init__(self, definitions: Mapping[str, ActivityDefinition[..., Any]], slots: int, outlet: Outlet) -> None:
         self._definitions = definitions
         self._outlet = outlet
-        self._attempts: dict[bytes, _Attempt] = {}
+        self._attempts: dict[str, _Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         """The loop itself holds tasks only weakly."""
         self._pool = DaemonPool(slots, "romancy-activity")
@@ -165,7 +174,7 @@ class Activities:
         attempt = self._attempts[task.token] = _Attempt(task, definition, self._outlet)
         return attempt
 
-    def cancel(self, token: bytes) -> None:
+    def cancel(self, token: str) -> None:
         """Tell an attempt to stop; it still completes, in its own way."""
         attempt = self._attempts.get(token)
         if attempt is not None and not attempt.context.cancelled.is_set():

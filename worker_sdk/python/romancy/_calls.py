@@ -103,7 +103,7 @@ class Calls:
             try:
                 return await stub(request, timeout=answer_s, metadata=self.metadata)
             except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and channel is self._channel:
+                if _is_unanswered(error) and channel is self._channel:
                     self.reopen()
                 if not is_passing(error) or time.monotonic() > deadline:
                     raise refusal_of(error) from error
@@ -118,8 +118,11 @@ def backoff_s(failures: int) -> float:
 
 def is_passing(error: grpc.aio.AioRpcError) -> bool:
     """Whether the same request may succeed when it is sent again."""
-    code = error.code()
-    if code is grpc.StatusCode.INTERNAL:
-        # Without a reason it is not the service's word but the transport's: a stream was reset.
+    if error.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED):
+        # Without a reason it is not the service's word but the transport's: a stream was reset, or no answer came.
         return not error_details(error).reason
-    return code in PASSING
+    return error.code() in PASSING
+
+
+def _is_unanswered(error: grpc.aio.AioRpcError) -> bool:
+    return error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and is_passing(error)

@@ -26,16 +26,16 @@ class Endpoint:
     token: str | None = field(default=None, repr=False)
     """Sent as `authorization: Bearer ...`."""
     tls: bool = False
-    tls_ca: Path | None = None
+    tls_ca: str | Path | None = None
     """Certificates of the authorities to trust instead of the system's; implies `tls`."""
-    tls_cert: Path | None = None
+    tls_cert: str | Path | None = None
     """Our own certificate, with `tls_key`; implies `tls`."""
-    tls_key: Path | None = None
+    tls_key: str | Path | None = None
 
     def __post_init__(self) -> None:
         if not self.target:
             raise ValueError("the service's address is empty: give HOST:PORT")
-        if (self.tls_cert is None) != (self.tls_key is None):
+        if bool(self.tls_cert) != bool(self.tls_key):
             raise ValueError("tls_cert and tls_key belong together: give both or none")
 
     @property
@@ -60,8 +60,8 @@ class Endpoint:
         return grpc.aio.secure_channel(self.target, credentials, options)
 
 
-def _read(path: Path | None) -> bytes | None:
-    return None if path is None else path.read_bytes()
+def _read(path: str | Path | None) -> bytes | None:
+    return Path(path).read_bytes() if path else None
 
 
 @dataclass(frozen=True, slots=True)

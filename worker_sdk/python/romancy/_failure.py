@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar, get_type_hints
 
 from romancy.v1.failure_pb2 import (
     FAILURE_SOURCE_APPLICATION,
+    FAILURE_SOURCE_CANCELLED,
     FAILURE_SOURCE_LOST,
     FAILURE_SOURCE_SERVICE,
     FAILURE_SOURCE_TIMEOUT,
@@ -21,6 +22,7 @@ from romancy.v1.history_pb2 import (
     RETRY_STATE_MAX_ELAPSED,
     RETRY_STATE_NON_RETRYABLE,
     RETRY_STATE_TIMEOUT,
+    ActivityCancelled,
     ActivityFailed,
 )
 from romancy.v1.payload_pb2 import Payload
@@ -31,6 +33,7 @@ from romancy.v1.workflow_pb2 import (
     WorkflowOutcome,
 )
 
+from romancy import errors
 from romancy.converter import codec
 from romancy.errors import (
     ActivityError,
@@ -42,6 +45,7 @@ from romancy.errors import (
     ConversionError,
     DefinitionError,
     RemoteError,
+    RetryState,
     StepError,
     WorkflowCancelled,
     WorkflowError,
@@ -60,13 +64,13 @@ DETAILS_BYTES: Final = 256 * 1024
 """All details of one error together: an error is repeated in the history, in tasks and in answers."""
 
 _ANY: Final = codec(Any)
-_WHY_OVER: Final[Mapping[int, str]] = {
-    RETRY_STATE_NON_RETRYABLE: "the error is marked as one after which trying again cannot help",
-    RETRY_STATE_MAX_ATTEMPTS: "max_attempts of its retry policy is reached",
-    RETRY_STATE_MAX_ELAPSED: "max_elapsed of its retry policy would be passed",
-    RETRY_STATE_TIMEOUT: "its schedule_to_close_timeout or schedule_to_start_timeout passed",
-    RETRY_STATE_LOST: "its worker was lost, and it is at_most_once or was lost too often",
-    RETRY_STATE_CANCEL_REQUESTED: "it had been asked to stop",
+_WHY_OVER: Final[Mapping[int, tuple[RetryState, str]]] = {
+    RETRY_STATE_NON_RETRYABLE: ("non_retryable", "the error is marked as one after which trying again cannot help"),
+    RETRY_STATE_MAX_ATTEMPTS: ("max_attempts", "max_attempts of its retry policy is reached"),
+    RETRY_STATE_MAX_ELAPSED: ("max_elapsed", "max_elapsed of its retry policy would be passed"),
+    RETRY_STATE_TIMEOUT: ("timeout", "its schedule_to_close_timeout or schedule_to_start_timeout passed"),
+    RETRY_STATE_LOST: ("lost", "its worker was lost, and it is at_most_once or was lost too often"),
+    RETRY_STATE_CANCEL_REQUESTED: ("cancel_requested", "it had been asked to stop"),
 }
 _Remote = TypeVar("_Remote", bound=RemoteError)
 
@@ -122,9 +126,21 @@ def activity_error(failure: Failure, raises: Sequence[type[BaseException]]) -> B
     if failure.source == FAILURE_SOURCE_LOST:
         return from_failure(ActivityLost, failure)
     error = from_failure(ActivityError, failure)
-    for declared in raises:
-        if declared.__name__ == failure.type:
-            return _itself(declared, error)
+    itself = next((_itself(declared, error) for declared in raises if declared.__name__ == failure.type), error)
+    if itself is error:
+        error.__cause__ = from_failure(RemoteError, failure)
+    return itself
+
+
+def failed_for_good(failed: ActivityFailed, raises: Sequence[type[BaseException]]) -> BaseException:
+    """`activity_error` with what the history says besides: which activity, after how many attempts, and why no more."""
+    error = activity_error(failed.failure, raises)
+    state, reason = _WHY_OVER.get(failed.retry_state, ("", ""))
+    if isinstance(error, ActivityError):
+        error.activity_id, error.attempt = failed.activity_id, failed.attempt
+        error.retry_state, error.outcome_unknown = state, failed.outcome_unknown
+    if reason:
+        error.add_note(f"{failed.activity_id} has no attempt after number {failed.attempt}: {reason}")
     return error
 
 
@@ -140,10 +156,18 @@ def step_error(failure: Failure, raises: Sequence[type[BaseException]]) -> BaseE
     return next((_itself(declared, error) for declared in raises if declared.__name__ == failure.type), error)
 
 
-def why_over(failed: ActivityFailed) -> str:
-    """Why there was no further attempt, in a sentence; empty if the history does not say."""
-    reason = _WHY_OVER.get(failed.retry_state)
-    return f"{failed.activity_id} has no attempt after number {failed.attempt}: {reason}" if reason else ""
+def stopped(cancelled: ActivityCancelled) -> errors.ActivityCancelled:
+    """What an activity raises, where it is awaited, that stopped because it was asked to."""
+    failure = Failure(
+        message=f"{cancelled.activity_id} stopped because it was asked to",
+        type="ActivityCancelled",
+        details=cancelled.details,
+        source=FAILURE_SOURCE_CANCELLED,
+    )
+    error = from_failure(errors.ActivityCancelled, failure)
+    error.activity_id, error.attempt = cancelled.activity_id, cancelled.attempt
+    error.outcome_unknown = cancelled.outcome_unknown
+    return error
 
 
 def outcome_error(outcome: WorkflowOutcome) -> WorkflowError:

@@ -6,7 +6,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Final
 
 _STDLIB: Final = sysconfig.get_path("stdlib")
@@ -26,5 +26,10 @@ def user_place() -> str:
     for frame in frames_of_run():
         filename = frame.f_code.co_filename
         if not (filename.startswith((_OURS, "<")) or (filename.startswith(_STDLIB) and "-packages" not in filename)):
-            return f" at {Path(filename).name}:{frame.f_lineno}"
+            return f" at {place(frame.f_code, frame.f_lineno)}"
     return ""
+
+
+def place(code: CodeType, line: int) -> str:
+    """`file.py:line`."""
+    return f"{Path(code.co_filename).name}:{line}"

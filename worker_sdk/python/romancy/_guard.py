@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from romancy._frames import frames_of_run
-from romancy._lint import REMEDIES
 from romancy._loop import WorkflowLoop
+from romancy._remedies import REMEDIES
 
 _REPLACED: Final = {
     "time": ("time", "time_ns", "monotonic", "monotonic_ns", "sleep"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from contextvars import Context
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from romancy.v1.command_pb2 import CancelWorkflow, Command, CompleteWorkflow, ContinueWorkflow, FailWorkflow
 from romancy.v1.history_pb2 import HistoryEvent, WorkflowStarted
@@ -19,8 +20,10 @@ from romancy._handlers import Handlers
 from romancy._loop import WorkflowLoop
 from romancy._machine import ends_run, is_command, is_input
 from romancy.context import Recurrence, WorkflowContext, WorkflowInfo, from_ms
-from romancy.errors import ActivityCancelled, WorkflowTaskError
+from romancy.errors import ActivityCancelled, ApplicationError, RemoteError, WorkflowTaskError
 from romancy.workflow import WorkflowDefinition
+
+_log: Final = logging.getLogger("romancy.workflow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,7 @@ class WorkflowInstance:
             loop.drain()
         except SystemExit as error:
             raise WorkflowTaskError(f"workflow code called sys.exit({error.code!r}): raise an error instead") from error
+        loop.check_calls()
 
     def _start(self, started: WorkflowStarted) -> None:
         loop, spec = self._loop, started.spec
@@ -153,10 +157,13 @@ async def _live(
     except Recurrence as recurrence:
         kind, command = "ContinueWorkflow", Command(continue_workflow=_next_run(recurrence, spec, handlers))
     except BaseException as error:
+        loop.excuse_calls()
         if loop.cancel_requested and isinstance(only_error(error), asyncio.CancelledError | ActivityCancelled):
             kind, command = "CancelWorkflow", Command(cancel_workflow=CancelWorkflow())
         else:
             kind, command = "FailWorkflow", Command(fail_workflow=FailWorkflow(failure=to_failure(error)))
+            if not (loop.replaying or isinstance(only_error(error), ApplicationError | RemoteError)):
+                _log.warning("workflow %r fails by an error of its code", context.info.workflow_id, exc_info=error)
     else:
         kind, command = "CompleteWorkflow", Command(complete_workflow=CompleteWorkflow(result=result))
     await loop.close_generators()

@@ -11,12 +11,14 @@ import hashlib
 import logging
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import Context
+from dataclasses import dataclass
 from time import monotonic
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, TypeVarTuple
+from weakref import ref
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -26,7 +28,7 @@ from romancy.v1.payload_pb2 import Payload
 
 from romancy import _drop
 from romancy._failure import to_failure
-from romancy._frames import user_place
+from romancy._frames import place, user_place
 from romancy._machine import Machine
 from romancy.errors import NonDeterminism, OutsideWorkflow, WorkflowTaskError
 from romancy.options import to_duration
@@ -45,6 +47,8 @@ _STEPS_BETWEEN_CHECKS: Final = 1024
 
 class Activity(Protocol[_T_co]):
     """What the loop needs of an activity's definition."""
+
+    name: str
 
     def schedule_command(self, arguments: Sequence[Payload]) -> ScheduleActivity: ...
     def outcome(self, event: HistoryEvent) -> _T_co: ...
@@ -84,6 +88,16 @@ class _TimerHandle(asyncio.TimerHandle):
     timer_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call of an activity that is not awaited yet."""
+
+    name: str
+    coroutine: ref[Any]
+    code: CodeType
+    line: int
+
+
 class WorkflowLoop(asyncio.AbstractEventLoop):
     """The loop of one run. It runs only inside of `with loop:`, by `drain()`."""
 
@@ -104,6 +118,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._tasks: list[_Task] = []
         self._task_count = 0
         self._tasks_before_pruning = 64
+        self._calls: dict[int, _Call] = {}
+        self._call_count = 0
         self._generators: list[AsyncGenerator[Any, Any]] = []
         self._generators_before_pruning = 64
         # All runs' tasks meet in asyncio's own weak sets: there they must not all have the same few numbers.
@@ -221,11 +237,38 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
     # What workflow code waits for.
 
-    async def run_activity(self, activity: Activity[_T], arguments: Sequence[Payload]) -> _T:
-        """Schedule an activity and wait for its result. When the waiting is cancelled, it is asked to stop.
+    def call_activity(self, activity: Activity[_T], arguments: Sequence[Payload]) -> Coroutine[Any, Any, _T]:
+        """A coroutine that schedules an activity and waits for its result. Called by what user code calls.
 
-        The cancellation is raised at once: the activity's answer is not waited for, and dropped when it comes.
+        When the waiting is cancelled, the activity is asked to stop. The cancellation is raised at once: the activity's
+        answer is not waited for, and dropped when it comes.
         """
+        self._call_count += 1
+        coroutine = self._run_activity(self._call_count, activity, arguments)
+        coroutine.__qualname__ = activity.name  # type: ignore[attr-defined]  # Python says it when the call is never awaited
+        caller = sys._getframe(2)
+        self._calls[self._call_count] = _Call(activity.name, ref(coroutine), caller.f_code, caller.f_lineno)
+        return coroutine
+
+    def check_calls(self) -> None:
+        """Fail the task when a call of an activity was thrown away: it would never run, and nobody would notice."""
+        for call in self._calls.values():
+            if call.coroutine() is None:
+                self.machine.fail(
+                    WorkflowTaskError(
+                        f"the activity {call.name} was called at {place(call.code, call.line)}, but its call was not "
+                        f"awaited, so it would never run: write `await {call.name}(...)`, or give it to asyncio.gather "
+                        "or a task"
+                    )
+                )
+                return
+
+    def excuse_calls(self) -> None:
+        """The workflow failed: what it had called and not awaited yet is no mistake."""
+        self._calls.clear()
+
+    async def _run_activity(self, number: int, activity: Activity[_T], arguments: Sequence[Payload]) -> _T:
+        self._calls.pop(number, None)
         answer = self.create_future()
         command = activity.schedule_command(arguments)
         activity_id = self.machine.schedule_activity(command, answer.set_result)
@@ -322,6 +365,9 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
     def create_task(self, coro: Any, *, name: str | None = None, context: Context | None = None) -> asyncio.Task[Any]:
         self._task_count += 1
+        if getattr(coro, "cr_code", None) is _ACTIVITY_CALL and coro.cr_frame is not None:
+            # The task has it now; one that is cancelled before its first step never runs it, and that is no mistake.
+            self._calls.pop(coro.cr_frame.f_locals["number"], None)
         task = _Task(coro, loop=self, name=name or f"Task-{self._task_count}", context=context)
         self._tasks.append(task)
         if len(self._tasks) > self._tasks_before_pruning:
@@ -355,6 +401,9 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
     def default_exception_handler(self, context: dict[str, Any]) -> None:
         self.call_exception_handler(context)
+
+
+_ACTIVITY_CALL: Final = WorkflowLoop._run_activity.__code__
 
 
 def running_loop(what: str, remedy: str) -> WorkflowLoop:

@@ -51,8 +51,6 @@ class Received:
     queries: list[QueryTask] = field(default_factory=list)
     cancellations: list[Cancellation] = field(default_factory=list)
     acknowledgements: list[Acknowledgement] = field(default_factory=list)
-    disowned: list[bytes] = field(default_factory=list)
-    """Tokens whose work is to be stopped: nobody wants its result any more."""
     new_session: bool = False
     """The service knows nothing of a session before this welcome: runs held in memory are nobody's."""
 
@@ -83,14 +81,14 @@ class Session:
         self.draining = False
         self.service_draining = False
         self._service_ahead_ms = 0.0
-        self._in_hand: set[bytes] = set()
-        self._ended: dict[bytes, _Ended] = {}
-        self._pages: dict[bytes, WorkflowTask] = {}
+        self._in_hand: set[str] = set()
+        self._ended: dict[str, _Ended] = {}
+        self._pages: dict[str, WorkflowTask] = {}
         # What waits to be written.
-        self._small: dict[bytes, _Ended] = {}
-        self._large: dict[bytes, _Ended] = {}
-        self._heartbeats: dict[bytes, ActivityHeartbeat] = {}
-        self._returned: list[bytes] = []
+        self._small: dict[str, _Ended] = {}
+        self._large: dict[str, _Ended] = {}
+        self._heartbeats: dict[str, ActivityHeartbeat] = {}
+        self._returned: list[str] = []
         self._forgotten: list[str] = []
         self._answers: deque[QueryAnswer] = deque()
         self._query_pages: dict[str, QueryTask] = {}
@@ -111,7 +109,7 @@ class Session:
         return not self._in_hand
 
     @property
-    def tokens_in_hand(self) -> frozenset[bytes]:
+    def tokens_in_hand(self) -> frozenset[str]:
         """The tokens of all tasks that run or whose completion is not acknowledged."""
         return frozenset(self._in_hand)
 
@@ -125,7 +123,7 @@ class Session:
         """A task in hand ended. It stays in hand until the service says what became of this."""
         token = completion.token
         if token not in self._in_hand:
-            return  # disowned or given up meanwhile
+            return  # given up meanwhile
         if not completion.HasField("failure"):
             self._heartbeats.pop(token, None)  # else the next attempt wants to know how far this one got
         size = completion.ByteSize()
@@ -144,13 +142,13 @@ class Session:
         if waiting is None or heartbeat.HasField("details"):
             self._heartbeats[token] = heartbeat
 
-    def give_back(self, token: bytes) -> None:
+    def give_back(self, token: str) -> None:
         """A task in hand was not begun, and will not be."""
         if token in self._in_hand:
             self._in_hand.discard(token)
             self._returned.append(token)
 
-    def give_up(self, token: bytes) -> None:
+    def give_up(self, token: str) -> None:
         """Say nothing more about a task: the end of the session frees it."""
         self._in_hand.discard(token)
         self._ended.pop(token, None)
@@ -216,7 +214,7 @@ class Session:
             return ConnectRequest(goodbye=Goodbye())
         return None
 
-    def _wait(self, token: bytes, ended: _Ended) -> None:
+    def _wait(self, token: str, ended: _Ended) -> None:
         self._ended[token] = ended
         ended.sent = False
         (self._small if ended.size <= FRAME_BYTES else self._large)[token] = ended
@@ -332,9 +330,6 @@ class Session:
         self.is_welcomed = True
         received.new_session = welcome.session_id != self.session_id
         self.session_id = welcome.session_id
-        received.disowned.extend(token for token in welcome.disowned_tokens if token in self._in_hand)
-        for token in received.disowned:
-            self.give_up(token)
 
     def _join_pages(self, page: WorkflowTask) -> WorkflowTask | None:
         begun = self._pages.get(page.token)
@@ -350,7 +345,7 @@ class Session:
         begun.more = False
         return self._pages.pop(page.token)
 
-    def _take_workflow_task(self, token: bytes) -> bool:
+    def _take_workflow_task(self, token: str) -> bool:
         if token not in self._in_hand:
             self._in_hand.add(token)
             return True

@@ -184,8 +184,9 @@ class Stream:
         while True:
             frame = await call.read()
             if not isinstance(frame, ConnectResponse):
-                if self._finishing:
-                    return
+                if self._finishing or self._session.draining:
+                    self._finishing = True
+                    return  # all is done, and the service knows that it was the last
                 raise _StreamEnded("the service closed the stream")
             now = self._heard_at = time.monotonic()
             self._lease_lost = False

@@ -79,7 +79,7 @@ class _Held:
     last_event_id: int = 0
     """The run's last event when the service accepted what came from here last."""
     last_event_ms: int = 0
-    outstanding: bytes = b""
+    outstanding: str = ""
     """The token of the task, or of the completion with a `then`, that is not acknowledged yet."""
     open_activities: set[str] = field(default_factory=set)
     """Their ids, as far as the code has seen."""
@@ -100,7 +100,7 @@ class Workflows:
         self._cached_runs = cached_runs
         self._outlet = outlet
         self._runs: OrderedDict[str, _Held] = OrderedDict()
-        self._outstanding: dict[bytes, str] = {}
+        self._outstanding: dict[str, str] = {}
         self._results = Results([], [], [], [])
         self._jobs: SimpleQueue[tuple[Callable[[Any], None], Any] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._main, name="romancy-workflows", daemon=True)
@@ -312,7 +312,7 @@ class Workflows:
 
     # What is held -----------------------------------------------------------------------------------------------------
 
-    def _hold(self, run_id: str, held: _Held, token: bytes) -> None:
+    def _hold(self, run_id: str, held: _Held, token: str) -> None:
         held.outstanding = token
         self._outstanding[token] = run_id
         self._runs.move_to_end(run_id)
@@ -346,7 +346,7 @@ class Workflows:
             held = self._runs.get(run_id)
             if held is None or held.outstanding != acknowledgement.token:
                 continue
-            held.outstanding = b""
+            held.outstanding = ""
             if acknowledgement.result == ACKNOWLEDGEMENT_RESULT_ACCEPTED:
                 held.last_event_id = acknowledgement.last_event_id
                 held.last_event_ms = acknowledgement.last_event_time.ToMilliseconds()

@@ -10,7 +10,6 @@ from typing import Any, Final, Generic, Literal, ParamSpec, Protocol, Self, Type
 
 from romancy.v1.command_pb2 import (
     COMPENSATE_WHEN_ALWAYS,
-    COMPENSATE_WHEN_UNSPECIFIED,
     ActivityResult,
     Compensation,
     CompensationArgument,
@@ -18,7 +17,6 @@ from romancy.v1.command_pb2 import (
 )
 from romancy.v1.failure_pb2 import (
     FAILURE_SOURCE_APPLICATION,
-    FAILURE_SOURCE_CANCELLED,
     FAILURE_SOURCE_SERVICE,
     Failure,
 )
@@ -34,11 +32,11 @@ from romancy._attempt import (
     is_cancelled,
 )
 from romancy._checks import check_choice, check_type, refuse_unknown
-from romancy._failure import activity_error, from_failure, only_error, to_failure, why_over
+from romancy._failure import failed_for_good, only_error, stopped, to_failure
 from romancy._loop import running_loop
 from romancy._signature import Signature, is_declaration, local_names
 from romancy.converter import codec
-from romancy.errors import ActivityCancelled, DefinitionError
+from romancy.errors import DefinitionError
 from romancy.options import ActivityOptions, RetryPolicy, Seconds
 
 __all__ = [
@@ -109,9 +107,7 @@ class ActivityDefinition(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         loop = running_loop(f"the activity {self.name}", f"call {self.name}.fn for the plain function")
-        call = loop.run_activity(self, self._signature.encode_arguments(args, kwargs))
-        call.__qualname__ = self.name  # type: ignore[attr-defined]  # Python says it when the call is never awaited
-        return call
+        return loop.call_activity(self, self._signature.encode_arguments(args, kwargs))
 
     def __repr__(self) -> str:
         return f"<activity {self.name}>"
@@ -200,20 +196,9 @@ class ActivityDefinition(Generic[P, R]):
                 result: R = self._signature.decode_result(event.activity_completed.result)
                 return result
             case "activity_failed":
-                error = activity_error(event.activity_failed.failure, self.raises)
-                if why := why_over(event.activity_failed):
-                    error.add_note(why)
-                raise error
+                raise failed_for_good(event.activity_failed, self.raises)
             case _:
-                raise from_failure(
-                    ActivityCancelled,
-                    Failure(
-                        message=f"{event.activity_cancelled.activity_id} stopped because it was asked to",
-                        type="ActivityCancelled",
-                        details=event.activity_cancelled.details,
-                        source=FAILURE_SOURCE_CANCELLED,
-                    ),
-                )
+                raise stopped(event.activity_cancelled)
 
 
 class Undoing:
@@ -244,7 +229,8 @@ class Undoing:
                     f"{', '.join([*own, _RESULT])}"
                 )
         self._template = undo.activity_options.compensation(undo.name)
-        self._template.when = COMPENSATE_WHEN_ALWAYS if always else COMPENSATE_WHEN_UNSPECIFIED
+        if always:
+            self._template.when = COMPENSATE_WHEN_ALWAYS
 
     def of(self, arguments: Sequence[Payload]) -> Compensation:
         """The compensation of one call."""

@@ -7,7 +7,6 @@ import os
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, ParamSpec, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
@@ -22,7 +21,13 @@ from romancy.v1.admin_service_pb2 import (
     ListSessionsRequest,
     Session,
 )
-from romancy.v1.history_pb2 import CompensationResolution, HistoryEvent
+from romancy.v1.history_pb2 import (
+    COMPENSATION_RESOLUTION_GIVE_UP,
+    COMPENSATION_RESOLUTION_MARK_DONE,
+    COMPENSATION_RESOLUTION_RETRY,
+    CompensationResolution,
+    HistoryEvent,
+)
 from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_COMPLETED,
     WORKFLOW_STATUS_CONTINUED,
@@ -73,7 +78,7 @@ from romancy._updates import UpdateHandle
 from romancy.context import WorkflowContext
 from romancy.converter import codec
 from romancy.errors import QueryError
-from romancy.options import Seconds, check_seconds, to_duration
+from romancy.options import Seconds, check_seconds, in_seconds, to_duration
 from romancy.refusals import refusal_of
 from romancy.workflow import WorkflowDefinition, definition_of
 
@@ -92,7 +97,14 @@ _CONFLICT: Final[Mapping[str, IdConflictPolicy.ValueType]] = {
     "use_existing": ID_CONFLICT_POLICY_USE_EXISTING,
     "terminate_existing": ID_CONFLICT_POLICY_TERMINATE_EXISTING,
 }
+_RESOLUTIONS: Final[Mapping[str, CompensationResolution.ValueType]] = {
+    "retry": COMPENSATION_RESOLUTION_RETRY,
+    "mark_done": COMPENSATION_RESOLUTION_MARK_DONE,
+    "give_up": COMPENSATION_RESOLUTION_GIVE_UP,
+}
 _PAGE: Final = 256
+_WATCH_FAILURES: Final = 30
+"""So often in a row is a history watched again after the service was not reached."""
 
 
 class StartOptions(TypedDict, total=False):
@@ -250,13 +262,14 @@ class WorkflowHandle(Generic[_R_co]):
         return asked
 
     async def resolve_compensation(
-        self, compensation_id: str, resolution: CompensationResolution.ValueType, reason: str = ""
+        self, compensation_id: str, resolution: Literal["retry", "mark_done", "give_up"], reason: str = ""
     ) -> None:
-        """Say what becomes of a compensation that failed for good."""
+        """Say what becomes of a compensation that failed for good: try again, done otherwise, or never."""
+        check_choice("resolution", resolution, _RESOLUTIONS)
         request = ResolveCompensationRequest(
             workflow=self._ref,
             compensation_id=compensation_id,
-            resolution=resolution,
+            resolution=_RESOLUTIONS[resolution],
             reason=reason,
             request_id=_new_id(),
             identity=self._client.identity,
@@ -296,10 +309,6 @@ class WorkflowHandle(Generic[_R_co]):
             await asyncio.sleep(backoff_s(failures))
 
 
-_WATCH_FAILURES: Final = 30
-"""So often in a row is a history watched again after the service was not reached."""
-
-
 class Client:
     """A connection to the service, for one event loop. Calls outlive restarts of the service.
 
@@ -327,8 +336,8 @@ class Client:
         ServiceUnavailable.
         """
         check_seconds("patience", patience)
-        endpoint = Endpoint(target, token, tls, _path(tls_ca), _path(tls_cert), _path(tls_key))
-        patience_s = patience.total_seconds() if isinstance(patience, timedelta) else patience
+        endpoint = Endpoint(target, token, tls, tls_ca, tls_cert, tls_key)
+        patience_s = in_seconds(patience)
         self.namespace = namespace
         self.identity = identity or f"{socket.gethostname()}-{os.getpid()}"
         self.calls: Final = Calls(endpoint, patience_s)
@@ -381,7 +390,7 @@ class Client:
         name, arguments = _encode(definition_of(workflow), args)
         spec = WorkflowSpec(
             workflow_type=name,
-            task_queue=options.get("task_queue", "default"),
+            task_queue=options.get("task_queue", ""),
             arguments=arguments,
             run_timeout=_optional(options.get("run_timeout")),
             execution_timeout=_optional(options.get("execution_timeout")),
@@ -482,8 +491,8 @@ class Client:
         request = ListSessionsRequest(namespace=self.namespace, task_queue=task_queue)
         return (await self.calls.call(lambda calls: calls.admin.ListSessions, request)).sessions
 
-    async def describe_task_queue(self, task_queue: str = "default") -> DescribeTaskQueueResponse:
-        """What waits in a queue, and who serves it."""
+    async def describe_task_queue(self, task_queue: str = "") -> DescribeTaskQueueResponse:
+        """What waits in a queue ("default" unless said), and who serves it."""
         request = DescribeTaskQueueRequest(namespace=self.namespace, task_queue=task_queue)
         return await self.calls.call(lambda calls: calls.admin.DescribeTaskQueue, request)
 
@@ -531,7 +540,3 @@ def _optional(span: Seconds | None) -> Duration | None:
 
 def _new_id() -> str:
     return uuid.uuid4().hex
-
-
-def _path(path: str | Path | None) -> Path | None:
-    return None if path is None else Path(path)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from romancy.v1.failure_pb2 import Failure
+
+RetryState = Literal["", "non_retryable", "max_attempts", "max_elapsed", "timeout", "lost", "cancel_requested"]
 
 
 class RomancyError(Exception):
@@ -74,7 +76,15 @@ class RemoteError(RomancyError):
 
 
 class ActivityError(RemoteError):
-    """An activity failed for good. `type` and `message` are those of its last attempt."""
+    """An activity failed for good. `cause` is the error of its last attempt, whose type, message and details it has."""
+
+    activity_id: str = ""
+    attempt: int = 0
+    """The number of the last attempt; 0 when none was sent to a worker."""
+    retry_state: RetryState = ""
+    """Why there was no further attempt; empty if the history does not say."""
+    outcome_unknown: bool = False
+    """Whether an attempt may have had its effect although nobody heard how it ended."""
 
 
 class ActivityTimeout(ActivityError):

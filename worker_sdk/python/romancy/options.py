@@ -33,7 +33,7 @@ class RetryPolicy:
     backoff_coefficient: float | None = None
     """What the wait is multiplied with for each further attempt. Default 2."""
     max_interval: Seconds | None = None
-    """The longest wait. Default 60 s."""
+    """The longest wait. Default 60 s, or `initial_interval` if that is longer."""
     max_elapsed: Seconds | None = None
     """So long may attempts and waits take together; 0: no limit.
 
@@ -60,6 +60,7 @@ class RetryPolicy:
         _refuse_if(self.jitter is not None and not 0 <= self.jitter <= 1, "jitter", self.jitter, "from 0 to 1")
         for name in ("initial_interval", "max_interval", "max_elapsed"):
             check_seconds(name, getattr(self, name))
+        _check_order(self, "initial_interval", "max_interval")
 
     def lists(self, error: BaseException) -> bool:
         """Whether `non_retryable` has the error's class, one that it derives from, or the name of such a class."""
@@ -107,6 +108,10 @@ class ActivityOptions:
             value = getattr(self, name)
             check_seconds(name, value)
             _refuse_if(value is not None and not value, name, value, "more than nothing; leave it out for no limit")
+        _check_order(self, "heartbeat_timeout", "timeout")
+        _check_order(self, "heartbeat_timeout", "schedule_to_close_timeout")
+        _check_order(self, "timeout", "schedule_to_close_timeout")
+        _check_order(self, "schedule_to_start_timeout", "schedule_to_close_timeout")
         _check_optional("task_queue", self.task_queue, str, "the name of a queue")
         _check_optional("retry", self.retry, RetryPolicy, "a RetryPolicy")
         _check_optional("at_most_once", self.at_most_once, bool, "True or False")
@@ -147,9 +152,21 @@ def check_seconds(name: str, value: object) -> None:
         return
     check_type(name, value, (timedelta, int, float), "a timedelta or a number of seconds")
     assert isinstance(value, timedelta | int | float)
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    seconds = in_seconds(value)
     # Written so that NaN is refused as well.
     _refuse_if(not 0 <= seconds < timedelta.max.total_seconds(), name, value, "zero or more seconds")
+
+
+def _check_order(options: object, shorter: str, longer: str) -> None:
+    """Raise ValueError when both are set and the first is longer than the second, so that it could never matter."""
+    inner, outer = getattr(options, shorter), getattr(options, longer)
+    if inner is not None and outer is not None and in_seconds(inner) > in_seconds(outer):
+        raise ValueError(f"{shorter} is {inner!r}, which is longer than {longer}, {outer!r}: it could never pass")
+
+
+def in_seconds(length: Seconds) -> float:
+    """The span as a number of seconds."""
+    return length.total_seconds() if isinstance(length, timedelta) else float(length)
 
 
 def _check_error(error: object) -> None:

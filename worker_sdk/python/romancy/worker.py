@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +19,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from romancy.v1.worker_service_pb2 import (
     ACKNOWLEDGEMENT_RESULT_INVALID,
-    ACKNOWLEDGEMENT_RESULT_STALE,
-    Acknowledgement,
     ActivityCompletion,
     ActivityHeartbeat,
     ActivityTask,
@@ -36,7 +33,7 @@ from romancy._stream import Stream, StreamRefused
 from romancy._workflows import Results, Workflows
 from romancy.activity import ActivityDefinition
 from romancy.errors import DefinitionError, RomancyError
-from romancy.options import Seconds, check_seconds
+from romancy.options import Seconds, check_seconds, in_seconds
 from romancy.workflow import WorkflowDefinition, definition_of
 
 if TYPE_CHECKING:
@@ -100,7 +97,7 @@ class Worker:
         self._activity_definitions = _by_name("activity", _implemented(_listed("activities", activities)))
         for definition in (*self._workflow_definitions.values(), *self._activity_definitions.values()):
             definition.check()
-        endpoint = Endpoint(target, token, tls, _path(tls_ca), _path(tls_cert), _path(tls_key))
+        endpoint = Endpoint(target, token, tls, tls_ca, tls_cert, tls_key)
         hello = Hello(
             namespace=namespace,
             worker_id=worker_id or f"{socket.gethostname()}-{os.getpid()}",
@@ -113,7 +110,7 @@ class Worker:
             sdk=f"romancy-python/{_version()}",
             accepts_chunks=True,
         )
-        self._drain_timeout_s = _seconds(drain_timeout)
+        self._drain_timeout_s = in_seconds(drain_timeout)
         self._cancels_on_lost_lease = lease_lost == "cancel"
         self._session = Session(hello)
         self._stream = Stream(endpoint, self._session, self)
@@ -206,8 +203,6 @@ class Worker:
             self._workflows.forget_all()
         if not self._connected.done():
             self._connected.set_result(None)
-        if received.disowned:
-            self._disowned(received.disowned)
         if received.acknowledgements:
             self._acknowledged(received)
         for cancellation in received.cancellations:
@@ -246,16 +241,6 @@ class Worker:
                 future.set_exception(refused)
             else:
                 future.set_result(None)
-
-    def _disowned(self, tokens: Sequence[bytes]) -> None:
-        _log.warning("%d tasks are not ours any more: others have them, or their results are known", len(tokens))
-        # Some of them may be completions that will never be acknowledged now.
-        self._workflows.acknowledge(
-            [Acknowledgement(token=token, result=ACKNOWLEDGEMENT_RESULT_STALE) for token in tokens]
-        )
-        for token in tokens:
-            self._activities.cancel(token)
-        self._check_drained()
 
     def _acknowledged(self, received: Received) -> None:
         self._workflows.acknowledge(received.acknowledgements)
@@ -387,14 +372,6 @@ def _signals(loop: asyncio.AbstractEventLoop, asked: Callable[[], None]) -> Iter
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
-
-
-def _seconds(length: Seconds) -> float:
-    return length.total_seconds() if isinstance(length, timedelta) else float(length)
-
-
-def _path(path: str | Path | None) -> Path | None:
-    return None if path is None else Path(path)
 
 
 def _version() -> str:

@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 
 
 class DeterminismWarning(UserWarning):
-    """A workflow's source has something that would be another one on replay."""
+    """A workflow's source has something that would be another one on replay, or that never runs."""
 
 
 class WorkflowDefinition(Generic[P, R]):
@@ -68,8 +68,17 @@ class WorkflowDefinition(Generic[P, R]):
         return functools.partial(self.fn, context)
 
     def check(self) -> None:
-        """Raise DefinitionError when annotations cannot be used; better when a worker starts than when a task comes."""
+        """Raise DefinitionError when annotations cannot be used; better when a worker starts than when a task comes.
+
+        The source is read for what would differ on replay, which is warned of (DeterminismWarning).
+        """
         _ = self._signature.codecs, self._signature.result
+        warned = self.fn.__globals__.setdefault("__warningregistry__", {})
+        for fn in (self.fn, *(handler.fn for handler in self.handlers)):
+            for finding in lint(fn):
+                warnings.warn_explicit(
+                    finding.text, DeterminismWarning, finding.filename, finding.line, registry=warned
+                )
 
     def encode_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Payload]:
         """What a client gives, as payloads. Raises TypeError and ConversionError, naming the argument."""
@@ -166,18 +175,13 @@ class _Workflow:
         """Make a workflow of an async function whose first parameter is a WorkflowContext, or of a class.
 
         A class has one method with `@workflow.run`; each run gets an instance, made without arguments.
-        Its source is read for what would differ on replay, which is warned of (DeterminismWarning).
         """
 
         def decorate(decorated: Any) -> Any:
             if isinstance(decorated, type):
                 _class_workflow(decorated, name)
                 return decorated
-            definition: WorkflowDefinition[..., Any] = WorkflowDefinition(
-                decorated, name=name, names=local_names(decorated)
-            )
-            _warn(decorated)
-            return definition
+            return WorkflowDefinition(decorated, name=name, names=local_names(decorated))
 
         return decorate(*decorated) if decorated else decorate
 
@@ -240,18 +244,11 @@ def _class_workflow(cls: type[Any], name: str | None) -> None:
         check_type(f"name of {cls.__name__}", name, str, "a text", DefinitionError)
     definition.of(cls, name)
     cls.__romancy_workflow__ = definition
-    for fn in (definition.fn, *(handler.fn for handler in definition.handlers)):
-        _warn(fn)
 
 
 def definition_of(workflow: Any) -> Any:
     """The definition that a decorated class stands for; anything else as it is."""
     return getattr(workflow, "__romancy_workflow__", workflow)
-
-
-def _warn(fn: Callable[..., Any]) -> None:
-    for finding in lint(fn):
-        warnings.warn_explicit(finding.text, DeterminismWarning, finding.filename, finding.line)
 
 
 @contextmanager

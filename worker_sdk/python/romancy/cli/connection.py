@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Coroutine, Mapping
-from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec
 
 import click
@@ -83,9 +82,9 @@ def connected(command: _Command[P]) -> Callable[..., int | None]:
                 namespace=namespace,
                 token=token,
                 tls=tls,
-                tls_ca=_path(tls_ca),
-                tls_cert=_path(tls_cert),
-                tls_key=_path(tls_key),
+                tls_ca=tls_ca,
+                tls_cert=tls_cert,
+                tls_key=tls_key,
                 patience=patience,
             )
             async with client:
@@ -102,10 +101,6 @@ def connected(command: _Command[P]) -> Callable[..., int | None]:
     for option in reversed(_OPTIONS):
         run = option(run)
     return run
-
-
-def _path(path: str | None) -> Path | None:
-    return Path(path) if path else None
 
 
 def _text(error: RequestRefused, address: str) -> str:

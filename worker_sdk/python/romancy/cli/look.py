@@ -162,7 +162,7 @@ async def history(client: Client, output: Output, workflow_id: str, run_id: str 
         if output.as_json:
             output.json(plain(event))
         else:
-            output.line(_history_line(event))
+            output.short_line(_history_line(event))
 
 
 def _history_line(event: HistoryEvent) -> str:

@@ -1,4 +1,7 @@
-"""Output: readable tables for people, JSON for programs. What comes from elsewhere is escaped in both."""
+"""Output: readable tables for people, JSON for programs. What comes from elsewhere is escaped in both.
+
+On a terminal a value of the user's has one line, and is cut where that ends; --json, files and pipes get all of it.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +40,9 @@ class Output:
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
-        self._console = Console(
-            highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else _WIDTH, emoji=False
-        )
+        self._on_terminal = sys.stdout.isatty()
+        width = None if self._on_terminal else _WIDTH
+        self._console = Console(highlight=False, soft_wrap=False, width=width, emoji=False)
 
     def complain(self, message: str, reason: str = "", metadata: Mapping[str, str] | None = None) -> None:
         """Say on standard error what went wrong; to programs with the reason, as the contract lists it."""
@@ -58,6 +61,13 @@ class Output:
         sys.stdout.write(f"{text if raw else escape(text)}\n")
         sys.stdout.flush()
 
+    def short_line(self, text: str) -> None:
+        """One line of text, cut where the terminal's line ends."""
+        shown = Text(escape(text))
+        if self._on_terminal:
+            shown.truncate(self._console.width, overflow="ellipsis")
+        self.line(shown.plain, raw=True)
+
     def value(self, value: Any) -> None:
         """A value of the user's, as indented JSON."""
         text = json.dumps(value, ensure_ascii=False, indent=2)
@@ -70,12 +80,12 @@ class Output:
         table.add_column(overflow="fold")
         for name, value in fields:
             if value not in (None, "", [], {}):
-                table.add_row(name, _cell(value))
+                table.add_row(name, self._cell(value))
         self._console.print(table)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "") -> None:
         """A table; with a title, nothing at all when there are no rows."""
-        cells = [[_cell(value) for value in row] for row in rows]
+        cells = [[self._cell(value) for value in row] for row in rows]
         if title:
             if not cells:
                 return
@@ -87,8 +97,9 @@ class Output:
             table.add_row(*row)
         self._console.print(table)
 
-
-def _cell(value: Any) -> Text:
-    if value is None:
-        return Text("")
-    return Text(escape(value) if isinstance(value, str) else compact(value))
+    def _cell(self, value: Any) -> Text:
+        if value is None or isinstance(value, str):
+            return Text(escape(value or ""))
+        if self._on_terminal:
+            return Text(compact(value), no_wrap=True, overflow="ellipsis")
+        return Text(compact(value))

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import click
 
-from romancy.v1.history_pb2 import CompensationResolution
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPLETED, WorkflowOutcome
 
 from romancy.cli.connection import EXIT_NO_RESULT, EXIT_TIMEOUT, Failed, connected
@@ -17,10 +16,6 @@ from romancy.cli.plain import plain, status_name
 from romancy.cli.span import some_seconds
 from romancy.client import Client, WorkflowHandle
 
-_RESOLUTIONS: Final = {
-    name.removeprefix("COMPENSATION_RESOLUTION_").lower().replace("_", "-"): name
-    for name in CompensationResolution.keys()[1:]
-}
 workflow_id_argument: Final = click.argument("workflow_id", metavar="ID")
 run_id_option: Final = click.option("--run-id", help="This run; the newest one unless said.")
 _reason: Final = click.option("--reason", default="", help="Why; recorded.")
@@ -168,7 +163,7 @@ async def terminate(client: Client, output: Output, workflow_id: str, run_id: st
 @workflow.command()
 @workflow_id_argument
 @click.argument("compensation_id", metavar="COMPENSATION")
-@click.argument("resolution", type=click.Choice(list(_RESOLUTIONS)))
+@click.argument("resolution", type=click.Choice(["retry", "mark-done", "give-up"]))
 @run_id_option
 @_reason
 @connected
@@ -177,13 +172,13 @@ async def resolve(
     output: Output,
     workflow_id: str,
     compensation_id: str,
-    resolution: str,
+    resolution: Any,
     run_id: str | None,
     reason: str,
 ) -> None:
     """Say what becomes of a COMPENSATION that failed for good: `get` names those that wait."""
-    chosen = CompensationResolution.Value(_RESOLUTIONS[resolution])
-    await client.get_handle(workflow_id, run_id).resolve_compensation(compensation_id, chosen, reason)
+    handle = client.get_handle(workflow_id, run_id)
+    await handle.resolve_compensation(compensation_id, resolution.replace("-", "_"), reason)
     _done(output, workflow_id, f"goes on: {compensation_id} is resolved as {resolution}")
 
 

@@ -189,7 +189,7 @@ class DescribeTaskQueueRequest(_message.Message):
     namespace: _builtins.str
     """Tenant; empty means "default"."""
     task_queue: _builtins.str
-    """The queue."""
+    """The queue; empty means "default"."""
     def __init__(
         self,
         *,

@@ -239,7 +239,9 @@ class Compensation(_message.Message):
 
     @_builtins.property
     def heartbeat_timeout(self) -> _duration_pb2.Duration:
-        """Longest silence between two heartbeats of an attempt; not set: none are expected."""
+        """Longest silence between two heartbeats of an attempt; not set: none are expected. Not above
+        `start_to_close_timeout`.
+        """
 
     def __init__(
         self,
@@ -372,15 +374,17 @@ class ScheduleActivity(_message.Message):
 
     @_builtins.property
     def schedule_to_start_timeout(self) -> _duration_pb2.Duration:
-        """Longest time an attempt may wait for a worker; not set: no limit."""
+        """Longest time an attempt may wait for a worker; not set: no limit. Not above `schedule_to_close_timeout`."""
 
     @_builtins.property
     def start_to_close_timeout(self) -> _duration_pb2.Duration:
-        """Longest time for one attempt; not set: no limit."""
+        """Longest time for one attempt; not set: no limit. Not above `schedule_to_close_timeout`."""
 
     @_builtins.property
     def heartbeat_timeout(self) -> _duration_pb2.Duration:
-        """Longest silence between two heartbeats of an attempt; not set: none are expected."""
+        """Longest silence between two heartbeats of an attempt; not set: none are expected. Not above
+        `start_to_close_timeout` and `schedule_to_close_timeout`.
+        """
 
     @_builtins.property
     def compensation(self) -> Global___Compensation:

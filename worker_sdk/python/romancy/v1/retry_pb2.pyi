@@ -46,7 +46,7 @@ class RetryPolicy(_message.Message):
 
     @_builtins.property
     def max_interval(self) -> _duration_pb2.Duration:
-        """The longest wait. Default 60 s."""
+        """The longest wait, not below `initial_interval`. Default 60 s, or `initial_interval` if that is longer."""
 
     @_builtins.property
     def max_elapsed(self) -> _duration_pb2.Duration:

@@ -30,7 +30,7 @@ from romancy.v1 import history_pb2 as romancy_dot_v1_dot_history__pb2
 from romancy.v1 import payload_pb2 as romancy_dot_v1_dot_payload__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fromancy/v1/worker_service.proto\x12\nromancy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18romancy/v1/command.proto\x1a\x18romancy/v1/failure.proto\x1a\x18romancy/v1/history.proto\x1a\x18romancy/v1/payload.proto\"\xbd\x03\n\x0e\x43onnectRequest\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x11.romancy.v1.Hello\x12<\n\x14\x61\x63tivity_completions\x18\x02 \x03(\x0b\x32\x1e.romancy.v1.ActivityCompletion\x12:\n\x13\x61\x63tivity_heartbeats\x18\x03 \x03(\x0b\x32\x1d.romancy.v1.ActivityHeartbeat\x12\x16\n\x0ereturned_tasks\x18\x04 \x03(\x0c\x12\x45\n\x19workflow_task_completions\x18\x05 \x03(\x0b\x32\".romancy.v1.WorkflowTaskCompletion\x12\x16\n\x0e\x66orgotten_runs\x18\x06 \x03(\t\x12$\n\x07goodbye\x18\x07 \x01(\x0b\x32\x13.romancy.v1.Goodbye\x12 \n\x05\x64rain\x18\x08 \x01(\x0b\x32\x11.romancy.v1.Drain\x12 \n\x05\x63hunk\x18\t \x01(\x0b\x32\x11.romancy.v1.Chunk\x12.\n\rquery_answers\x18\n \x03(\x0b\x32\x17.romancy.v1.QueryAnswer\"\x99\x03\n\x0f\x43onnectResponse\x12$\n\x07welcome\x18\x01 \x01(\x0b\x32\x13.romancy.v1.Welcome\x12\x30\n\x0e\x61\x63tivity_tasks\x18\x02 \x03(\x0b\x32\x18.romancy.v1.ActivityTask\x12\x30\n\x0eworkflow_tasks\x18\x03 \x03(\x0b\x32\x18.romancy.v1.WorkflowTask\x12/\n\rcancellations\x18\x04 \x03(\x0b\x32\x18.romancy.v1.Cancellation\x12\x35\n\x10\x61\x63knowledgements\x18\x05 \x03(\x0b\x32\x1b.romancy.v1.Acknowledgement\x12 \n\x05\x64rain\x18\x06 \x01(\x0b\x32\x11.romancy.v1.Drain\x12 \n\x05\x63hunk\x18\x07 \x01(\x0b\x32\x11.romancy.v1.Chunk\x12(\n\x04time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x07queries\x18\t \x03(\x0b\x32\x15.romancy.v1.QueryTask\"5\n\x05\x43hunk\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\"\x85\x02\n\x05Hello\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x16\n\x0etokens_in_hand\x18\x04 \x03(\x0c\x12\x13\n\x0btask_queues\x18\x05 \x03(\t\x12\x16\n\x0eworkflow_types\x18\x06 \x03(\t\x12\x16\n\x0e\x61\x63tivity_types\x18\x07 \x03(\t\x12\x16\n\x0eworkflow_slots\x18\x08 \x01(\x05\x12\x16\n\x0e\x61\x63tivity_slots\x18\t \x01(\x05\x12\x10\n\x08\x62uild_id\x18\n \x01(\t\x12\x0b\n\x03sdk\x18\x0b \x01(\t\x12\x16\n\x0e\x61\x63\x63\x65pts_chunks\x18\x0c \x01(\x08\"\xe5\x01\n\x07Welcome\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x18\n\x10readopted_tokens\x18\x02 \x03(\x0c\x12\x17\n\x0f\x64isowned_tokens\x18\x03 \x03(\x0c\x12\x35\n\x12heartbeat_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05lease\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11max_payload_bytes\x18\x06 \x01(\x03\x12\x17\n\x0fmax_frame_bytes\x18\x07 \x01(\x03\"\t\n\x07Goodbye\"\x07\n\x05\x44rain\"\xbe\x04\n\x0c\x41\x63tivityTask\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x15\n\rworkflow_type\x18\x04 \x01(\t\x12\x13\n\x0b\x61\x63tivity_id\x18\x05 \x01(\t\x12\x15\n\ractivity_type\x18\x06 \x01(\t\x12\x12\n\ntask_queue\x18\x07 \x01(\t\x12&\n\targuments\x18\x08 \x03(\x0b\x32\x13.romancy.v1.Payload\x12\x0f\n\x07\x61ttempt\x18\t \x01(\x05\x12\x17\n\x0fidempotency_key\x18\n \x01(\t\x12\x32\n\x0escheduled_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x16start_to_close_timeout\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11heartbeat_timeout\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x11heartbeat_details\x18\x0e \x01(\x0b\x32\x13.romancy.v1.Payload\x12\x36\n\x07headers\x18\x0f \x03(\x0b\x32%.romancy.v1.ActivityTask.HeadersEntry\x12\x14\n\x0c\x63ompensation\x18\x10 \x01(\x08\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd8\x01\n\x12\x41\x63tivityCompletion\x12\r\n\x05token\x18\x01 \x01(\x0c\x12%\n\x06result\x18\x02 \x01(\x0b\x32\x13.romancy.v1.PayloadH\x00\x12&\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.romancy.v1.FailureH\x00\x12\x39\n\tcancelled\x18\x04 \x01(\x0b\x32$.romancy.v1.ActivityCancelledOutcomeH\x00\x12\x1e\n\x04then\x18\x05 \x01(\x0b\x32\x10.romancy.v1.ThenB\t\n\x07outcome\"@\n\x18\x41\x63tivityCancelledOutcome\x12$\n\x07\x64\x65tails\x18\x01 \x03(\x0b\x32\x13.romancy.v1.Payload\"o\n\x04Then\x12\x16\n\x0e\x61\x66ter_event_id\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x08\x63ommands\x18\x03 \x03(\x0b\x32\x13.romancy.v1.Command\"H\n\x11\x41\x63tivityHeartbeat\x12\r\n\x05token\x18\x01 \x01(\x0c\x12$\n\x07\x64\x65tails\x18\x02 \x01(\x0b\x32\x13.romancy.v1.Payload\"\xd1\x01\n\x0cWorkflowTask\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x15\n\rworkflow_type\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12\x16\n\x0e\x61\x66ter_event_id\x18\x06 \x01(\x03\x12(\n\x06\x65vents\x18\x07 \x03(\x0b\x32\x18.romancy.v1.HistoryEvent\x12\x0c\n\x04more\x18\x08 \x01(\x08\x12\x15\n\rlast_event_id\x18\t \x01(\x03\"\xd5\x01\n\x16WorkflowTaskCompletion\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x15\n\rseen_event_id\x18\x02 \x01(\x03\x12\x34\n\x08\x63ommands\x18\x03 \x01(\x0b\x32 .romancy.v1.WorkflowTaskCommandsH\x00\x12&\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x13.romancy.v1.FailureH\x00\x12,\n\x04miss\x18\x05 \x01(\x0b\x32\x1c.romancy.v1.WorkflowTaskMissH\x00\x42\t\n\x07outcome\"P\n\x14WorkflowTaskCommands\x12%\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x13.romancy.v1.Command\x12\x11\n\tholds_run\x18\x02 \x01(\x08\"\x12\n\x10WorkflowTaskMiss\"M\n\x0c\x43\x61ncellation\x12\r\n\x05token\x18\x01 \x01(\x0c\x12.\n\x06reason\x18\x02 \x01(\x0e\x32\x1e.romancy.v1.CancellationReason\"\xc9\x01\n\x0f\x41\x63knowledgement\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x31\n\x06result\x18\x02 \x01(\x0e\x32!.romancy.v1.AcknowledgementResult\x12\x15\n\rlast_event_id\x18\x03 \x01(\x03\x12(\n\trejection\x18\x04 \x01(\x0b\x32\x15.romancy.v1.Rejection\x12\x33\n\x0flast_event_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x94\x01\n\tRejection\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x35\n\x08metadata\x18\x03 \x03(\x0b\x32#.romancy.v1.Rejection.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xdf\x01\n\tQueryTask\x12\x10\n\x08query_id\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x15\n\rworkflow_type\x18\x04 \x01(\t\x12\x16\n\x0e\x61\x66ter_event_id\x18\x05 \x01(\x03\x12(\n\x06\x65vents\x18\x06 \x03(\x0b\x32\x18.romancy.v1.HistoryEvent\x12\x0c\n\x04more\x18\x07 \x01(\x08\x12\x0c\n\x04name\x18\x08 \x01(\t\x12&\n\targuments\x18\t \x03(\x0b\x32\x13.romancy.v1.Payload\"\xa7\x01\n\x0bQueryAnswer\x12\x10\n\x08query_id\x18\x01 \x01(\t\x12%\n\x06result\x18\x02 \x01(\x0b\x32\x13.romancy.v1.PayloadH\x00\x12&\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.romancy.v1.FailureH\x00\x12,\n\x04miss\x18\x04 \x01(\x0b\x32\x1c.romancy.v1.WorkflowTaskMissH\x00\x42\t\n\x07outcome*{\n\x12\x43\x61ncellationReason\x12#\n\x1f\x43\x41NCELLATION_REASON_UNSPECIFIED\x10\x00\x12!\n\x1d\x43\x41NCELLATION_REASON_REQUESTED\x10\x01\x12\x1d\n\x19\x43\x41NCELLATION_REASON_STALE\x10\x02*\xfb\x01\n\x15\x41\x63knowledgementResult\x12&\n\"ACKNOWLEDGEMENT_RESULT_UNSPECIFIED\x10\x00\x12#\n\x1f\x41\x43KNOWLEDGEMENT_RESULT_ACCEPTED\x10\x01\x12)\n%ACKNOWLEDGEMENT_RESULT_ACCEPTED_ALONE\x10\x02\x12$\n ACKNOWLEDGEMENT_RESULT_DUPLICATE\x10\x03\x12 \n\x1c\x41\x43KNOWLEDGEMENT_RESULT_STALE\x10\x04\x12\"\n\x1e\x41\x43KNOWLEDGEMENT_RESULT_INVALID\x10\x05\x32W\n\rWorkerService\x12\x46\n\x07\x43onnect\x12\x1a.romancy.v1.ConnectRequest\x1a\x1b.romancy.v1.ConnectResponse(\x01\x30\x01\x42P\n\rio.romancy.v1P\x01Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fromancy/v1/worker_service.proto\x12\nromancy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18romancy/v1/command.proto\x1a\x18romancy/v1/failure.proto\x1a\x18romancy/v1/history.proto\x1a\x18romancy/v1/payload.proto\"\xbd\x03\n\x0e\x43onnectRequest\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x11.romancy.v1.Hello\x12<\n\x14\x61\x63tivity_completions\x18\x02 \x03(\x0b\x32\x1e.romancy.v1.ActivityCompletion\x12:\n\x13\x61\x63tivity_heartbeats\x18\x03 \x03(\x0b\x32\x1d.romancy.v1.ActivityHeartbeat\x12\x16\n\x0ereturned_tasks\x18\x04 \x03(\t\x12\x45\n\x19workflow_task_completions\x18\x05 \x03(\x0b\x32\".romancy.v1.WorkflowTaskCompletion\x12\x16\n\x0e\x66orgotten_runs\x18\x06 \x03(\t\x12$\n\x07goodbye\x18\x07 \x01(\x0b\x32\x13.romancy.v1.Goodbye\x12 \n\x05\x64rain\x18\x08 \x01(\x0b\x32\x11.romancy.v1.Drain\x12 \n\x05\x63hunk\x18\t \x01(\x0b\x32\x11.romancy.v1.Chunk\x12.\n\rquery_answers\x18\n \x03(\x0b\x32\x17.romancy.v1.QueryAnswer\"\x99\x03\n\x0f\x43onnectResponse\x12$\n\x07welcome\x18\x01 \x01(\x0b\x32\x13.romancy.v1.Welcome\x12\x30\n\x0e\x61\x63tivity_tasks\x18\x02 \x03(\x0b\x32\x18.romancy.v1.ActivityTask\x12\x30\n\x0eworkflow_tasks\x18\x03 \x03(\x0b\x32\x18.romancy.v1.WorkflowTask\x12/\n\rcancellations\x18\x04 \x03(\x0b\x32\x18.romancy.v1.Cancellation\x12\x35\n\x10\x61\x63knowledgements\x18\x05 \x03(\x0b\x32\x1b.romancy.v1.Acknowledgement\x12 \n\x05\x64rain\x18\x06 \x01(\x0b\x32\x11.romancy.v1.Drain\x12 \n\x05\x63hunk\x18\x07 \x01(\x0b\x32\x11.romancy.v1.Chunk\x12(\n\x04time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x07queries\x18\t \x03(\x0b\x32\x15.romancy.v1.QueryTask\"5\n\x05\x43hunk\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\"\x85\x02\n\x05Hello\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x16\n\x0etokens_in_hand\x18\x04 \x03(\t\x12\x13\n\x0btask_queues\x18\x05 \x03(\t\x12\x16\n\x0eworkflow_types\x18\x06 \x03(\t\x12\x16\n\x0e\x61\x63tivity_types\x18\x07 \x03(\t\x12\x16\n\x0eworkflow_slots\x18\x08 \x01(\x05\x12\x16\n\x0e\x61\x63tivity_slots\x18\t \x01(\x05\x12\x10\n\x08\x62uild_id\x18\n \x01(\t\x12\x0b\n\x03sdk\x18\x0b \x01(\t\x12\x16\n\x0e\x61\x63\x63\x65pts_chunks\x18\x0c \x01(\x08\"\xb2\x01\n\x07Welcome\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x35\n\x12heartbeat_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11max_payload_bytes\x18\x04 \x01(\x03\x12\x17\n\x0fmax_frame_bytes\x18\x05 \x01(\x03\"\t\n\x07Goodbye\"\x07\n\x05\x44rain\"\xbe\x04\n\x0c\x41\x63tivityTask\x12\r\n\x05token\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x15\n\rworkflow_type\x18\x04 \x01(\t\x12\x13\n\x0b\x61\x63tivity_id\x18\x05 \x01(\t\x12\x15\n\ractivity_type\x18\x06 \x01(\t\x12\x12\n\ntask_queue\x18\x07 \x01(\t\x12&\n\targuments\x18\x08 \x03(\x0b\x32\x13.romancy.v1.Payload\x12\x0f\n\x07\x61ttempt\x18\t \x01(\x05\x12\x17\n\x0fidempotency_key\x18\n \x01(\t\x12\x32\n\x0escheduled_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x16start_to_close_timeout\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11heartbeat_timeout\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x11heartbeat_details\x18\x0e \x01(\x0b\x32\x13.romancy.v1.Payload\x12\x36\n\x07headers\x18\x0f \x03(\x0b\x32%.romancy.v1.ActivityTask.HeadersEntry\x12\x14\n\x0c\x63ompensation\x18\x10 \x01(\x08\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd8\x01\n\x12\x41\x63tivityCompletion\x12\r\n\x05token\x18\x01 \x01(\t\x12%\n\x06result\x18\x02 \x01(\x0b\x32\x13.romancy.v1.PayloadH\x00\x12&\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.romancy.v1.FailureH\x00\x12\x39\n\tcancelled\x18\x04 \x01(\x0b\x32$.romancy.v1.ActivityCancelledOutcomeH\x00\x12\x1e\n\x04then\x18\x05 \x01(\x0b\x32\x10.romancy.v1.ThenB\t\n\x07outcome\"@\n\x18\x41\x63tivityCancelledOutcome\x12$\n\x07\x64\x65tails\x18\x01 \x03(\x0b\x32\x13.romancy.v1.Payload\"o\n\x04Then\x12\x16\n\x0e\x61\x66ter_event_id\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x08\x63ommands\x18\x03 \x03(\x0b\x32\x13.romancy.v1.Command\"H\n\x11\x41\x63tivityHeartbeat\x12\r\n\x05token\x18\x01 \x01(\t\x12$\n\x07\x64\x65tails\x18\x02 \x01(\x0b\x32\x13.romancy.v1.Payload\"\xd1\x01\n\x0cWorkflowTask\x12\r\n\x05token\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x15\n\rworkflow_type\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12\x16\n\x0e\x61\x66ter_event_id\x18\x06 \x01(\x03\x12(\n\x06\x65vents\x18\x07 \x03(\x0b\x32\x18.romancy.v1.HistoryEvent\x12\x0c\n\x04more\x18\x08 \x01(\x08\x12\x15\n\rlast_event_id\x18\t \x01(\x03\"\xd5\x01\n\x16WorkflowTaskCompletion\x12\r\n\x05token\x18\x01 \x01(\t\x12\x15\n\rseen_event_id\x18\x02 \x01(\x03\x12\x34\n\x08\x63ommands\x18\x03 \x01(\x0b\x32 .romancy.v1.WorkflowTaskCommandsH\x00\x12&\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x13.romancy.v1.FailureH\x00\x12,\n\x04miss\x18\x05 \x01(\x0b\x32\x1c.romancy.v1.WorkflowTaskMissH\x00\x42\t\n\x07outcome\"P\n\x14WorkflowTaskCommands\x12%\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x13.romancy.v1.Command\x12\x11\n\tholds_run\x18\x02 \x01(\x08\"\x12\n\x10WorkflowTaskMiss\"M\n\x0c\x43\x61ncellation\x12\r\n\x05token\x18\x01 \x01(\t\x12.\n\x06reason\x18\x02 \x01(\x0e\x32\x1e.romancy.v1.CancellationReason\"\xc9\x01\n\x0f\x41\x63knowledgement\x12\r\n\x05token\x18\x01 \x01(\t\x12\x31\n\x06result\x18\x02 \x01(\x0e\x32!.romancy.v1.AcknowledgementResult\x12\x15\n\rlast_event_id\x18\x03 \x01(\x03\x12(\n\trejection\x18\x04 \x01(\x0b\x32\x15.romancy.v1.Rejection\x12\x33\n\x0flast_event_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x94\x01\n\tRejection\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x35\n\x08metadata\x18\x03 \x03(\x0b\x32#.romancy.v1.Rejection.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xdf\x01\n\tQueryTask\x12\x10\n\x08query_id\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x15\n\rworkflow_type\x18\x04 \x01(\t\x12\x16\n\x0e\x61\x66ter_event_id\x18\x05 \x01(\x03\x12(\n\x06\x65vents\x18\x06 \x03(\x0b\x32\x18.romancy.v1.HistoryEvent\x12\x0c\n\x04more\x18\x07 \x01(\x08\x12\x0c\n\x04name\x18\x08 \x01(\t\x12&\n\targuments\x18\t \x03(\x0b\x32\x13.romancy.v1.Payload\"\xa7\x01\n\x0bQueryAnswer\x12\x10\n\x08query_id\x18\x01 \x01(\t\x12%\n\x06result\x18\x02 \x01(\x0b\x32\x13.romancy.v1.PayloadH\x00\x12&\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.romancy.v1.FailureH\x00\x12,\n\x04miss\x18\x04 \x01(\x0b\x32\x1c.romancy.v1.WorkflowTaskMissH\x00\x42\t\n\x07outcome*{\n\x12\x43\x61ncellationReason\x12#\n\x1f\x43\x41NCELLATION_REASON_UNSPECIFIED\x10\x00\x12!\n\x1d\x43\x41NCELLATION_REASON_REQUESTED\x10\x01\x12\x1d\n\x19\x43\x41NCELLATION_REASON_STALE\x10\x02*\xfb\x01\n\x15\x41\x63knowledgementResult\x12&\n\"ACKNOWLEDGEMENT_RESULT_UNSPECIFIED\x10\x00\x12#\n\x1f\x41\x43KNOWLEDGEMENT_RESULT_ACCEPTED\x10\x01\x12)\n%ACKNOWLEDGEMENT_RESULT_ACCEPTED_ALONE\x10\x02\x12$\n ACKNOWLEDGEMENT_RESULT_DUPLICATE\x10\x03\x12 \n\x1c\x41\x43KNOWLEDGEMENT_RESULT_STALE\x10\x04\x12\"\n\x1e\x41\x43KNOWLEDGEMENT_RESULT_INVALID\x10\x05\x32W\n\rWorkerService\x12\x46\n\x07\x43onnect\x12\x1a.romancy.v1.ConnectRequest\x1a\x1b.romancy.v1.ConnectResponse(\x01\x30\x01\x42P\n\rio.romancy.v1P\x01Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,10 +42,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACTIVITYTASK_HEADERSENTRY']._serialized_options = b'8\001'
   _globals['_REJECTION_METADATAENTRY']._loaded_options = None
   _globals['_REJECTION_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_CANCELLATIONREASON']._serialized_start=4056
-  _globals['_CANCELLATIONREASON']._serialized_end=4179
-  _globals['_ACKNOWLEDGEMENTRESULT']._serialized_start=4182
-  _globals['_ACKNOWLEDGEMENTRESULT']._serialized_end=4433
+  _globals['_CANCELLATIONREASON']._serialized_start=4005
+  _globals['_CANCELLATIONREASON']._serialized_end=4128
+  _globals['_ACKNOWLEDGEMENTRESULT']._serialized_start=4131
+  _globals['_ACKNOWLEDGEMENTRESULT']._serialized_end=4382
   _globals['_CONNECTREQUEST']._serialized_start=217
   _globals['_CONNECTREQUEST']._serialized_end=662
   _globals['_CONNECTRESPONSE']._serialized_start=665
@@ -55,43 +55,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLO']._serialized_start=1132
   _globals['_HELLO']._serialized_end=1393
   _globals['_WELCOME']._serialized_start=1396
-  _globals['_WELCOME']._serialized_end=1625
-  _globals['_GOODBYE']._serialized_start=1627
-  _globals['_GOODBYE']._serialized_end=1636
-  _globals['_DRAIN']._serialized_start=1638
-  _globals['_DRAIN']._serialized_end=1645
-  _globals['_ACTIVITYTASK']._serialized_start=1648
-  _globals['_ACTIVITYTASK']._serialized_end=2222
-  _globals['_ACTIVITYTASK_HEADERSENTRY']._serialized_start=2176
-  _globals['_ACTIVITYTASK_HEADERSENTRY']._serialized_end=2222
-  _globals['_ACTIVITYCOMPLETION']._serialized_start=2225
-  _globals['_ACTIVITYCOMPLETION']._serialized_end=2441
-  _globals['_ACTIVITYCANCELLEDOUTCOME']._serialized_start=2443
-  _globals['_ACTIVITYCANCELLEDOUTCOME']._serialized_end=2507
-  _globals['_THEN']._serialized_start=2509
-  _globals['_THEN']._serialized_end=2620
-  _globals['_ACTIVITYHEARTBEAT']._serialized_start=2622
-  _globals['_ACTIVITYHEARTBEAT']._serialized_end=2694
-  _globals['_WORKFLOWTASK']._serialized_start=2697
-  _globals['_WORKFLOWTASK']._serialized_end=2906
-  _globals['_WORKFLOWTASKCOMPLETION']._serialized_start=2909
-  _globals['_WORKFLOWTASKCOMPLETION']._serialized_end=3122
-  _globals['_WORKFLOWTASKCOMMANDS']._serialized_start=3124
-  _globals['_WORKFLOWTASKCOMMANDS']._serialized_end=3204
-  _globals['_WORKFLOWTASKMISS']._serialized_start=3206
-  _globals['_WORKFLOWTASKMISS']._serialized_end=3224
-  _globals['_CANCELLATION']._serialized_start=3226
-  _globals['_CANCELLATION']._serialized_end=3303
-  _globals['_ACKNOWLEDGEMENT']._serialized_start=3306
-  _globals['_ACKNOWLEDGEMENT']._serialized_end=3507
-  _globals['_REJECTION']._serialized_start=3510
-  _globals['_REJECTION']._serialized_end=3658
-  _globals['_REJECTION_METADATAENTRY']._serialized_start=3611
-  _globals['_REJECTION_METADATAENTRY']._serialized_end=3658
-  _globals['_QUERYTASK']._serialized_start=3661
-  _globals['_QUERYTASK']._serialized_end=3884
-  _globals['_QUERYANSWER']._serialized_start=3887
-  _globals['_QUERYANSWER']._serialized_end=4054
-  _globals['_WORKERSERVICE']._serialized_start=4435
-  _globals['_WORKERSERVICE']._serialized_end=4522
+  _globals['_WELCOME']._serialized_end=1574
+  _globals['_GOODBYE']._serialized_start=1576
+  _globals['_GOODBYE']._serialized_end=1585
+  _globals['_DRAIN']._serialized_start=1587
+  _globals['_DRAIN']._serialized_end=1594
+  _globals['_ACTIVITYTASK']._serialized_start=1597
+  _globals['_ACTIVITYTASK']._serialized_end=2171
+  _globals['_ACTIVITYTASK_HEADERSENTRY']._serialized_start=2125
+  _globals['_ACTIVITYTASK_HEADERSENTRY']._serialized_end=2171
+  _globals['_ACTIVITYCOMPLETION']._serialized_start=2174
+  _globals['_ACTIVITYCOMPLETION']._serialized_end=2390
+  _globals['_ACTIVITYCANCELLEDOUTCOME']._serialized_start=2392
+  _globals['_ACTIVITYCANCELLEDOUTCOME']._serialized_end=2456
+  _globals['_THEN']._serialized_start=2458
+  _globals['_THEN']._serialized_end=2569
+  _globals['_ACTIVITYHEARTBEAT']._serialized_start=2571
+  _globals['_ACTIVITYHEARTBEAT']._serialized_end=2643
+  _globals['_WORKFLOWTASK']._serialized_start=2646
+  _globals['_WORKFLOWTASK']._serialized_end=2855
+  _globals['_WORKFLOWTASKCOMPLETION']._serialized_start=2858
+  _globals['_WORKFLOWTASKCOMPLETION']._serialized_end=3071
+  _globals['_WORKFLOWTASKCOMMANDS']._serialized_start=3073
+  _globals['_WORKFLOWTASKCOMMANDS']._serialized_end=3153
+  _globals['_WORKFLOWTASKMISS']._serialized_start=3155
+  _globals['_WORKFLOWTASKMISS']._serialized_end=3173
+  _globals['_CANCELLATION']._serialized_start=3175
+  _globals['_CANCELLATION']._serialized_end=3252
+  _globals['_ACKNOWLEDGEMENT']._serialized_start=3255
+  _globals['_ACKNOWLEDGEMENT']._serialized_end=3456
+  _globals['_REJECTION']._serialized_start=3459
+  _globals['_REJECTION']._serialized_end=3607
+  _globals['_REJECTION_METADATAENTRY']._serialized_start=3560
+  _globals['_REJECTION_METADATAENTRY']._serialized_end=3607
+  _globals['_QUERYTASK']._serialized_start=3610
+  _globals['_QUERYTASK']._serialized_end=3833
+  _globals['_QUERYANSWER']._serialized_start=3836
+  _globals['_QUERYANSWER']._serialized_end=4003
+  _globals['_WORKERSERVICE']._serialized_start=4384
+  _globals['_WORKERSERVICE']._serialized_end=4471
 # @@protoc_insertion_point(module_scope)

@@ -36,7 +36,7 @@ class _CancellationReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Ca
     CANCELLATION_REASON_REQUESTED: _CancellationReason.ValueType  # 1
     """The workflow's code, or somebody who cancelled the run, asked for it."""
     CANCELLATION_REASON_STALE: _CancellationReason.ValueType  # 2
-    """The attempt timed out, was replaced, or its run is closed: its result will be refused."""
+    """The attempt timed out, was lost or replaced, or its run is closed: its result will be refused."""
 
 class CancellationReason(_CancellationReason, metaclass=_CancellationReasonEnumTypeWrapper):
     """CancellationReason says why an activity is to stop."""
@@ -46,7 +46,7 @@ CANCELLATION_REASON_UNSPECIFIED: CancellationReason.ValueType  # 0
 CANCELLATION_REASON_REQUESTED: CancellationReason.ValueType  # 1
 """The workflow's code, or somebody who cancelled the run, asked for it."""
 CANCELLATION_REASON_STALE: CancellationReason.ValueType  # 2
-"""The attempt timed out, was replaced, or its run is closed: its result will be refused."""
+"""The attempt timed out, was lost or replaced, or its run is closed: its result will be refused."""
 Global___CancellationReason: _TypeAlias = CancellationReason  # noqa: Y015
 
 class _AcknowledgementResult:
@@ -116,7 +116,7 @@ class ConnectRequest(_message.Message):
         """Activities that go on. Not acknowledged; a stale one is answered by a cancellation."""
 
     @_builtins.property
-    def returned_tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+    def returned_tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tokens of activity and workflow tasks that the worker gives back without having begun them."""
 
     @_builtins.property
@@ -129,11 +129,13 @@ class ConnectRequest(_message.Message):
 
     @_builtins.property
     def goodbye(self) -> Global___Goodbye:
-        """The worker leaves: after this frame it sends nothing. Its tasks are given to others at once."""
+        """The worker leaves now: after this frame it sends nothing. What it has in hand is lost, and given to others at once."""
 
     @_builtins.property
     def drain(self) -> Global___Drain:
-        """The worker takes no new tasks any more, but stays until those in hand are done."""
+        """The worker takes no new tasks, and leaves when those in hand are done: the service then ends the stream with OK.
+        May be said again.
+        """
 
     @_builtins.property
     def chunk(self) -> Global___Chunk:
@@ -149,7 +151,7 @@ class ConnectRequest(_message.Message):
         hello: Global___Hello | None = ...,
         activity_completions: _abc.Iterable[Global___ActivityCompletion] | None = ...,
         activity_heartbeats: _abc.Iterable[Global___ActivityHeartbeat] | None = ...,
-        returned_tasks: _abc.Iterable[_builtins.bytes] | None = ...,
+        returned_tasks: _abc.Iterable[_builtins.str] | None = ...,
         workflow_task_completions: _abc.Iterable[Global___WorkflowTaskCompletion] | None = ...,
         forgotten_runs: _abc.Iterable[_builtins.str] | None = ...,
         goodbye: Global___Goodbye | None = ...,
@@ -308,8 +310,10 @@ class Hello(_message.Message):
     accepts_chunks: _builtins.bool
     """True when the worker joins chunks."""
     @_builtins.property
-    def tokens_in_hand(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """When reconnecting, the tokens of all tasks in hand, whether running or ended and not acknowledged."""
+    def tokens_in_hand(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """When reconnecting, the tokens of all tasks in hand, whether running or ended and not acknowledged. Those that are
+        not the worker's any more are answered by cancellations, as STALE.
+        """
 
     @_builtins.property
     def task_queues(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -329,7 +333,7 @@ class Hello(_message.Message):
         namespace: _builtins.str = ...,
         worker_id: _builtins.str = ...,
         session_id: _builtins.str = ...,
-        tokens_in_hand: _abc.Iterable[_builtins.bytes] | None = ...,
+        tokens_in_hand: _abc.Iterable[_builtins.str] | None = ...,
         task_queues: _abc.Iterable[_builtins.str] | None = ...,
         workflow_types: _abc.Iterable[_builtins.str] | None = ...,
         activity_types: _abc.Iterable[_builtins.str] | None = ...,
@@ -354,8 +358,6 @@ class Welcome(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
-    READOPTED_TOKENS_FIELD_NUMBER: _builtins.int
-    DISOWNED_TOKENS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
     MAX_PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
@@ -366,14 +368,6 @@ class Welcome(_message.Message):
     """The largest payload, in bytes."""
     max_frame_bytes: _builtins.int
     """The largest frame, in bytes."""
-    @_builtins.property
-    def readopted_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Tokens of the hello that are still the worker's: go on."""
-
-    @_builtins.property
-    def disowned_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Tokens of the hello that are not the worker's any more: stop the work, its result will be refused."""
-
     @_builtins.property
     def heartbeat_interval(self) -> _duration_pb2.Duration:
         """Send a frame at least this often, and expect one; three intervals of silence end the stream."""
@@ -388,8 +382,6 @@ class Welcome(_message.Message):
         self,
         *,
         session_id: _builtins.str = ...,
-        readopted_tokens: _abc.Iterable[_builtins.bytes] | None = ...,
-        disowned_tokens: _abc.Iterable[_builtins.bytes] | None = ...,
         heartbeat_interval: _duration_pb2.Duration | None = ...,
         lease: _duration_pb2.Duration | None = ...,
         max_payload_bytes: _builtins.int = ...,
@@ -397,7 +389,7 @@ class Welcome(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval", "lease", b"lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disowned_tokens", b"disowned_tokens", "heartbeat_interval", b"heartbeat_interval", "lease", b"lease", "max_frame_bytes", b"max_frame_bytes", "max_payload_bytes", b"max_payload_bytes", "readopted_tokens", b"readopted_tokens", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval", "lease", b"lease", "max_frame_bytes", b"max_frame_bytes", "max_payload_bytes", b"max_payload_bytes", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -422,7 +414,7 @@ Global___Goodbye: _TypeAlias = Goodbye  # noqa: Y015
 
 @_typing.final
 class Drain(_message.Message):
-    """Drain says that the sender stops taking or giving tasks."""
+    """Drain says that the sender stops taking or giving tasks, because it is about to leave."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -479,8 +471,8 @@ class ActivityTask(_message.Message):
     HEARTBEAT_DETAILS_FIELD_NUMBER: _builtins.int
     HEADERS_FIELD_NUMBER: _builtins.int
     COMPENSATION_FIELD_NUMBER: _builtins.int
-    token: _builtins.bytes
-    """Names the attempt in completions and heartbeats."""
+    token: _builtins.str
+    """Names the attempt in completions and heartbeats. ASCII; tells the worker nothing."""
     workflow_id: _builtins.str
     """The run that it belongs to."""
     run_id: _builtins.str
@@ -526,7 +518,7 @@ class ActivityTask(_message.Message):
     def __init__(
         self,
         *,
-        token: _builtins.bytes = ...,
+        token: _builtins.str = ...,
         workflow_id: _builtins.str = ...,
         run_id: _builtins.str = ...,
         workflow_type: _builtins.str = ...,
@@ -562,7 +554,7 @@ class ActivityCompletion(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
     THEN_FIELD_NUMBER: _builtins.int
-    token: _builtins.bytes
+    token: _builtins.str
     """From the task."""
     @_builtins.property
     def result(self) -> _payload_pb2.Payload:
@@ -585,7 +577,7 @@ class ActivityCompletion(_message.Message):
     def __init__(
         self,
         *,
-        token: _builtins.bytes = ...,
+        token: _builtins.str = ...,
         result: _payload_pb2.Payload | None = ...,
         failure: _failure_pb2.Failure | None = ...,
         cancelled: Global___ActivityCancelledOutcome | None = ...,
@@ -669,7 +661,7 @@ class ActivityHeartbeat(_message.Message):
 
     TOKEN_FIELD_NUMBER: _builtins.int
     DETAILS_FIELD_NUMBER: _builtins.int
-    token: _builtins.bytes
+    token: _builtins.str
     """From the task."""
     @_builtins.property
     def details(self) -> _payload_pb2.Payload:
@@ -678,7 +670,7 @@ class ActivityHeartbeat(_message.Message):
     def __init__(
         self,
         *,
-        token: _builtins.bytes = ...,
+        token: _builtins.str = ...,
         details: _payload_pb2.Payload | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["details", b"details"]  # noqa: Y015
@@ -704,7 +696,7 @@ class WorkflowTask(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
     LAST_EVENT_ID_FIELD_NUMBER: _builtins.int
-    token: _builtins.bytes
+    token: _builtins.str
     """Names the task in its completion."""
     workflow_id: _builtins.str
     """The run."""
@@ -729,7 +721,7 @@ class WorkflowTask(_message.Message):
     def __init__(
         self,
         *,
-        token: _builtins.bytes = ...,
+        token: _builtins.str = ...,
         workflow_id: _builtins.str = ...,
         run_id: _builtins.str = ...,
         workflow_type: _builtins.str = ...,
@@ -758,7 +750,7 @@ class WorkflowTaskCompletion(_message.Message):
     COMMANDS_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     MISS_FIELD_NUMBER: _builtins.int
-    token: _builtins.bytes
+    token: _builtins.str
     """From the task."""
     seen_event_id: _builtins.int
     """From the task: `last_event_id`."""
@@ -779,7 +771,7 @@ class WorkflowTaskCompletion(_message.Message):
     def __init__(
         self,
         *,
-        token: _builtins.bytes = ...,
+        token: _builtins.str = ...,
         seen_event_id: _builtins.int = ...,
         commands: Global___WorkflowTaskCommands | None = ...,
         failure: _failure_pb2.Failure | None = ...,
@@ -842,20 +834,20 @@ Global___WorkflowTaskMiss: _TypeAlias = WorkflowTaskMiss  # noqa: Y015
 
 @_typing.final
 class Cancellation(_message.Message):
-    """Cancellation asks the worker to stop an activity, which it still must complete."""
+    """Cancellation asks the worker to stop a task, which it still must complete."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKEN_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
-    token: _builtins.bytes
+    token: _builtins.str
     """From the task."""
     reason: Global___CancellationReason.ValueType
     """Why."""
     def __init__(
         self,
         *,
-        token: _builtins.bytes = ...,
+        token: _builtins.str = ...,
         reason: Global___CancellationReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -879,7 +871,7 @@ class Acknowledgement(_message.Message):
     LAST_EVENT_ID_FIELD_NUMBER: _builtins.int
     REJECTION_FIELD_NUMBER: _builtins.int
     LAST_EVENT_TIME_FIELD_NUMBER: _builtins.int
-    token: _builtins.bytes
+    token: _builtins.str
     """From the completion."""
     result: Global___AcknowledgementResult.ValueType
     """What became of it."""
@@ -896,7 +888,7 @@ class Acknowledgement(_message.Message):
     def __init__(
         self,
         *,
-        token: _builtins.bytes = ...,
+        token: _builtins.str = ...,
         result: Global___AcknowledgementResult.ValueType = ...,
         last_event_id: _builtins.int = ...,
         rejection: Global___Rejection | None = ...,

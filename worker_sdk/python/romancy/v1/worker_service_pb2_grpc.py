@@ -49,13 +49,14 @@ class WorkerServiceServicer:
     """
 
     def Connect(self, request_iterator, context):
-        """Connect joins a worker to the service until it says goodbye. The first frame up carries `hello`, the first frame
-        down `welcome`. Any end of the stream that the worker did not ask for means: reconnect, with the session id and the
-        tokens in hand. A frame of either side may be up to 32 MiB; writers aim at 1 MiB.
-        Two ends are final: INVALID_ARGUMENT (INVALID_HELLO: mend the worker) and ABORTED (SESSION_SUPERSEDED: a newer stream
-        of the same session is connected). All others mean: reconnect. They are RESOURCE_EXHAUSTED (TOO_MANY_SESSIONS),
-        UNAVAILABLE (DRAINING, SESSION_GONE, STORE_UNAVAILABLE), DEADLINE_EXCEEDED (PEER_SILENT), INVALID_ARGUMENT
-        (MESSAGE_TOO_LARGE, FRAME_TOO_LARGE: do not send that frame again) and whatever a network makes of it.
+        """Connect joins a worker to the service until it leaves. The first frame up carries `hello`, the first frame down
+        `welcome`. A frame of either side may be up to 32 MiB; writers aim at 1 MiB.
+        The status tells what the end of a stream means. OK: the worker asked to leave (`drain`, `goodbye`), and has left.
+        INVALID_ARGUMENT (INVALID_HELLO: mend the worker), UNAUTHENTICATED, PERMISSION_DENIED and ABORTED
+        (SESSION_SUPERSEDED: a newer stream of the same session is connected): stop, trying again cannot help. All others:
+        reconnect, with the session id and the tokens in hand. They are UNAVAILABLE (DRAINING, SESSION_GONE, ANSWERS_UNREAD,
+        STORE_UNAVAILABLE), DEADLINE_EXCEEDED (PEER_SILENT), RESOURCE_EXHAUSTED (TOO_MANY_SESSIONS; without a reason: a
+        frame was too large, do not send it again) and whatever a network makes of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

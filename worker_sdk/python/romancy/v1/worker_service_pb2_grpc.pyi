@@ -36,13 +36,14 @@ class WorkerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WorkerServiceAsyncStub: ...
     Connect: _grpc.StreamStreamMultiCallable[_worker_service_pb2.ConnectRequest, _worker_service_pb2.ConnectResponse]
-    """Connect joins a worker to the service until it says goodbye. The first frame up carries `hello`, the first frame
-    down `welcome`. Any end of the stream that the worker did not ask for means: reconnect, with the session id and the
-    tokens in hand. A frame of either side may be up to 32 MiB; writers aim at 1 MiB.
-    Two ends are final: INVALID_ARGUMENT (INVALID_HELLO: mend the worker) and ABORTED (SESSION_SUPERSEDED: a newer stream
-    of the same session is connected). All others mean: reconnect. They are RESOURCE_EXHAUSTED (TOO_MANY_SESSIONS),
-    UNAVAILABLE (DRAINING, SESSION_GONE, STORE_UNAVAILABLE), DEADLINE_EXCEEDED (PEER_SILENT), INVALID_ARGUMENT
-    (MESSAGE_TOO_LARGE, FRAME_TOO_LARGE: do not send that frame again) and whatever a network makes of it.
+    """Connect joins a worker to the service until it leaves. The first frame up carries `hello`, the first frame down
+    `welcome`. A frame of either side may be up to 32 MiB; writers aim at 1 MiB.
+    The status tells what the end of a stream means. OK: the worker asked to leave (`drain`, `goodbye`), and has left.
+    INVALID_ARGUMENT (INVALID_HELLO: mend the worker), UNAUTHENTICATED, PERMISSION_DENIED and ABORTED
+    (SESSION_SUPERSEDED: a newer stream of the same session is connected): stop, trying again cannot help. All others:
+    reconnect, with the session id and the tokens in hand. They are UNAVAILABLE (DRAINING, SESSION_GONE, ANSWERS_UNREAD,
+    STORE_UNAVAILABLE), DEADLINE_EXCEEDED (PEER_SILENT), RESOURCE_EXHAUSTED (TOO_MANY_SESSIONS; without a reason: a
+    frame was too large, do not send it again) and whatever a network makes of it.
     """
 
 @_typing.type_check_only
@@ -53,13 +54,14 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Connect: _aio.StreamStreamMultiCallable[_worker_service_pb2.ConnectRequest, _worker_service_pb2.ConnectResponse]  # type: ignore[assignment]
-    """Connect joins a worker to the service until it says goodbye. The first frame up carries `hello`, the first frame
-    down `welcome`. Any end of the stream that the worker did not ask for means: reconnect, with the session id and the
-    tokens in hand. A frame of either side may be up to 32 MiB; writers aim at 1 MiB.
-    Two ends are final: INVALID_ARGUMENT (INVALID_HELLO: mend the worker) and ABORTED (SESSION_SUPERSEDED: a newer stream
-    of the same session is connected). All others mean: reconnect. They are RESOURCE_EXHAUSTED (TOO_MANY_SESSIONS),
-    UNAVAILABLE (DRAINING, SESSION_GONE, STORE_UNAVAILABLE), DEADLINE_EXCEEDED (PEER_SILENT), INVALID_ARGUMENT
-    (MESSAGE_TOO_LARGE, FRAME_TOO_LARGE: do not send that frame again) and whatever a network makes of it.
+    """Connect joins a worker to the service until it leaves. The first frame up carries `hello`, the first frame down
+    `welcome`. A frame of either side may be up to 32 MiB; writers aim at 1 MiB.
+    The status tells what the end of a stream means. OK: the worker asked to leave (`drain`, `goodbye`), and has left.
+    INVALID_ARGUMENT (INVALID_HELLO: mend the worker), UNAUTHENTICATED, PERMISSION_DENIED and ABORTED
+    (SESSION_SUPERSEDED: a newer stream of the same session is connected): stop, trying again cannot help. All others:
+    reconnect, with the session id and the tokens in hand. They are UNAVAILABLE (DRAINING, SESSION_GONE, ANSWERS_UNREAD,
+    STORE_UNAVAILABLE), DEADLINE_EXCEEDED (PEER_SILENT), RESOURCE_EXHAUSTED (TOO_MANY_SESSIONS; without a reason: a
+    frame was too large, do not send it again) and whatever a network makes of it.
     """
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -73,13 +75,14 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_worker_service_pb2.ConnectRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_worker_service_pb2.ConnectResponse], _abc.AsyncIterator[_worker_service_pb2.ConnectResponse]]:
-        """Connect joins a worker to the service until it says goodbye. The first frame up carries `hello`, the first frame
-        down `welcome`. Any end of the stream that the worker did not ask for means: reconnect, with the session id and the
-        tokens in hand. A frame of either side may be up to 32 MiB; writers aim at 1 MiB.
-        Two ends are final: INVALID_ARGUMENT (INVALID_HELLO: mend the worker) and ABORTED (SESSION_SUPERSEDED: a newer stream
-        of the same session is connected). All others mean: reconnect. They are RESOURCE_EXHAUSTED (TOO_MANY_SESSIONS),
-        UNAVAILABLE (DRAINING, SESSION_GONE, STORE_UNAVAILABLE), DEADLINE_EXCEEDED (PEER_SILENT), INVALID_ARGUMENT
-        (MESSAGE_TOO_LARGE, FRAME_TOO_LARGE: do not send that frame again) and whatever a network makes of it.
+        """Connect joins a worker to the service until it leaves. The first frame up carries `hello`, the first frame down
+        `welcome`. A frame of either side may be up to 32 MiB; writers aim at 1 MiB.
+        The status tells what the end of a stream means. OK: the worker asked to leave (`drain`, `goodbye`), and has left.
+        INVALID_ARGUMENT (INVALID_HELLO: mend the worker), UNAUTHENTICATED, PERMISSION_DENIED and ABORTED
+        (SESSION_SUPERSEDED: a newer stream of the same session is connected): stop, trying again cannot help. All others:
+        reconnect, with the session id and the tokens in hand. They are UNAVAILABLE (DRAINING, SESSION_GONE, ANSWERS_UNREAD,
+        STORE_UNAVAILABLE), DEADLINE_EXCEEDED (PEER_SILENT), RESOURCE_EXHAUSTED (TOO_MANY_SESSIONS; without a reason: a
+        frame was too large, do not send it again) and whatever a network makes of it.
         """
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -153,7 +153,7 @@ class WorkflowSpec(_message.Message):
     workflow_type: _builtins.str
     """The registered name of the workflow. 1-255 bytes."""
     task_queue: _builtins.str
-    """Where its workers are. 1-255 bytes."""
+    """Where its workers are. At most 255 bytes; empty means "default"."""
     priority: _builtins.int
     """Smaller is sooner among waiting tasks of the same queue and type; 0 is the ordinary priority."""
     build_id: _builtins.str
@@ -483,7 +483,7 @@ class PendingActivity(_message.Message):
 
     @_builtins.property
     def heartbeat_details(self) -> _payload_pb2.Payload:
-        """What the attempt said last of its progress."""
+        """What the attempt said last of its progress; not set when that is larger than 64 KiB."""
 
     @_builtins.property
     def heartbeat_time(self) -> _timestamp_pb2.Timestamp:
@@ -491,7 +491,7 @@ class PendingActivity(_message.Message):
 
     @_builtins.property
     def last_failure(self) -> _failure_pb2.Failure:
-        """Why the attempt before failed."""
+        """Why the attempt before failed. One of more than 64 KiB is replaced by one that says so; the history has it."""
 
     def __init__(
         self,

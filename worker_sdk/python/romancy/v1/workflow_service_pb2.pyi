@@ -393,7 +393,7 @@ Global___GetWorkflowRequest: _TypeAlias = GetWorkflowRequest  # noqa: Y015
 
 @_typing.final
 class GetWorkflowResponse(_message.Message):
-    """GetWorkflowResponse shows the run."""
+    """GetWorkflowResponse shows the run, in at most 4 MiB."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -405,15 +405,23 @@ class GetWorkflowResponse(_message.Message):
     WORKFLOW_TASK_FIELD_NUMBER: _builtins.int
     WAITS_FIELD_NUMBER: _builtins.int
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
+    OPEN_ACTIVITIES_FIELD_NUMBER: _builtins.int
+    OPEN_TIMERS_FIELD_NUMBER: _builtins.int
     cancel_requested: _builtins.bool
     """True when cancellation was requested."""
+    open_activities: _builtins.int
+    """How many activities and compensations are open in all."""
+    open_timers: _builtins.int
+    """How many timers are open in all."""
     @_builtins.property
     def info(self) -> _workflow_pb2.WorkflowInfo:
         """What lists show of it."""
 
     @_builtins.property
     def spec(self) -> _workflow_pb2.WorkflowSpec:
-        """What it was started with."""
+        """What it was started with. `arguments` are left out where the answer would be too large; the history's first event has
+        them.
+        """
 
     @_builtins.property
     def outcome(self) -> _workflow_pb2.WorkflowOutcome:
@@ -421,11 +429,13 @@ class GetWorkflowResponse(_message.Message):
 
     @_builtins.property
     def activities(self) -> _containers.RepeatedCompositeFieldContainer[_workflow_pb2.PendingActivity]:
-        """Its open activities and compensations that are not done."""
+        """Its open activities and compensations that are not done: the 100 that are due first, fewer where the answer would be
+        too large.
+        """
 
     @_builtins.property
     def timers(self) -> _containers.RepeatedCompositeFieldContainer[_workflow_pb2.PendingTimer]:
-        """Its open timers."""
+        """Its open timers: the 100 that fire first."""
 
     @_builtins.property
     def workflow_task(self) -> _workflow_pb2.PendingWorkflowTask:
@@ -433,7 +443,7 @@ class GetWorkflowResponse(_message.Message):
 
     @_builtins.property
     def waits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Each thing that it waits for or is blocked by, as a sentence."""
+        """Each thing that it waits for or is blocked by, as a sentence; of what `activities` and `timers` leave out, the number."""
 
     def __init__(
         self,
@@ -446,10 +456,12 @@ class GetWorkflowResponse(_message.Message):
         workflow_task: _workflow_pb2.PendingWorkflowTask | None = ...,
         waits: _abc.Iterable[_builtins.str] | None = ...,
         cancel_requested: _builtins.bool = ...,
+        open_activities: _builtins.int = ...,
+        open_timers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info", "outcome", b"outcome", "spec", b"spec", "workflow_task", b"workflow_task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activities", b"activities", "cancel_requested", b"cancel_requested", "info", b"info", "outcome", b"outcome", "spec", b"spec", "timers", b"timers", "waits", b"waits", "workflow_task", b"workflow_task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activities", b"activities", "cancel_requested", b"cancel_requested", "info", b"info", "open_activities", b"open_activities", "open_timers", b"open_timers", "outcome", b"outcome", "spec", b"spec", "timers", b"timers", "waits", b"waits", "workflow_task", b"workflow_task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -31,8 +31,9 @@ class WorkflowServiceStub:
 
     Every error carries a google.rpc.ErrorInfo whose domain is "romancy" and whose reason is one of those listed at the
     rpc; its metadata name the field, the value and the limit. Besides those, every rpc fails with UNAVAILABLE
-    (STORE_UNAVAILABLE: the database does not answer; TOO_MUCH_CONTENTION: the run changes too fast; try again with the same
-    request id), INVALID_ARGUMENT (INVALID_FIELD, PAYLOAD_TOO_LARGE, MESSAGE_TOO_LARGE), INTERNAL (the service is at fault;
+    (STORE_UNAVAILABLE: the database does not answer; TOO_MUCH_CONTENTION: the run changes too fast; DRAINING: the replica that
+    waited stops; try again, with the same request id), DEADLINE_EXCEEDED (QUERY_TOO_SLOW: the database takes too long for it;
+    narrow it), INVALID_ARGUMENT (INVALID_FIELD, PAYLOAD_TOO_LARGE, MESSAGE_TOO_LARGE), INTERNAL (the service is at fault;
     `error_id` in the metadata names the line of its log) and, where authentication is on, UNAUTHENTICATED or PERMISSION_DENIED.
 
     An empty `namespace` means "default". Ids are 1-255 bytes of UTF-8 without control characters.
@@ -105,8 +106,9 @@ class WorkflowServiceAsyncStub(WorkflowServiceStub):
 
     Every error carries a google.rpc.ErrorInfo whose domain is "romancy" and whose reason is one of those listed at the
     rpc; its metadata name the field, the value and the limit. Besides those, every rpc fails with UNAVAILABLE
-    (STORE_UNAVAILABLE: the database does not answer; TOO_MUCH_CONTENTION: the run changes too fast; try again with the same
-    request id), INVALID_ARGUMENT (INVALID_FIELD, PAYLOAD_TOO_LARGE, MESSAGE_TOO_LARGE), INTERNAL (the service is at fault;
+    (STORE_UNAVAILABLE: the database does not answer; TOO_MUCH_CONTENTION: the run changes too fast; DRAINING: the replica that
+    waited stops; try again, with the same request id), DEADLINE_EXCEEDED (QUERY_TOO_SLOW: the database takes too long for it;
+    narrow it), INVALID_ARGUMENT (INVALID_FIELD, PAYLOAD_TOO_LARGE, MESSAGE_TOO_LARGE), INTERNAL (the service is at fault;
     `error_id` in the metadata names the line of its log) and, where authentication is on, UNAUTHENTICATED or PERMISSION_DENIED.
 
     An empty `namespace` means "default". Ids are 1-255 bytes of UTF-8 without control characters.
@@ -175,8 +177,9 @@ class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Every error carries a google.rpc.ErrorInfo whose domain is "romancy" and whose reason is one of those listed at the
     rpc; its metadata name the field, the value and the limit. Besides those, every rpc fails with UNAVAILABLE
-    (STORE_UNAVAILABLE: the database does not answer; TOO_MUCH_CONTENTION: the run changes too fast; try again with the same
-    request id), INVALID_ARGUMENT (INVALID_FIELD, PAYLOAD_TOO_LARGE, MESSAGE_TOO_LARGE), INTERNAL (the service is at fault;
+    (STORE_UNAVAILABLE: the database does not answer; TOO_MUCH_CONTENTION: the run changes too fast; DRAINING: the replica that
+    waited stops; try again, with the same request id), DEADLINE_EXCEEDED (QUERY_TOO_SLOW: the database takes too long for it;
+    narrow it), INVALID_ARGUMENT (INVALID_FIELD, PAYLOAD_TOO_LARGE, MESSAGE_TOO_LARGE), INTERNAL (the service is at fault;
     `error_id` in the metadata names the line of its log) and, where authentication is on, UNAUTHENTICATED or PERMISSION_DENIED.
 
     An empty `namespace` means "default". Ids are 1-255 bytes of UTF-8 without control characters.
