@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         heartbeat,
         is_cancelled,
     )
-    from romancy.client import Client, WorkflowHandle
+    from romancy.client import Client
     from romancy.errors import (
         ActivityCancelled,
         ActivityError,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         WorkflowTerminated,
         WorkflowTimedOut,
     )
+    from romancy.handle import WorkflowHandle
     from romancy.options import ActivityOptions, RetryPolicy
     from romancy.refusals import (
         AccessDenied,
@@ -114,7 +115,7 @@ __all__ = [
     "workflow",
 ]
 
-_HOMES: Final = ("errors", "options", "activity", "workflow", "refusals", "client", "worker")
+_HOMES: Final = ("errors", "options", "activity", "workflow", "refusals", "handle", "client", "worker")
 """The modules that have the public names, each after those that it needs."""
 
 
