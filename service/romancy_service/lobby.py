@@ -177,7 +177,7 @@ class Lobby:
     def start_drain(self) -> None:
         """Admit nobody, give no more tasks, and tell the workers."""
         self.draining = True
-        self._node.dispatch.stopped = True
+        self._node.dispatch.stop()
         for session in list(self._node.dispatch.sessions.values()):
             session.start_drain()
 

@@ -13,7 +13,8 @@ from romancy.v1.worker_service_pb2 import QueryAnswer, QueryTask
 
 from romancy_service.core.replay import ReplayOrder
 from romancy_service.core.run import Run
-from romancy_service.dispatch import Dispatch, pages
+from romancy_service.dispatch import Dispatch
+from romancy_service.dispatch.sending import pages
 from romancy_service.errors import QueryTimeout, WorkflowNotFound
 from romancy_service.results import Results
 from romancy_service.sessions import Session
@@ -66,7 +67,7 @@ class Queries:
                     arguments=arguments,
                 )
                 while True:
-                    session = self._dispatch.holder(run) or self._dispatch.serving(run)
+                    session = self._dispatch.able(run)
                     if session is None:
                         waiting_for = f"no worker of queue {run.task_queue!r} that has {run.workflow_type!r} is here"
                         await asyncio.sleep(_RETRY_S)

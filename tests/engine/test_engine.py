@@ -25,12 +25,20 @@ from romancy_service.core.decide import Reply
 from romancy_service.core.limits import Limits
 from romancy_service.core.run import Run
 from romancy_service.core.task import WORKFLOW_TASK_ID, Fence, Task
-from romancy_service.core.triggers import CompleteWorkflowTask, LoseTask, RequestCancel, StartRun, Terminate
+from romancy_service.core.triggers import (
+    CompleteActivity,
+    CompleteWorkflowTask,
+    LoseTask,
+    RequestCancel,
+    StartRun,
+    Terminate,
+)
 from romancy_service.engine import Engine
 from romancy_service.errors import BatchRejected, InternalError, StaleTask, WorkflowClosed, WorkflowNotFound
 from romancy_service.starter import new_id
 from romancy_service.store.store import Change, CommitResult, Lease, Store
 from romancy_service.submission import Recorded, RequestKey
+from tests.core.life import schedule
 
 
 class _NoWorkers:
@@ -274,3 +282,18 @@ async def test_a_check_of_a_task_that_was_put_off_meanwhile_is_stale(store: Stor
         now = Fence(task.task_id, task.attempt, task.owner, task.owner_epoch, relay_ms=task.relay_ms)
         await engine.submit(run.run_id, LoseTask(now))
         assert (await stored(store, run)).tasks[task.task_id].attempt == task.attempt + 1
+
+
+async def test_good_completions_in_a_batch_with_a_stale_one_are_recorded(store: Store) -> None:
+    run = new_run("order")
+    async with running(store) as engine:
+        await start(engine, run)
+        commands = [schedule(name) for name in ("pay:1", "pay:2", "pay:3")]
+        await engine.submit(
+            run.run_id, CompleteWorkflowTask(Fence(WORKFLOW_TASK_ID, 1, ""), 1, commands, holds_run=False)
+        )
+        fences = [Fence("a/pay:1", 1, ""), Fence("a/pay:2", 1, "not-mine", 1), Fence("a/pay:3", 1, "")]
+        completions = [CompleteActivity(fence, 0, result=Payload(json="1")) for fence in fences]
+        outcomes = await asyncio.gather(*(engine.submit(run.run_id, c) for c in completions), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Reply, StaleTask, Reply]
+    assert (await stored(store, run)).tasks.keys() == {"a/pay:2", WORKFLOW_TASK_ID}

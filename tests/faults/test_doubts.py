@@ -116,7 +116,7 @@ async def test_a_task_that_begins_to_wait_while_a_claim_runs_is_claimed_before_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The claim had looked already, and found nothing; its slots were taken meanwhile, so nobody else looked."""
-    monkeypatch.setattr(dispatching, "POLL_S", 3_600.0)
+    monkeypatch.setattr(dispatching, "POLL_S", 1e9)
     store = _Store(list)
     claims = 0
     again = asyncio.Event()

@@ -533,6 +533,18 @@ async def test_a_completion_that_saw_what_is_not_there_is_invalid(tenant: Tenant
     assert (answer.result, answer.rejection.metadata["field"]) == (ACKNOWLEDGEMENT_RESULT_INVALID, "seen_event_id")
 
 
+async def test_a_completion_that_saw_what_its_task_did_not_bring_is_invalid(tenant: Tenant) -> None:
+    worker = await tenant.worker()
+    run = await tenant.start("order")
+    task = await worker.workflow_task()
+    await tenant.cancel(run.run_id)
+    commands = WorkflowTaskCommands(commands=[complete()])
+    answer = await worker.answer(
+        WorkflowTaskCompletion(token=task.token, seen_event_id=task.last_event_id + 1, commands=commands)
+    )
+    assert (answer.result, answer.rejection.metadata["field"]) == (ACKNOWLEDGEMENT_RESULT_INVALID, "seen_event_id")
+
+
 async def test_the_texts_of_a_failure_are_cut_and_not_refused(tenant: Tenant) -> None:
     worker = await tenant.worker()
     _, token = await _activity(tenant, worker)

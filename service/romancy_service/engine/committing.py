@@ -151,8 +151,6 @@ class Committing:
             if task_id not in run.rewritten:
                 continue
             task = run.tasks[task_id]
-            if task.kind is TaskKind.ACTIVITY and task.attempt > 1:
-                continue  # how far the attempt before got is known to the database only, and comes with a claim
             if task.kind <= TaskKind.ACTIVITY and task.due_ms <= now_ms and not task.cancel_requested:
                 lease = self._outlet.offer(run, task)
                 if lease is not None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         is_cancelled,
     )
     from romancy.children import Child, OtherWorkflow
-    from romancy.client import Client, WorkflowHandle
+    from romancy.client import Client
     from romancy.context import WorkflowContext, WorkflowInfo
     from romancy.errors import (
         ActivityCancelled,
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         WorkflowTerminated,
         WorkflowTimedOut,
     )
+    from romancy.handle import WorkflowHandle
     from romancy.options import ActivityOptions, RetryPolicy
     from romancy.refusals import (
         AccessDenied,
@@ -136,7 +137,9 @@ __all__ = [
     "workflow",
 ]
 
-_HOMES: Final = ("errors", "options", "activity", "children", "context", "workflow", "refusals", "client", "worker")
+_HOMES: Final = (
+    "errors", "options", "activity", "children", "context", "workflow", "refusals", "handle", "client", "worker",
+)  # fmt: skip
 """The modules that have the public names, each after those that it needs."""
 
 

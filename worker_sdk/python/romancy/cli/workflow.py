@@ -14,7 +14,8 @@ from romancy.cli.connection import EXIT_NO_RESULT, EXIT_TIMEOUT, Failed, connect
 from romancy.cli.output import Output
 from romancy.cli.plain import plain, status_name
 from romancy.cli.span import some_seconds
-from romancy.client import Client, WorkflowHandle
+from romancy.client import Client
+from romancy.handle import WorkflowHandle
 
 workflow_id_argument: Final = click.argument("workflow_id", metavar="ID")
 run_id_option: Final = click.option("--run-id", help="This run; the newest one unless said.")
