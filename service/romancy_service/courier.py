@@ -54,7 +54,9 @@ ERRANDS: Final = (TaskKind.CHILD, TaskKind.SEND, TaskKind.REPORT)
 VISITS: Final = 64
 """So many runs are visited at a time."""
 _TRIES: Final = 5
-"""So often is a run looked for that closed between the look and the message, before that is the answer."""
+"""So often is a child looked for that closed between the look and the message, before it is left for later."""
+_LEFT_OUT: Final = "LeftOut"
+"""The method of requests that were not carried out, and never will be."""
 _NOT_NOW: Final = (StoreUnavailable, QueryTooSlow, TooMuchContention)
 
 
@@ -150,22 +152,33 @@ class Courier:
             workflow_id=command.workflow_id, spec=command.spec, request_id=_start_id(run, command)
         )
         parent = Parent(workflow_id=run.workflow_id, run_id=run.run_id, child_id=command.child_id)
-        run_id, failure = "", None
         try:
             started = await self._starter.start(run.namespace, request, f"run {run.run_id}", parent=parent)
             run_id = started.run_id
         except _NOT_NOW:
             raise
         except RomancyError as error:
-            failure = _failure(error)
-        begin = BeginChild(_fence(task), command.child_id, command.workflow_id, run_id, failure)
-        await self._engine.submit(run.run_id, begin)
+            refused = BeginChild(_fence(task), command.child_id, command.workflow_id, failure=_failure(error))
+            done = await self._instead(run, _start_id(run, command), refused)
+            if done is None:
+                return
+            run_id = done.run_id
+        begun = BeginChild(_fence(task), command.child_id, command.workflow_id, run_id)
+        await self._engine.submit(run.run_id, begun)
 
     async def _prevent(self, run: Run, task: Task, command: StartChild) -> bool:
-        """Take the id by which the child would be started, so that it never is. False: it was."""
-        key = RequestKey(run.namespace, _start_id(run, command), "ChildDropped", lambda _: b"")
-        done = await self._engine.submit(run.run_id, FinishErrand(_fence(task)), key)
-        return not isinstance(done, Recorded) or done.method == key.method
+        """See to it that the child is never started. False: it was."""
+        return await self._instead(run, _start_id(run, command), FinishErrand(_fence(task))) is None
+
+    async def _instead(self, run: Run, request_id: str, trigger: Trigger) -> Recorded | None:
+        """Record in the run that something is not brought about, and take the id by which it would be.
+
+        So it cannot be recorded here as left out and be brought about by another replica all the same. Returns what
+        was brought about under that id, if it was; then nothing is recorded here.
+        """
+        key = RequestKey(run.namespace, request_id, _LEFT_OUT, lambda _: b"")
+        done = await self._engine.submit(run.run_id, trigger, key)
+        return done if isinstance(done, Recorded) and done.method != _LEFT_OUT else None
 
     async def _tell(self, run: Run, command: StartChild, *, terminate: bool) -> None:
         """Ask the child to stop, or end it. Nothing happens when it is closed."""
@@ -180,6 +193,7 @@ class Courier:
             except (WorkflowClosed, WorkflowNotFound):
                 continue  # it goes on in another run, or is closed
             return
+        raise TooMuchContention(command.workflow_id)
 
     async def _child(self, run: Run, command: StartChild) -> str | None:
         """The open run of the child; by now somebody else may have its workflow id."""
@@ -188,8 +202,8 @@ class Courier:
         if latest is None or latest[1] not in OPEN_STATUSES:
             return None
         found = (await self._store.load([latest[0]])).get(latest[0])
-        ours = found is not None and found.counters.parent == (run.run_id, command.child_id)
-        return latest[0] if ours else None
+        parent = None if found is None else found.counters.parent
+        return latest[0] if parent is not None and parent[:2] == (run.run_id, command.child_id) else None
 
     async def _report(self, run: Run) -> None:
         """Tell the parent how its child ended."""
@@ -207,17 +221,18 @@ class Courier:
     async def _send(self, run: Run, task: Task) -> None:
         send = task.errand
         assert isinstance(send, Send)
-        failure = None
         try:
             await self._deliver(run, send)
         except _NOT_NOW:
             raise
         except RomancyError as error:
-            failure = _failure(error)
-        await self._engine.submit(run.run_id, FinishSend(_fence(task), send.send_id, failure))
+            refused = FinishSend(_fence(task), send.send_id, _failure(error))
+            if await self._instead(run, _send_id(run, send), refused) is None:
+                return
+        await self._engine.submit(run.run_id, FinishSend(_fence(task), send.send_id))
 
     async def _deliver(self, run: Run, send: Send) -> None:
-        key = RequestKey(run.namespace, f"send/{run.run_id}/{send.send_id}", "Send", lambda _: b"")
+        key = RequestKey(run.namespace, _send_id(run, send), "Send", lambda _: b"")
         identity = f"run {run.run_id}"
         trigger: Trigger
         if send.HasField("signal"):
@@ -247,6 +262,11 @@ def _fence(task: Task) -> Fence:
 def _start_id(run: Run, command: StartChild) -> str:
     """The request id of a child's start."""
     return f"child/{run.run_id}/{command.child_id}"
+
+
+def _send_id(run: Run, send: Send) -> str:
+    """The request id of a message."""
+    return f"send/{run.run_id}/{send.send_id}"
 
 
 def _failure(error: RomancyError) -> Failure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from romancy.v1.command_pb2 import Send, StartChild
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.workflow_pb2 import (
@@ -15,6 +16,7 @@ from romancy.v1.workflow_pb2 import (
 )
 from romancy.v1.workflow_service_pb2 import GetWorkflowResponse
 
+from romancy_service.core import children
 from romancy_service.core.limits import KIB
 from romancy_service.core.run import Run
 from romancy_service.core.saga import Saga
@@ -130,7 +132,22 @@ def _waits(run: Run, view: RunView, saga: Saga | None, now_ms: int) -> list[str]
     return sentences
 
 
+def _errand(task: Task) -> str:
+    """What is to be brought about in another run, or is open there."""
+    match task.errand:
+        case StartChild():
+            child = f"child {task.errand.child_id} (workflow {task.errand.workflow_id!r})"
+            state = {children.START: "is to be started", children.OPEN: "is open", children.CLOSE: "is to be closed"}
+            return f"{child} {state[task.attempt]}" + (" and was asked to stop" if task.cancel_requested else "")
+        case Send():
+            return f"message {task.errand.send_id} to workflow {task.errand.workflow_id!r} is on its way"
+        case None:
+            return "its parent is to be told of its end"
+
+
 def _wait(task: Task, view: RunView, now_ms: int) -> str:
+    if task.kind in (TaskKind.CHILD, TaskKind.SEND, TaskKind.REPORT):
+        return _errand(task)
     what = {TaskKind.WORKFLOW: "workflow task", TaskKind.TIMER: "timer", TaskKind.DEADLINE: "run timeout"}.get(
         task.kind, "compensation" if task.is_compensation else "activity"
     )

@@ -125,7 +125,7 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
     dispatch = Dispatch(store, clock, tokens, lambda run_id: engine.cached(run_id))
     engine = Engine(store, clock, limits, dispatch)
     heartbeats, results = Heartbeats(store, clock), Results(store)
-    queries, updates = Queries(store, dispatch, results), Updates(store, results, limits)
+    queries, updates = Queries(store, clock, dispatch, results, limits), Updates(store, results, limits)
     node = Node(replica_id, store, clock, limits, tokens, engine, dispatch, heartbeats, results, queries, updates)
     courier = Courier(store, engine, Starter(engine, store))
     relay = Relay(store, clock, engine, courier, limits.session_lease_ms)
@@ -150,6 +150,7 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
             ("courier", courier.run()),
             ("heartbeats", heartbeats.run()),
             ("results", results.run()),
+            ("queries", queries.run()),
             ("lobby", lobby.run()),
             ("peers", peers.run()),
         )
@@ -203,7 +204,7 @@ class _Peers:
         node = self._node
         alive = await node.store.beat(node.replica_id, node.clock.now_ms())
         self._relay.part, self._relay.parts = alive.index(node.replica_id), len(alive)
-        node.dispatch.has_peers = node.results.has_peers = len(alive) > 1
+        node.dispatch.has_peers = node.results.has_peers = node.queries.has_peers = len(alive) > 1
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -233,6 +234,7 @@ class _Peers:
     def _told(self, payload: str) -> None:
         self._node.dispatch.told(payload)
         self._node.results.told(payload)
+        self._node.queries.told(payload)
 
     async def leave(self) -> None:
         """This replica stops."""

@@ -58,12 +58,12 @@ class Updates:
             for event in (events := await self._read(answer.run_id, after)):
                 after = event.event_id
                 _note(answer, event)
+                if answer.stage >= stage:
+                    return ""
                 if event.HasField("workflow_continued") and answer.stage < UPDATE_STAGE_ACCEPTED:
                     return event.workflow_continued.new_run_id
                 if answer.stage < UPDATE_STAGE_COMPLETED and _ends_code(event):
                     raise UpdateAborted(answer.run_id, answer.run_id)
-            if answer.stage >= stage:
-                return ""
             if events:
                 continue
             try:

@@ -251,7 +251,8 @@ def _start(run: Run, started: WorkflowStarted) -> None:
     run.start_ms = run.last_event_ms
     run.counters.first_run_id = started.first_run_id
     if started.HasField("parent"):
-        run.counters.parent = (started.parent.run_id, started.parent.child_id)
+        parent = started.parent
+        run.counters.parent = (parent.run_id, parent.child_id, parent.workflow_id)
     due_ms = NEVER_MS
     if spec.HasField("run_timeout"):
         due_ms = _first_task_ms(run, spec) + duration_ms(spec.run_timeout)

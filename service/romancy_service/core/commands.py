@@ -236,8 +236,7 @@ def _check_start_child(draft: _Draft, command: StartChild) -> None:
     draft.children[child_type] += 1
     count = draft.run.counters.children.get(child_type, 0) + draft.children[child_type]
     _check_counted("start_child.child_id", command.child_id, f"{child_type}:{count}")
-    if command.workflow_id:
-        check_id("start_child.workflow_id", command.workflow_id, draft.limits)
+    check_id("start_child.workflow_id", _child_workflow_id(draft.run, command), draft.limits)
     if command.parent_close_policy not in ParentClosePolicy.values():
         raise InvalidField(
             "start_child.parent_close_policy", "is none that this service knows", value=command.parent_close_policy
@@ -414,6 +413,10 @@ def _child(run: Run, command: StartChild) -> StartChild:
     """The command with what it left open."""
     child = StartChild()
     child.CopyFrom(command)
-    child.workflow_id = command.workflow_id or f"{run.run_id}/{command.child_id}"
+    child.workflow_id = _child_workflow_id(run, command)
     child.spec.task_queue = command.spec.task_queue or run.task_queue
     return child
+
+
+def _child_workflow_id(run: Run, command: StartChild) -> str:
+    return command.workflow_id or f"{run.run_id}/{command.child_id}"

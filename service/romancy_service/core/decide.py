@@ -168,10 +168,15 @@ def _start(emit: Emitter, trigger: StartRun) -> Reply:
         started.execution_deadline.CopyFrom(timestamp(deadline_ms))
     emit.note(workflow_started=started)
     for received in trigger.inputs:
-        if isinstance(received, UpdateReceived):
-            emit.note(update_received=received)
-        else:
-            emit.note(signal_received=SignalReceived(signal=received))
+        match received:
+            case UpdateReceived():
+                emit.note(update_received=received)
+            case WorkflowCancelRequested():
+                emit.note(workflow_cancel_requested=received)
+            case Signal():
+                emit.note(signal_received=SignalReceived(signal=received))
+            case _:
+                assert_never(received)
     return Reply()
 
 
@@ -278,13 +283,15 @@ def _continue(
     spec.ClearField("attributes")
     for name, value in WorkflowInfo.FromString(run.memo).attributes.items():
         spec.attributes[name].CopyFrom(value)
-    inputs: list[Signal | UpdateReceived] = list(command.unread_signals)
+    inputs: list[Signal | UpdateReceived | WorkflowCancelRequested] = list(command.unread_signals)
     for event in unseen:
         if event.HasField("signal_received"):
             inputs.append(event.signal_received.signal)
         elif event.HasField("update_received"):
             inputs.append(event.update_received)
-    deadline_ms = run.counters.execution_deadline_ms
+        elif event.HasField("workflow_cancel_requested"):
+            inputs.append(event.workflow_cancel_requested)
+    deadline_ms, parent = run.counters.execution_deadline_ms, run.counters.parent
     emit.command(workflow_continued=WorkflowContinued(new_run_id=new_run_id, spec=spec))
     return new_run_id, StartRun(
         spec,
@@ -293,7 +300,7 @@ def _continue(
         continued_from_run_id=run.run_id,
         first_run_id=run.counters.first_run_id or run.run_id,
         execution_deadline_ms=deadline_ms,
-        parent=Parent(run_id=run.counters.parent[0], child_id=run.counters.parent[1]) if run.counters.parent else None,
+        parent=None if parent is None else Parent(run_id=parent[0], child_id=parent[1], workflow_id=parent[2]),
     )
 
 
@@ -335,9 +342,10 @@ def _task_due(emit: Emitter, trigger: TaskDue) -> Reply:
         case TaskKind.TIMER:
             emit.note(timer_fired=TimerFired(timer_id=task.task_id.removeprefix("t/")))
         case TaskKind.DEADLINE:
-            failure = Failure(
-                message="the run passed its run timeout", type="RunTimeout", source=FAILURE_SOURCE_TIMEOUT
-            )
+            whole = task.due_ms == run.counters.execution_deadline_ms
+            name, what = ("ExecutionTimeout", "workflow") if whole else ("RunTimeout", "run")
+            message = f"the {what} passed its {'execution' if whole else 'run'} timeout"
+            failure = Failure(message=message, type=name, source=FAILURE_SOURCE_TIMEOUT)
             emit.note(rollback_started=RollbackStarted(closing_status=WORKFLOW_STATUS_TIMED_OUT, failure=failure))
         case TaskKind.WORKFLOW:
             return _fail_workflow_task(emit, task, None)

@@ -47,8 +47,8 @@ class Counters:
     children: dict[str, int] = field(default_factory=dict)
     """By workflow type."""
     sends: int = 0
-    parent: tuple[str, str] | None = None
-    """Run id of the parent, and which of its children this run is."""
+    parent: tuple[str, str, str] | None = None
+    """Run id of the parent, which of its children this run is, and the parent's workflow id."""
     first_run_id: str = ""
     """The first run of the chain; empty: this one."""
     execution_deadline_ms: int = 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from romancy.v1.command_pb2 import Command
 from romancy.v1.failure_pb2 import Failure
-from romancy.v1.history_pb2 import CompensationResolution, Parent, UpdateReceived
+from romancy.v1.history_pb2 import CompensationResolution, Parent, UpdateReceived, WorkflowCancelRequested
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.worker_service_pb2 import Then
 from romancy.v1.workflow_pb2 import Signal, WorkflowOutcome, WorkflowSpec
@@ -21,7 +21,7 @@ class StartRun:
 
     spec: WorkflowSpec
     identity: str
-    inputs: Sequence[Signal | UpdateReceived] = ()
+    inputs: Sequence[Signal | UpdateReceived | WorkflowCancelRequested] = ()
     """What the code gets directly after its start."""
     continued_from_run_id: str = ""
     first_run_id: str = ""

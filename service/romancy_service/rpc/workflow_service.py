@@ -69,7 +69,14 @@ from romancy_service.core.triggers import (
     Trigger,
 )
 from romancy_service.describe import describe, describe_summary
-from romancy_service.errors import Draining, InvalidField, RequestIdReused, RomancyError, WorkflowNotFound
+from romancy_service.errors import (
+    Draining,
+    InvalidField,
+    RequestIdReused,
+    RomancyError,
+    WorkflowClosed,
+    WorkflowNotFound,
+)
 from romancy_service.node import Node
 from romancy_service.rpc.auth import identity_of
 from romancy_service.rpc.errors import hidden, status_of
@@ -332,7 +339,7 @@ class WorkflowService(WorkflowServiceServicer):
         response: type[Changed],
         fields: Callable[[Reply], dict[str, Any]],
     ) -> Changed:
-        """Have a checked request carried out, once for each request id."""
+        """Have a checked request carried out, once for each request id, by the run that is the newest by then."""
         run_id = await self._find(request.workflow)
         namespace = namespace_of(request.workflow.namespace, self._node.limits)
 
@@ -342,7 +349,14 @@ class WorkflowService(WorkflowServiceServicer):
         key = RequestKey(
             namespace, request.request_id or new_id(), method, lambda reply: answer(reply).SerializeToString()
         )
-        done = await self._node.engine.submit(run_id, trigger, key)
+        done: Reply | Recorded | None = None
+        while done is None:
+            try:
+                done = await self._node.engine.submit(run_id, trigger, key)
+            except WorkflowClosed:
+                closed, run_id = run_id, await self._find(request.workflow)
+                if run_id == closed:
+                    raise
         if not isinstance(done, Recorded):
             return answer(done)
         if done.method != method:

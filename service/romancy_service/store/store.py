@@ -18,6 +18,7 @@ from romancy_service.core.run import Run
 from romancy_service.core.task import Fence, Task, TaskKind
 from romancy_service.store.lookups import Lookups, RunSummary, RunView
 from romancy_service.store.presence import Presence, SessionInfo, SessionRow
+from romancy_service.store.questions import Questions
 from romancy_service.store.rows import Row, task_of
 from romancy_service.store.sql import among
 from romancy_service.store.tables import OWNED, RELAYED, keys, requests, sessions, tasks
@@ -201,7 +202,7 @@ _TO_CANCEL: Final = select(*_WITHOUT_VALUES).where(
 _KEYS: Final = select(keys).order_by(keys.c.created_ms.desc(), keys.c.key_id.desc()).limit(2)
 
 
-class Store(Lookups, Presence):
+class Store(Lookups, Presence, Questions):
     """All that is stored."""
 
     lanes: int

@@ -198,6 +198,17 @@ requests = Table(
     PrimaryKeyConstraint("namespace", "request_id", name="requests_pk"),
 )
 
+queries = Table(
+    "queries",
+    metadata,
+    _text("query_id"),
+    _ms("until_ms"),
+    _bytes("task"),
+    _bytes("answer", nullable=True),
+    PrimaryKeyConstraint("query_id", name="queries_pk"),
+)
+"""Questions between replicas; each is here for as long as somebody waits for its answer."""
+
 sessions = Table(
     "sessions",
     metadata,

@@ -154,11 +154,11 @@ async def _live(
         result = definition.encode_result(await definition.begin(context, handlers)(*args, **kwargs))
     except (GeneratorExit, KeyboardInterrupt, SystemExit):
         raise
-    except Recurrence as recurrence:
-        kind, command = "ContinueWorkflow", Command(continue_workflow=_next_run(recurrence, spec, handlers))
     except BaseException as error:
         loop.excuse_calls()
-        if loop.cancel_requested and isinstance(only_error(error), asyncio.CancelledError | ActivityCancelled):
+        if isinstance(recurrence := only_error(error), Recurrence):
+            kind, command = "ContinueWorkflow", Command(continue_workflow=_next_run(recurrence, spec, handlers))
+        elif loop.cancel_requested and isinstance(only_error(error), asyncio.CancelledError | ActivityCancelled):
             kind, command = "CancelWorkflow", Command(cancel_workflow=CancelWorkflow())
         else:
             kind, command = "FailWorkflow", Command(fail_workflow=FailWorkflow(failure=to_failure(error)))

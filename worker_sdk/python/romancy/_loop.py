@@ -301,12 +301,11 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         return event
 
     async def run_condition(self, condition: Callable[[], bool]) -> None:
-        """Wait until a condition is met."""
-        if condition():
-            return
-        answer = self.create_future()
-        self._conditions.append((condition, answer))
-        await answer
+        """Wait until a condition is met. It is when this returns: what another waiter undid meanwhile is waited for."""
+        while not condition():
+            answer = self.create_future()
+            self._conditions.append((condition, answer))
+            await answer
 
     async def run_step(self, name: str, make: Callable[[], RecordStep]) -> RecordStep:
         """Make a local step, or take it from the history."""
@@ -336,6 +335,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def call_soon(
         self, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
     ) -> asyncio.Handle:
+        if self.machine.reading:
+            raise NonDeterminism(f"{self.machine.reading} woke or started something{user_place()}: it may only read")
         handle = asyncio.Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle

@@ -604,8 +604,8 @@ Global___CancelWorkflow: _TypeAlias = CancelWorkflow  # noqa: Y015
 
 @_typing.final
 class ContinueWorkflow(_message.Message):
-    """ContinueWorkflow closes the run as CONTINUED and opens the next run of its workflow id, in one transaction. Signals and
-    updates that no task brought to the code go to the next run; compensations do not.
+    """ContinueWorkflow closes the run as CONTINUED and opens the next run of its workflow id, in one transaction. Signals,
+    updates and a request to stop that no task brought to the code go to the next run; compensations do not.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

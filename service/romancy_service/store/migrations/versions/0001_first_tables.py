@@ -116,6 +116,14 @@ def upgrade() -> None:
         postgresql_with=_BUSY,
     )
     op.create_table(
+        "queries",
+        sa.Column("query_id", _TEXT, nullable=False),
+        sa.Column("until_ms", sa.BigInteger(), nullable=False),
+        sa.Column("task", sa.LargeBinary(), nullable=False),
+        sa.Column("answer", sa.LargeBinary(), nullable=True),
+        sa.PrimaryKeyConstraint("query_id", name="queries_pk"),
+    )
+    op.create_table(
         "tasks",
         sa.Column("run_id", _TEXT, nullable=False),
         sa.Column("task_id", _TEXT, nullable=False),
