@@ -17,7 +17,7 @@ from romancy.v1.admin_service_pb2_grpc import AdminServiceStub
 from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.worker_service_pb2 import Hello
-from romancy.v1.workflow_pb2 import WorkflowOutcome, WorkflowSpec
+from romancy.v1.workflow_pb2 import Signal, WorkflowOutcome, WorkflowSpec
 from romancy.v1.workflow_service_pb2 import (
     CancelWorkflowRequest,
     CancelWorkflowResponse,
@@ -25,10 +25,15 @@ from romancy.v1.workflow_service_pb2 import (
     GetWorkflowRequest,
     GetWorkflowResponse,
     GetWorkflowResultRequest,
+    QueryWorkflowRequest,
+    QueryWorkflowResponse,
+    SignalWorkflowRequest,
     StartWorkflowRequest,
     StartWorkflowResponse,
     TerminateWorkflowRequest,
     TerminateWorkflowResponse,
+    UpdateWorkflowRequest,
+    UpdateWorkflowResponse,
     WorkflowRef,
 )
 from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceStub
@@ -36,6 +41,7 @@ from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceStub
 from romancy_service.clock import DatabaseClock
 from romancy_service.config import Address, Config
 from romancy_service.core.limits import Limits
+from romancy_service.core.task import NEVER_MS, TaskKind
 from romancy_service.server import Running, running
 from romancy_service.store.store import Store
 from tests.service.proxy import Proxy, proxy
@@ -221,6 +227,44 @@ class Tenant:
     async def cancel(self, run_id: str, **fields: object) -> CancelWorkflowResponse:
         """Ask a run to stop."""
         return await self.workflows.CancelWorkflow(CancelWorkflowRequest(workflow=self.ref(run_id), **fields))  # type: ignore[arg-type]
+
+    async def signal(self, run_id: str, name: str = "hello", *, workflow_id: str = "", **fields: object) -> str:
+        """Tell a run's code something. Returns which run got it."""
+        signal = Signal(name=name, arguments=fields.pop("arguments", ()))  # type: ignore[arg-type]
+        request = SignalWorkflowRequest(workflow=self.ref(run_id, workflow_id), signal=signal, **fields)  # type: ignore[arg-type]
+        return (await self.workflows.SignalWorkflow(request)).run_id
+
+    async def update(self, run_id: str, update_id: str = "", **fields: object) -> UpdateWorkflowResponse:
+        """Ask a run's code to change something, and wait for the answer."""
+        fields = {"name": "change", "workflow": self.ref(run_id), **fields}
+        return await self.workflows.UpdateWorkflow(UpdateWorkflowRequest(request_id=update_id, **fields))  # type: ignore[arg-type]
+
+    async def query(self, run_id: str, name: str = "state", wait_s: float = PATIENCE_S) -> QueryWorkflowResponse:
+        """Ask a run's code something."""
+        request = QueryWorkflowRequest(workflow=self.ref(run_id), name=name, wait=seconds(wait_s))
+        return await self.workflows.QueryWorkflow(request)
+
+    async def signals(self, run_id: str) -> list[str]:
+        """The names of the signals that a run got, in order."""
+        events = await self.history(run_id)
+        return [event.signal_received.signal.name for event in events if event.HasField("signal_received")]
+
+    async def newest(self, workflow_id: str) -> GetWorkflowResponse:
+        """The newest run of a workflow id."""
+        return await self.workflows.GetWorkflow(GetWorkflowRequest(workflow=self.ref(workflow_id=workflow_id)))
+
+    async def errands_done(self, *run_ids: str) -> None:
+        """Nothing that these runs wanted brought about elsewhere is left to be done."""
+
+        async def done() -> bool:
+            runs = await self.cluster.store.load(run_ids)
+            return not any(
+                task.kind >= TaskKind.CHILD and task.due_ms < NEVER_MS
+                for run in runs.values()
+                for task in run.tasks.values()
+            )
+
+        await until(done, "the errands are done")
 
     async def terminate(self, run_id: str, **fields: object) -> TerminateWorkflowResponse:
         """End a run at once."""

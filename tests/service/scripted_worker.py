@@ -23,6 +23,8 @@ from romancy.v1.worker_service_pb2 import (
     Drain,
     Goodbye,
     Hello,
+    QueryAnswer,
+    QueryTask,
     Then,
     Welcome,
     WorkflowTask,
@@ -71,6 +73,7 @@ class ScriptedWorker:
         self.activities: Inbox[ActivityTask] = Inbox()
         self.workflow_tasks: Inbox[WorkflowTask] = Inbox()
         self.cancellations: Inbox[Cancellation] = Inbox()
+        self.queries: Inbox[QueryTask] = Inbox()
         self.acknowledgements: Inbox[Acknowledgement] = Inbox()
         self.frames: Inbox[ConnectResponse] = Inbox()
         """Frames that brought none of these, signs of life among them."""
@@ -214,6 +217,7 @@ class ScriptedWorker:
         self.cancellations.put(frame.cancellations)
         self.activities.put(frame.activity_tasks)
         self.workflow_tasks.put(frame.workflow_tasks)
+        self.queries.put(frame.queries)
         self.frames.put([frame])
 
     async def _beat(self) -> None:
@@ -243,6 +247,29 @@ class ScriptedWorker:
             task.events.extend(page.events)
             task.more, task.last_event_id = page.more, page.last_event_id
         return task
+
+    async def query(self) -> QueryTask:
+        """The next question, its pages joined."""
+        query = await self.queries.take("query")
+        while query.more:
+            page = await self.queries.take("page of a query")
+            assert page.query_id == query.query_id
+            query.events.extend(page.events)
+            query.more = page.more
+        return query
+
+    async def answer_query(self, query: QueryTask, json: str = "null") -> None:
+        """The code's answer."""
+        answer = QueryAnswer(query_id=query.query_id, result=Payload(json=json))
+        await self.send(ConnectRequest(query_answers=[answer]))
+
+    async def miss_query(self, query: QueryTask) -> QueryTask:
+        """Say that the run is not in memory; the question with everything."""
+        answer = QueryAnswer(query_id=query.query_id, miss=WorkflowTaskMiss())
+        await self.send(ConnectRequest(query_answers=[answer]))
+        whole = await self.query()
+        assert whole.query_id == query.query_id
+        return whole
 
     async def acknowledgement(self, token: str) -> Acknowledgement:
         """The answer to the oldest completion that is not answered yet; it must be the one with `token`."""
