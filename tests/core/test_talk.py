@@ -310,7 +310,7 @@ BAD: list[tuple[str, Command]] = [
     ("send.cancel.reason", send_cancel("1", reason="x" * 5_000)),
     ("continue_workflow", recur()),
     ("continue_workflow.spec.workflow_type", recur(workflow_type="")),
-    ("continue_workflow.spec.task_queue", recur(task_queue="")),
+    ("continue_workflow.spec.task_queue", recur(task_queue="\n")),
     ("continue_workflow.unread_signals[0].name", recur("")),
 ]
 
