@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from romancy.v1.command_pb2 import Send, StartChild
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.workflow_pb2 import (
@@ -126,7 +125,7 @@ def _waits(run: Run, view: RunView, saga: Saga | None, now_ms: int) -> list[str]
         ]
     unseen = sum(view.counts.values()) - len(run.tasks)
     if unseen > 0:
-        sentences.append(f"and {unseen} more activities and timers")
+        sentences.append(f"and {unseen} more activities, timers, children and messages")
     if run.is_open and not sentences:
         sentences.append("its code waits for something that only the code knows: no activity, timer or input is open")
     return sentences
@@ -134,15 +133,13 @@ def _waits(run: Run, view: RunView, saga: Saga | None, now_ms: int) -> list[str]
 
 def _errand(task: Task) -> str:
     """What is to be brought about in another run, or is open there."""
-    match task.errand:
-        case StartChild():
-            child = f"child {task.errand.child_id} (workflow {task.errand.workflow_id!r})"
-            state = {children.START: "is to be started", children.OPEN: "is open", children.CLOSE: "is to be closed"}
-            return f"{child} {state[task.attempt]}" + (" and was asked to stop" if task.cancel_requested else "")
-        case Send():
-            return f"message {task.errand.send_id} to workflow {task.errand.workflow_id!r} is on its way"
-        case None:
-            return "its parent is to be told of its end"
+    name = task.task_id.partition("/")[2]
+    if task.kind is TaskKind.REPORT:
+        return "its parent is to be told of its end"
+    if task.kind is TaskKind.SEND:
+        return f"message {name} is on its way"
+    state = {children.START: "is to be started", children.OPEN: "is open", children.CLOSE: "is to be closed"}
+    return f"child {name} {state[task.attempt]}" + (" and was asked to stop" if task.cancel_requested else "")
 
 
 def _wait(task: Task, view: RunView, now_ms: int) -> str:

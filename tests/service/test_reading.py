@@ -276,7 +276,7 @@ async def test_of_a_run_with_very_much_open_some_is_shown_and_the_rest_counted(t
     assert (shown.open_activities, shown.open_timers) == (150, 120)
     assert (len(shown.activities), len(shown.timers)) == (100, 100)
     assert [pending.timer_id for pending in shown.timers] == [str(n) for n in range(1, 101)]
-    assert shown.waits[-1] == "and 70 more activities and timers"
+    assert shown.waits[-1] == "and 70 more activities, timers, children and messages"
 
 
 async def test_whatever_is_allowed_can_be_read_by_clients_that_take_messages_of_4_mib(tenant: Tenant) -> None:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from romancy.v1.history_pb2 import HistoryEvent
+from romancy.v1.payload_pb2 import Payload
 from romancy.v1.workflow_pb2 import WorkflowSpec
 
+from romancy._handlers import UnknownHandler
 from romancy._instance import Activation, WorkflowInstance
 from tests.worker_sdk import programs
 from tests.worker_sdk.simulated import Rules, SimulatedService, timestamp
@@ -39,6 +41,13 @@ class Held:
             return self.instance.activate(events)
         finally:
             programs.trace = []
+
+    def ask(self) -> Payload | str:
+        """What the code answers a query, which must leave no trace."""
+        try:
+            return self.instance.query("state", [Payload(json="1")])
+        except UnknownHandler as error:
+            return str(error)  # it was cancelled before it began
 
     def drop(self) -> None:
         """Put it out of memory, which must not make its code see anything."""
@@ -148,6 +157,8 @@ class Campaign:
             raise Difference("replay ends otherwise")
         if replayed.trace != live.trace:
             raise Difference(f"replay sees {_first_difference(replayed.trace, live.trace)}")
+        if replayed.ask() != live.ask():
+            raise Difference("replay answers a query otherwise")
         replayed.drop()
 
     def _forget(self) -> None:

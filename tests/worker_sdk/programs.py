@@ -7,7 +7,18 @@ import random
 from collections.abc import AsyncIterator
 from typing import Any
 
-from romancy import ActivityError, CompensationError, WorkflowContext, activity, compensation, workflow
+from romancy import (
+    ActivityError,
+    ChildError,
+    ChildNotStarted,
+    CompensationError,
+    SendError,
+    StepError,
+    WorkflowContext,
+    activity,
+    compensation,
+    workflow,
+)
 
 Tree = list[Any]
 """`[operation, number, *children]`"""
@@ -35,6 +46,20 @@ async def other(number: int, text: str = "x") -> int:
     return number
 
 
+@workflow
+async def kid(ctx: WorkflowContext, number: int) -> int:
+    return number
+
+
+def roll(number: int) -> float:
+    """Another one at each call: whoever calls it again on replay is found out."""
+    if number % 5 == 0:
+        raise Declined(f"{random.random()}")
+    if number % 7 == 0:
+        raise ValueError(f"{random.random()}")
+    return random.random()
+
+
 class Interpreter:
     """Runs a tree."""
 
@@ -45,6 +70,43 @@ class Interpreter:
         self.lock = asyncio.Lock()
         self.semaphore = asyncio.Semaphore(2)
         self.background: list[asyncio.Task[Any]] = []
+        self.heard: list[Any] = []
+        self._listen()
+
+    def _listen(self) -> None:
+        """What others may say. Handlers run beside the program, wait, and are waited for."""
+        ctx, heard = self.ctx, self.heard
+
+        def valid(number: int) -> None:
+            if number % 4 == 0:
+                raise Declined(f"not {number}")
+
+        def change(number: int) -> Any:
+            self.see("update", number)
+            if number % 3 == 0:
+                raise Declined(f"never {number}")
+            heard.append(number)
+            return self._later(number) if number % 2 else number
+
+        @ctx.signal
+        def poke(number: int) -> None:
+            self.see("poke", number)
+            heard.append(number)
+
+        @ctx.signal
+        async def nudge(number: int) -> None:
+            heard.append(await self._later(number))
+
+        @ctx.query
+        def state(number: int) -> list[Any]:
+            return [*heard, ctx.now().timestamp(), ctx.random().random(), str(ctx.uuid4())]
+
+        ctx.update(change, validator=valid)
+
+    async def _later(self, number: int) -> str:
+        self.see("later", number)
+        await self.ctx.sleep(number % 3)
+        return f"{number} {await other(number)} {self.ctx.random().random()}"
 
     def see(self, *what: Any) -> None:
         loop = asyncio.get_running_loop()
@@ -206,6 +268,62 @@ class Interpreter:
         async with self.lock if number % 2 and not self.lock.locked() else self.semaphore:
             return await self.run(child)
 
+    async def listen(self, number: int) -> None:
+        """Take signals that may have waited for long; once."""
+        if ("signal", "late") not in self.ctx._handlers._handlers:
+            self.ctx.signal(lambda number: self.see("late", number), name="late")
+
+    async def step(self, number: int) -> str:
+        try:
+            return str(await self.ctx.step(roll, number, name=f"roll{number % 2}", raises=[Declined]))
+        except (Declined, StepError) as error:
+            return f"{type(error).__name__}: {error}"
+
+    async def condition(self, number: int) -> str:
+        try:
+            await self.ctx.wait_condition(lambda: len(self.heard) > number % 3, timeout=number % 8)
+        except TimeoutError:
+            return "nobody spoke"
+        return str(self.heard[-1])
+
+    async def take(self, number: int) -> str:
+        """Two that wait for the same thing do not both get it."""
+        try:
+            await self.ctx.wait_condition(lambda: bool(self.heard), timeout=9)
+        except TimeoutError:
+            return "nothing"
+        return str(self.heard.pop(0))
+
+    async def patch(self, number: int) -> bool:
+        return self.ctx.patched(f"patch {number % 4}")
+
+    async def child(self, number: int) -> str:
+        try:
+            return str(await self.ctx.run_child(kid, number))
+        except (ChildError, ChildNotStarted) as error:
+            return f"{type(error).__name__}: {error}"
+
+    async def stop_child(self, number: int) -> str:
+        try:
+            started = await self.ctx.start_child(kid, number)
+            await self.ctx.sleep(number % 3)
+            started.request_cancel()
+            return str(await started.result())
+        except (ChildError, ChildNotStarted) as error:
+            return f"{type(error).__name__}: {error}"
+
+    async def tell(self, number: int) -> str:
+        other_workflow = self.ctx.workflow(f"w{number % 2}")
+        try:
+            await (other_workflow.signal("poke", number) if number % 3 else other_workflow.cancel("enough"))
+        except SendError as error:
+            return f"{error.type}: {error}"
+        return "told"
+
+    async def again(self, number: int) -> None:
+        if number % 5 == 0:
+            await self.ctx.recur(["nap", number])
+
     async def register(self, number: int) -> None:
         self.ctx.compensate_with(undo, number, None)
 
@@ -217,7 +335,8 @@ class Interpreter:
 
 
 LEAVES = ["call", "careful", "sleep", "nap", "pause", "draw", "named", "orphan", "generate", "open_gate", "wait_gate",
-          "put", "get", "register", "undo_all"]  # fmt: skip
+          "put", "get", "register", "undo_all", "listen", "step", "condition", "take", "patch", "child", "stop_child",
+          "tell", "again"]  # fmt: skip
 WRAPPERS = ["stubborn", "tidy", "timeout", "wait_for", "shield", "spawn", "locked"]
 BRANCHES = ["seq", "gather", "group", "first", "among", "each"]
 

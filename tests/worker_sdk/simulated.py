@@ -21,24 +21,48 @@ from romancy.v1.history_pb2 import (
     ActivityCompleted,
     ActivityFailed,
     ActivityScheduled,
+    ChildCancelRequested,
+    ChildClosed,
+    ChildRequested,
+    ChildStarted,
+    ChildStartFailed,
     CompensateFinished,
     CompensateRequested,
     CompensationRegistered,
     HistoryEvent,
+    PatchMarked,
     RollbackStarted,
+    SendFinished,
+    SendRequested,
+    SignalReceived,
+    StepRecorded,
     TimerCancelled,
     TimerFired,
     TimerStarted,
+    UpdateAccepted,
+    UpdateCompleted,
+    UpdateReceived,
+    UpdateRejected,
     WorkflowCancelRequested,
     WorkflowCompleted,
+    WorkflowContinued,
     WorkflowStarted,
 )
 from romancy.v1.payload_pb2 import Payload
-from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CANCELLED, WORKFLOW_STATUS_FAILED, WorkflowSpec
+from romancy.v1.workflow_pb2 import (
+    WORKFLOW_STATUS_CANCELLED,
+    WORKFLOW_STATUS_COMPLETED,
+    WORKFLOW_STATUS_FAILED,
+    Signal,
+    WorkflowOutcome,
+    WorkflowSpec,
+)
 
 from romancy._machine import is_command, is_input, replay_order
 
 EPOCH_MS = 1_700_000_000_000
+MOST_SAID = 12
+"""So many signals and updates come to one run: else the programs that answer them would never end."""
 
 
 def timestamp(time_ms: int) -> Timestamp:
@@ -90,6 +114,13 @@ class SimulatedService:
     timers: dict[str, int] = field(default_factory=dict)
     """Open ones, and when they are due."""
     compensates: list[str] = field(default_factory=list)
+    children: dict[str, bool] = field(default_factory=dict)
+    """Those whose end is not known, and whether they are open."""
+    sends: list[str] = field(default_factory=list)
+    updates: dict[str, bool] = field(default_factory=dict)
+    """Those that are not answered, and whether they were accepted."""
+    said: int = 0
+    """How many signals and updates came."""
     tasks: int = 0
 
     def __post_init__(self) -> None:
@@ -107,15 +138,24 @@ class SimulatedService:
 
     def deliver(self) -> bool:
         """Let one thing happen that the run waits for; False when it waits for nothing."""
-        choices = [*self.activities, *(f"timer {timer_id}" for timer_id in self.timers), *self.compensates]
+        timers = (f"timer {timer_id}" for timer_id in self.timers)
+        choices = [*self.activities, *timers, *self.compensates, *self.children, *self.sends]
         if self.closed or not choices:
             return False
         if not self.cancel_requested and self.rng.random() < 0.03:
             return self.request_cancel()
+        if self.said < MOST_SAID and self.rng.random() < 0.15:
+            return self.say()
         choice = self.rng.choice(choices)
         self.now_ms += self.rng.choice([0, 1, 40, 3_000])
         if choice in self.activities:
             self._input(**self.close_activity(choice))
+        elif choice in self.children:
+            self._input(**self._child_goes_on(choice))
+        elif choice in self.sends:
+            self.sends.remove(choice)
+            refused = Failure(message="nobody", type="NOT_FOUND") if self.rng.random() < 0.3 else None
+            self._input(send_finished=SendFinished(send_id=choice.removeprefix("send "), failure=refused))
         elif choice in self.compensates:
             self.compensates.remove(choice)
             failure = Failure(message="stuck", type="Stuck") if self.rng.random() < 0.3 else None
@@ -129,6 +169,37 @@ class SimulatedService:
             self.now_ms = max(self.now_ms, due_ms)
             self._input(timer_fired=TimerFired(timer_id=timer_id))
         return True
+
+    def say(self) -> bool:
+        """Somebody sends a signal or asks for an update."""
+        self.said += 1
+        arguments = [Payload(json=str(self.rng.randrange(100)))]
+        if self.rng.random() < 0.4:
+            update_id = f"u{self.said}"
+            self.updates[update_id] = False
+            self._input(update_received=UpdateReceived(update_id=update_id, name="change", arguments=arguments))
+        else:
+            name = self.rng.choice(["poke", "nudge", "late", "nobody listens"])
+            self._input(signal_received=SignalReceived(signal=Signal(name=name, arguments=arguments)))
+        return True
+
+    def _child_goes_on(self, child_id: str) -> dict[str, Any]:
+        """A child that was asked for begins, or cannot; one that is open ends."""
+        if not self.children[child_id]:
+            if self.rng.random() < 0.15:
+                del self.children[child_id]
+                failure = Failure(message=f"no {child_id}", type="WORKFLOW_ALREADY_OPEN")
+                return {"child_start_failed": ChildStartFailed(child_id=child_id, failure=failure)}
+            self.children[child_id] = True
+            return {"child_started": ChildStarted(child_id=child_id, workflow_id=child_id, run_id=child_id)}
+        del self.children[child_id]
+        status = self.rng.choice([WORKFLOW_STATUS_COMPLETED, WORKFLOW_STATUS_COMPLETED, WORKFLOW_STATUS_FAILED])
+        outcome = WorkflowOutcome(status=status)
+        if status == WORKFLOW_STATUS_COMPLETED:
+            outcome.result.json = str(self.rng.randrange(100))
+        else:
+            outcome.failure.CopyFrom(Failure(message=f"bad {child_id}", type="Bad"))
+        return {"child_closed": ChildClosed(child_id=child_id, run_id=child_id, outcome=outcome)}
 
     def request_cancel(self) -> bool:
         self.cancel_requested = True
@@ -212,6 +283,20 @@ class SimulatedService:
             case "compensate":
                 self.compensates.append(f"undo {command.compensate.compensate_id}")
                 return {"compensate_requested": CompensateRequested(compensate_id=command.compensate.compensate_id)}
+            case "record_step":
+                return {"step_recorded": StepRecorded(command=command.record_step)}
+            case "mark_patch":
+                return {"patch_marked": PatchMarked(patch_id=command.mark_patch.patch_id)}
+            case "start_child":
+                self.children[command.start_child.child_id] = False
+                return {"child_requested": ChildRequested(command=command.start_child)}
+            case "cancel_child":
+                return {"child_cancel_requested": ChildCancelRequested(child_id=command.cancel_child.child_id)}
+            case "send":
+                self.sends.append(f"send {command.send.send_id}")
+                return {"send_requested": SendRequested(command=command.send)}
+            case "accept_update" | "reject_update" | "complete_update":
+                return self._answer_update(command)
         self.closed = True
         match command.WhichOneof("attributes"):
             case "complete_workflow":
@@ -222,8 +307,32 @@ class SimulatedService:
             case "cancel_workflow":
                 assert self.cancel_requested
                 return {"rollback_started": RollbackStarted(closing_status=WORKFLOW_STATUS_CANCELLED)}
+            case "continue_workflow":
+                continued = WorkflowContinued(new_run_id="next", spec=command.continue_workflow.spec)
+                return {"workflow_continued": continued}
             case other:
                 raise AssertionError(f"no such command: {other}")
+
+    def _answer_update(self, command: Command) -> dict[str, Any]:
+        """The code answers an update that is open, in the order that there is."""
+        match command.WhichOneof("attributes"):
+            case "accept_update":
+                update_id = command.accept_update.update_id
+                assert self.updates[update_id] is False
+                self.updates[update_id] = True
+                return {"update_accepted": UpdateAccepted(update_id=update_id)}
+            case "reject_update":
+                rejected = command.reject_update
+                assert self.updates.pop(rejected.update_id) is False
+                return {"update_rejected": UpdateRejected(update_id=rejected.update_id, failure=rejected.failure)}
+        completed = command.complete_update
+        assert self.updates.pop(completed.update_id) is True
+        answered = UpdateCompleted(update_id=completed.update_id)
+        if completed.HasField("failure"):
+            answered.failure.CopyFrom(completed.failure)
+        else:
+            answered.result.CopyFrom(completed.result)
+        return {"update_completed": answered}
 
     def seen_history(self) -> list[HistoryEvent]:
         """What accepted tasks have seen and asked for: what any replay must reproduce."""

@@ -6,13 +6,14 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
 import pytest
 
-from romancy.v1.command_pb2 import Command
+from romancy.v1.command_pb2 import Command, RecordStep
 from romancy.v1.history_pb2 import HistoryEvent
 
 from romancy import _drop
@@ -87,8 +88,8 @@ def _take_loop_time_from_the_process(patch: pytest.MonkeyPatch) -> None:
 
 
 def _take_now_from_the_process(patch: pytest.MonkeyPatch) -> None:
-    def advance(self: WorkflowLoop, time_ms: int) -> None:
-        self.now_ms = int(monotonic() * 1e6)
+    def advance(self: WorkflowLoop, time_ms: int, event_id: int) -> None:
+        self.now_ms, self.last_event_id = int(monotonic() * 1e6), event_id
 
     patch.setattr(WorkflowLoop, "advance", advance)
 
@@ -138,9 +139,34 @@ def _unwind_what_is_put_out_of_memory(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_drop, "_WORKS", False)
 
 
+def _make_local_steps_again(patch: pytest.MonkeyPatch) -> None:
+    record_step = Machine.record_step
+
+    def make_again(self: Machine, name: str, make: Callable[[], RecordStep]) -> RecordStep | None:
+        return make() if record_step(self, name, make) is not None else None
+
+    patch.setattr(Machine, "record_step", make_again)
+
+
+def _let_queries_leave_a_trace(patch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def anything(self: WorkflowLoop, who: str) -> Iterator[None]:
+        yield
+
+    patch.setattr(WorkflowLoop, "only_reading", anything)
+
+
+def _answer_updates_out_of_turn(patch: pytest.MonkeyPatch) -> None:
+    """The answer of an update does not wait for its place among the commands."""
+    patch.setattr(Machine, "complete_update", lambda self, command: self.commands.append(Command()))
+
+
 @pytest.mark.parametrize(
     ("mutate", "collect"),
     [
+        (_make_local_steps_again, False),
+        (_let_queries_leave_a_trace, False),
+        (_answer_updates_out_of_turn, False),
         (_apply_all_inputs_before_the_code_runs, False),
         (_take_loop_time_from_the_process, False),
         (_take_now_from_the_process, False),

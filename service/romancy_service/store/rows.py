@@ -174,9 +174,9 @@ _ERRANDS: Final[dict[TaskKind, type[StartChild] | type[Send]]] = {TaskKind.CHILD
 
 
 def task_of(row: Row) -> Task:
-    """The task of a row of `tasks`, with its lease."""
+    """The task of a row of `tasks`, with its lease; without its command where that was not read."""
     kind, command = TaskKind(row["kind"]), row["command"]
-    errand = _ERRANDS[kind].FromString(command) if kind in _ERRANDS else None
+    errand = _ERRANDS[kind].FromString(command) if command is not None and kind in _ERRANDS else None
     return Task(
         task_id=row["task_id"],
         kind=kind,
@@ -185,7 +185,7 @@ def task_of(row: Row) -> Task:
         priority=row["priority"],
         attempt=row["attempt"],
         due_ms=row["due_ms"],
-        command=ScheduleActivity.FromString(command) if kind is TaskKind.ACTIVITY else None,
+        command=ScheduleActivity.FromString(command) if command is not None and kind is TaskKind.ACTIVITY else None,
         errand=errand,
         scheduled_ms=row["scheduled_ms"],
         start_by_ms=row["start_by_ms"],
