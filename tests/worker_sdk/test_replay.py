@@ -23,16 +23,20 @@ from romancy._machine import Machine
 from tests.worker_sdk.campaign import Campaign
 from tests.worker_sdk.simulated import Rules
 
-PROGRAMS = int(os.environ.get("ROMANCY_PROGRAMS", "2000"))
+PROGRAMS = int(os.environ.get("ROMANCY_PROGRAMS", "1200"))
 MUTANT_PROGRAMS = 600
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> None:
+def _quiet() -> Iterator[None]:
     """The programs fail on purpose, also in tasks that nobody awaits."""
-    logging.getLogger("romancy.workflow").setLevel(logging.CRITICAL)
+    log = logging.getLogger("romancy.workflow")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    yield
+    log.setLevel(level)
 
 
 @pytest.mark.parametrize("part", range(3))

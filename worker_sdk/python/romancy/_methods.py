@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
 from romancy.v1.payload_pb2 import Payload
 
@@ -25,6 +25,10 @@ class HandlerMethod(Generic[P, R]):
         self.name = self.handler.name
         self.__doc__ = fn.__doc__
 
+    @overload
+    def __get__(self, instance: None, owner: type[Any]) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type[Any]) -> Callable[P, R]: ...
     def __get__(self, instance: Any, owner: type[Any]) -> Any:
         return self if instance is None else functools.partial(self.handler.fn, instance)
 
@@ -43,6 +47,13 @@ class HandlerMethod(Generic[P, R]):
 
 class UpdateMethod(HandlerMethod[P, R]):
     """A method that others may call by name to change something. Made by `@workflow.update`."""
+
+    @overload
+    def __get__(self, instance: None, owner: type[Any]) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type[Any]) -> Callable[P, Any]: ...  # async ones return a coroutine
+    def __get__(self, instance: Any, owner: type[Any]) -> Any:
+        return super().__get__(instance, owner)
 
     def validator(self, fn: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
         """Have `fn` called first, with the same arguments: what it raises refuses the update. It may only read."""

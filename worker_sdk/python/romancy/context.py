@@ -252,8 +252,9 @@ class WorkflowContext:
     def patched(self, patch_id: str) -> bool:
         """Whether this run takes the changed branch of a patch: `if ctx.patched("fraud-check"): ... else: (old code)`.
 
-        Runs that passed this place before the change take the old branch, for good; all others the new one, which is
-        recorded. When no run is open that took the old branch, delete it together with this call.
+        Runs that passed this place before the change, and have asked for something since, take the old branch, for
+        good; all others the new one, which is recorded. When no run is open that took the old branch, delete it
+        together with this call.
         """
         check_type("patch_id", patch_id, str, "a text")
         return self._loop.machine.mark_patch(patch_id)

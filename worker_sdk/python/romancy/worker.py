@@ -65,7 +65,7 @@ class Worker:
         self,
         target: str = DEFAULT_TARGET,
         *,
-        workflows: Iterable[WorkflowDefinition[..., Any]] = (),
+        workflows: Iterable[WorkflowDefinition[..., Any] | type[Any]] = (),
         activities: Iterable[ActivityDefinition[..., Any]] = (),
         task_queues: str | Sequence[str] = ("default",),
         worker_id: str | None = None,

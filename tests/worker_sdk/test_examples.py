@@ -1,0 +1,42 @@
+"""The example programs run as they are, against the real service."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+
+import romancy
+from romancy import testing
+
+EXAMPLES = Path(romancy.__file__).parents[1] / "examples"
+PRINTED = {
+    "approval": ["Ann approved: paid lunch", "Ann said no"],
+    "basket": ["90", "110", "we have no yacht", "110", "charged 1.10", "110"],
+    "family": [
+        "['ticket to Rome', 'ticket to Bern']",
+        "stayed at home: TerminalError",
+        "cancelled the leg to Bern",
+        "cancelled the leg to Rome",
+        "no trip: TerminalError",
+    ],
+    "counter": ["55"],
+    "patch": ["shipped the old one, not checked", "shipped the new one, checked"],
+    "step": ["invoice over 120.00"],
+}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+async def test_an_example_prints_what_it_promises(name: str) -> None:
+    async with asyncio.timeout(60), testing.service() as service:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, str(EXAMPLES / f"{name}.py"), service.address),
+            env={"PYTHONPATH": ":".join(sys.path)},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await process.communicate()
+    assert out.decode().splitlines() == PRINTED[name], err.decode()
+    assert process.returncode == 0, err.decode()
