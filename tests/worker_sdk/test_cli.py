@@ -48,6 +48,31 @@ async def sleeper(ctx: WorkflowContext) -> None:
     await ctx.sleep(3600)
 
 
+@workflow
+async def basket(ctx: WorkflowContext) -> list[str]:
+    items: list[str] = []
+    closed: list[bool] = []
+    ctx.signal(lambda: closed.append(True), name="close")
+
+    @ctx.query
+    def content(prefix: str = "") -> list[str]:
+        return [item for item in items if item.startswith(prefix)]
+
+    def known(item: str) -> None:
+        if item == "yacht":
+            raise ValueError("no yachts")
+
+    def add(item: str) -> int:
+        if item == "stone":
+            raise TerminalError(f"too heavy {UNSAFE}")
+        items.append(item)
+        return len(items)
+
+    ctx.update(add, validator=known)
+    await ctx.wait_condition(lambda: bool(closed))
+    return items
+
+
 @dataclass
 class Answer:
     code: int
@@ -78,7 +103,9 @@ def run_main(arguments: list[str]) -> Answer:
 async def address() -> AsyncIterator[str]:
     async with (
         testing.service() as service,
-        Worker(service.address, workflows=[trip, sleeper], activities=[book, pay, unbook], worker_id="cli-worker"),
+        Worker(
+            service.address, workflows=[trip, sleeper, basket], activities=[book, pay, unbook], worker_id="cli-worker"
+        ),
     ):
         yield service.address
 
@@ -187,8 +214,43 @@ async def test_cancel_and_terminate_end_workflows(romancy: Romancy) -> None:
     assert (await romancy("workflow", "terminate", "s2")).code == 5
 
 
+async def test_a_workflow_is_told_and_asked_things(romancy: Romancy) -> None:
+    await romancy("workflow", "start", "basket", "--id", "b")
+    assert (await romancy("workflow", "update", "b", "add", "--input", '"apple"')).out == "1\n"
+    answer = await romancy("workflow", "update", "b", "add", "--input", '"pear"', "--json")
+    assert (answer.code, answer.json) == (0, {"result": 2})
+    asked = await romancy("workflow", "query", "b", "content", "--input", '"a"')
+    assert (asked.code, asked.json) == (0, ["apple"])
+    assert (await romancy("workflow", "query", "b", "content", "--json")).json == {"result": ["apple", "pear"]}
+    told = await romancy("workflow", "signal", "b", "close", "--json")
+    assert told.json == {"workflow_id": "b", "signal": "close"}
+    assert (await romancy("workflow", "result", "b")).json == ["apple", "pear"]
+    assert (await romancy("workflow", "query", "b", "content", "--input", '"p"')).json == ["pear"]
+
+
+async def test_what_the_code_refuses_or_fails_at_is_exit_code_1(romancy: Romancy) -> None:
+    await romancy("workflow", "start", "basket", "--id", "b")
+    refused = await romancy("workflow", "update", "b", "add", "--input", '"yacht"')
+    assert (refused.code, refused.out, refused.err) == (1, "", "romancy: ValueError: no yachts\n")
+    failed = await romancy("workflow", "update", "b", "add", "--input", '"stone"')
+    assert (failed.code, failed.err) == (1, f"romancy: TerminalError: too heavy {escape(UNSAFE)}\n")
+    unknown = await romancy("workflow", "query", "b", "price", "--json")
+    assert (unknown.code, json.loads(unknown.err)["reason"]) == (1, "UnknownHandler")
+
+
+async def test_telling_what_is_closed_is_exit_code_5_and_what_is_late_6(romancy: Romancy) -> None:
+    await romancy("workflow", "start", "unserved", "--id", "u")
+    late = await romancy("workflow", "update", "u", "add", "--timeout", "0.2", "--json")
+    assert (late.code, json.loads(late.err)["reason"]) == (6, "TIMEOUT")
+    await romancy("workflow", "terminate", "u")
+    for command in ("signal", "update", "query"):
+        answer = await romancy("workflow", command, "u", "add", "--json")
+        assert (answer.code, json.loads(answer.err)["reason"]) == (5, "WORKFLOW_CLOSED"), command
+
+
 async def test_what_is_not_there_is_exit_code_3(romancy: Romancy) -> None:
-    for command in (["get", "no"], ["result", "no"], ["history", "no"], ["cancel", "no"]):
+    told = (["signal", "no", "go"], ["query", "no", "state"], ["update", "no", "add"])
+    for command in (["get", "no"], ["result", "no"], ["history", "no"], ["cancel", "no"], *told):
         answer = await romancy("workflow", *command)
         assert (answer.code, "no workflow or run 'no'" in answer.err) == (3, True), command
 
@@ -206,6 +268,10 @@ async def test_what_is_not_there_is_exit_code_3(romancy: Romancy) -> None:
         ["start", "trip", "--timeout", "5"],
         ["result", "a", "--timeout", "-1"],
         ["list", "--patience", "inf"],
+        ["signal", "a"],
+        ["signal", "a", "go", "--input", "{x"],
+        ["query", "a", "state", "--timeout", "1"],
+        ["update", "a", "add", "--timeout", "-1"],
         ["list", "--limit", "-1"],
         ["list", "--address", ""],
         ["list", "--tls-ca", "/"],

@@ -9,7 +9,7 @@ from typing import Final, NoReturn
 
 import click
 
-from romancy.cli import look  # noqa: F401 - adds its commands to `workflow`
+from romancy.cli import look, talk  # noqa: F401 - add their commands to `workflow`
 from romancy.cli.connection import EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_USAGE, Failed
 from romancy.cli.output import Output
 from romancy.cli.queue import queue
