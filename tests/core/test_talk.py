@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from romancy.v1.command_pb2 import Command, RecordStep, StartChild
+from romancy.v1.command_pb2 import Command, ContinueWorkflow, RecordStep, StartChild
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.history_pb2 import Parent, UpdateReceived
 from romancy.v1.payload_pb2 import Payload
@@ -202,6 +202,19 @@ def test_recurring_carries_over_what_was_not_read_and_what_no_task_brought_in_th
     ]  # fmt: skip
 
 
+def test_what_a_task_brought_after_the_code_had_ended_goes_to_the_next_run() -> None:
+    life = Life.begin()
+    for name in ("taken", "not taken"):
+        life.do(signal(name))
+    life.do(update("u1"))
+    command = recur()
+    command.continue_workflow.read_event_id = 2
+    life.do(signal("late"))
+    following = next_life(recurring(life, command, seen=4))
+    assert signals_of(following) == ["not taken", "late"]
+    assert following.run.counters.open_updates == {"u1": False}
+
+
 def test_a_request_to_stop_that_no_task_brought_is_not_lost_by_recurring() -> None:
     life = Life.begin()
     life.do(RequestCancel("enough", "ann"))
@@ -267,6 +280,7 @@ def test_a_start_delay_holds_back_the_first_task_and_begins_the_timeouts_after_i
 
 # What is refused ------------------------------------------------------------------------------------------------------
 
+SPEC = WorkflowSpec(workflow_type="order")
 BIG = Payload(binary=b"x" * (2 << 20) + b"x")
 BAD_TIME = AttributeValue(time=Timestamp(seconds=2**60))
 BAD: list[tuple[str, Command]] = [
@@ -312,6 +326,7 @@ BAD: list[tuple[str, Command]] = [
     ("continue_workflow.spec.workflow_type", recur(workflow_type="")),
     ("continue_workflow.spec.task_queue", recur(task_queue="\n")),
     ("continue_workflow.unread_signals[0].name", recur("")),
+    ("continue_workflow.read_event_id", Command(continue_workflow=ContinueWorkflow(spec=SPEC, read_event_id=-1))),
 ]
 
 

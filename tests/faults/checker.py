@@ -18,6 +18,7 @@ from tests.faults.ledger import Entry
 _CLOSES: Final = ("activity_completed", "activity_failed", "activity_cancelled")
 _ENDS: Final = (
     "workflow_completed",
+    "workflow_continued",
     "workflow_failed",
     "workflow_cancelled",
     "workflow_terminated",

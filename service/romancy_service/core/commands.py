@@ -226,6 +226,9 @@ def _check_compensation(field_name: str, compensation: Compensation, limits: Lim
 
 def _check_continue(draft: _Draft, command: ContinueWorkflow) -> None:
     check_spec("continue_workflow.spec", command.spec, draft.limits)
+    if command.read_event_id < 0:
+        problem = f"is {command.read_event_id}"
+        raise InvalidField("continue_workflow.read_event_id", problem, "give the last input's number, or 0 for all")
     for number, signal in enumerate(command.unread_signals):
         check_signal(f"continue_workflow.unread_signals[{number}]", signal, draft.limits)
 

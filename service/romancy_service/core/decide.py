@@ -261,11 +261,13 @@ def _record_commands(
     """Returns the run that goes on, if the last command says that one does."""
     run = emit.run
     emit.seen_event_id = seen_event_id
-    unseen = [event for event in run.unseen if event.event_id > seen_event_id]
+    unseen = list(run.unseen)
     successor = None
     for command in commands:
         if command.HasField("continue_workflow"):
-            successor = _continue(emit, command.continue_workflow, unseen, successor_run_id)
+            read = command.continue_workflow.read_event_id or seen_event_id
+            unread = [event for event in unseen if event.event_id > min(read, seen_event_id)]
+            successor = _continue(emit, command.continue_workflow, unread, successor_run_id)
         else:
             record_command(emit, command, limits)
     see(run, seen_event_id)

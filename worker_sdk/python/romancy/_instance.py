@@ -158,6 +158,8 @@ async def _live(
         loop.excuse_calls()
         if isinstance(recurrence := only_error(error), Recurrence):
             kind, command = "ContinueWorkflow", Command(continue_workflow=_next_run(recurrence, spec, handlers))
+            # What the task brings beyond is not taken any more: it is the next run's.
+            command.continue_workflow.read_event_id = loop.last_event_id
         elif loop.cancel_requested and isinstance(only_error(error), asyncio.CancelledError | ActivityCancelled):
             kind, command = "CancelWorkflow", Command(cancel_workflow=CancelWorkflow())
         else:

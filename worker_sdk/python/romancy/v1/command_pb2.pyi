@@ -612,6 +612,11 @@ class ContinueWorkflow(_message.Message):
 
     SPEC_FIELD_NUMBER: _builtins.int
     UNREAD_SIGNALS_FIELD_NUMBER: _builtins.int
+    READ_EVENT_ID_FIELD_NUMBER: _builtins.int
+    read_event_id: _builtins.int
+    """The last input that the code took. What the task brought after it goes to the next run, after `unread_signals`.
+    0: it took all.
+    """
     @_builtins.property
     def spec(self) -> _workflow_pb2.WorkflowSpec:
         """What the next run is started with. Its attributes are ignored: the run's own, as they are by then, go on."""
@@ -625,10 +630,11 @@ class ContinueWorkflow(_message.Message):
         *,
         spec: _workflow_pb2.WorkflowSpec | None = ...,
         unread_signals: _abc.Iterable[_workflow_pb2.Signal] | None = ...,
+        read_event_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "unread_signals", b"unread_signals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["read_event_id", b"read_event_id", "spec", b"spec", "unread_signals", b"unread_signals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
