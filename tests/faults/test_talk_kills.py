@@ -64,11 +64,10 @@ async def test_whichever_commit_the_service_dies_at_all_that_was_said_is_heard_o
     worker = None
     hosts: list[asyncio.Task[list[int]]] = []
     async with stage.client() as client:
+        starting = asyncio.create_task(client.start_workflow(guest, id="guest"))
         for number, point in enumerate(points):
             service = await stage.service(ROMANCY_CRASH_AT=point)
             worker = worker or talker(stage, "worker-1")
-            if not number:
-                starting = asyncio.create_task(client.start_workflow(guest, id="guest"))
             hosts.append(asyncio.create_task(be_host(client, f"host-{number}")))
             await until(lambda: not service.alive, f"the service died at {point}", worker)  # noqa: B023
         await stage.service()
