@@ -11,17 +11,24 @@ from romancy.v1.history_pb2 import (
     ActivityCancelled,
     ActivityCompleted,
     ActivityFailed,
+    ChildClosed,
+    ChildStarted,
     CompensateFinished,
     HistoryEvent,
+    SendFinished,
+    SignalReceived,
     TimerFired,
+    UpdateReceived,
     WorkflowCancelRequested,
 )
-from romancy.v1.workflow_pb2 import WorkflowSpec
+from romancy.v1.workflow_pb2 import Signal, WorkflowOutcome, WorkflowSpec
 
 from romancy._instance import WorkflowInstance
 from romancy.converter import codec
 from romancy.workflow import WorkflowDefinition
 from tests.worker_sdk.simulated import SimulatedService
+
+_NAMES = ("activity_id", "timer_id", "compensate_id", "child_id", "send_id", "step_id", "patch_id", "update_id")
 
 
 def told(command: Command) -> str:
@@ -29,9 +36,7 @@ def told(command: Command) -> str:
     kind = command.WhichOneof("attributes")
     assert kind is not None
     value = getattr(command, kind)
-    name = next(
-        (getattr(value, field) for field in ("activity_id", "timer_id", "compensate_id") if hasattr(value, field)), ""
-    )
+    name = next((getattr(value, field) for field in _NAMES if hasattr(value, field)), "")
     return f"{kind} {name}".strip()
 
 
@@ -85,6 +90,31 @@ class Driver:
     def cancel(self) -> list[str]:
         self.service.cancel_requested = True
         return self.step(workflow_cancel_requested=WorkflowCancelRequested(reason="enough"))
+
+    def signal(self, name: str, *args: Any) -> list[str]:
+        """Somebody sends a signal."""
+        self.arrive_signal(name, *args)
+        return self.step()
+
+    def arrive_signal(self, name: str, *args: Any) -> None:
+        """A signal comes, and no task brings it yet."""
+        signal = Signal(name=name, arguments=[codec(Any).encode(value, "value") for value in args])
+        self.service._input(signal_received=SignalReceived(signal=signal))
+
+    def update(self, update_id: str, name: str, *args: Any) -> list[str]:
+        """Somebody asks for an update."""
+        self.service.updates[update_id] = False
+        arguments = [codec(Any).encode(value, "value") for value in args]
+        return self.step(update_received=UpdateReceived(update_id=update_id, name=name, arguments=arguments))
+
+    def child_started(self, child_id: str) -> list[str]:
+        return self.step(child_started=ChildStarted(child_id=child_id, workflow_id=f"wf-{child_id}", run_id="r"))
+
+    def child_closed(self, child_id: str, outcome: WorkflowOutcome) -> list[str]:
+        return self.step(child_closed=ChildClosed(child_id=child_id, run_id="r", outcome=outcome))
+
+    def sent(self, send_id: str, failure: Failure | None = None) -> list[str]:
+        return self.step(send_finished=SendFinished(send_id=send_id, failure=failure))
 
     def step(self, after_ms: int = 0, **attributes: Any) -> list[str]:
         """Give the code one input and record what it asks for; a replay of everything must ask for nothing more."""

@@ -23,7 +23,7 @@ from romancy._machine import Machine
 from tests.worker_sdk.campaign import Campaign
 from tests.worker_sdk.simulated import Rules
 
-PROGRAMS = int(os.environ.get("ROMANCY_PROGRAMS", "1200"))
+PROGRAMS = int(os.environ.get("ROMANCY_PROGRAMS", "2000"))
 MUTANT_PROGRAMS = 600
 
 Patch = Callable[[pytest.MonkeyPatch], None]

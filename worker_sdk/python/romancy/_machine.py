@@ -299,6 +299,7 @@ class Machine:
         """Whether the run takes the changed branch of a patch: where the history does not say otherwise, it does."""
         if patch_id not in self._patches:
             issued = f"MarkPatch {patch_id}"
+            self._refuse_reader(issued)  # here, since on replay it may not come to issuing
             recorded = not self._expected or any(
                 _recorded(event) == issued for event in takewhile(_is_patch, self._expected)
             )
@@ -348,8 +349,7 @@ class Machine:
         if self.halted:
             return False
         issued = f"{kind} {name}" if name else kind
-        if self.reading:
-            raise NonDeterminism(f"{self.reading} asked for {issued}{user_place()}: it may only read")
+        self._refuse_reader(issued)
         self._skip_patches(but=issued)
         if self._expected:
             event = self._expected.popleft()
@@ -363,6 +363,10 @@ class Machine:
             self.commands.append(command)
         self._ahead.append(issued)
         return True
+
+    def _refuse_reader(self, issued: str) -> None:
+        if self.reading:
+            raise NonDeterminism(f"{self.reading} asked for {issued}{user_place()}: it may only read")
 
     def _skip_patches(self, but: str = "") -> None:
         """Pass over recorded patches that the code does not ask for any more: it has only their changed branch."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from random import Random
-from typing import Any, Final, NoReturn, ParamSpec, Protocol, TypeVar, TypeVarTuple, Unpack
+from typing import Any, Final, NoReturn, ParamSpec, Protocol, TypeVar, TypeVarTuple, Unpack, overload
 
 from romancy.v1.command_pb2 import RecordStep, StartChild
 from romancy.v1.payload_pb2 import Payload
@@ -141,13 +141,29 @@ class WorkflowContext:
         async with asyncio.timeout(to_duration(timeout).ToMilliseconds() / 1000):
             await self._loop.run_condition(condition)
 
+    @overload
     async def step(
         self,
-        fn: Callable[[*_Args], Coroutine[Any, Any, _T] | _T],
+        fn: Callable[[*_Args], Coroutine[Any, Any, _T]],
         *args: *_Args,
         name: str | None = None,
         raises: Sequence[type[BaseException]] = (),
-    ) -> _T:
+    ) -> _T: ...
+    @overload
+    async def step(
+        self,
+        fn: Callable[[*_Args], _T],
+        *args: *_Args,
+        name: str | None = None,
+        raises: Sequence[type[BaseException]] = (),
+    ) -> _T: ...
+    async def step(
+        self,
+        fn: Callable[[*_Args], Any],
+        *args: *_Args,
+        name: str | None = None,
+        raises: Sequence[type[BaseException]] = (),
+    ) -> Any:
         """Call `fn` here, in the worker, and record what it returned: on replay it is not called again.
 
         For what is cheap and quick, such as reading a file or a feature flag: all other runs of the worker wait
@@ -159,8 +175,7 @@ class WorkflowContext:
         recorded = await self._loop.run_step(signature.name, lambda: self._make_step(signature, args, raises))
         if recorded.HasField("failure"):
             raise step_error(recorded.failure, raises)
-        result: _T = signature.decode_result(recorded.result)
-        return result
+        return signature.decode_result(recorded.result)
 
     def _make_step(
         self, signature: Signature, args: Sequence[Any], raises: Sequence[type[BaseException]]
