@@ -42,9 +42,13 @@ _ADMIN = "/romancy.v1.AdminService"
 RIGHTS: Final[dict[str, Right]] = {
     f"{_WORKFLOWS}/StartWorkflow": Right.WRITE,
     f"{_WORKFLOWS}/StartWorkflows": Right.WRITE,
+    f"{_WORKFLOWS}/SignalWorkflow": Right.WRITE,
+    f"{_WORKFLOWS}/SignalWithStart": Right.WRITE,
+    f"{_WORKFLOWS}/UpdateWorkflow": Right.WRITE,
     f"{_WORKFLOWS}/CancelWorkflow": Right.WRITE,
     f"{_WORKFLOWS}/TerminateWorkflow": Right.WRITE,
     f"{_WORKFLOWS}/ResolveCompensation": Right.WRITE,
+    f"{_WORKFLOWS}/QueryWorkflow": Right.READ,
     f"{_WORKFLOWS}/GetWorkflow": Right.READ,
     f"{_WORKFLOWS}/GetWorkflowResult": Right.READ,
     f"{_WORKFLOWS}/WaitResults": Right.READ,
