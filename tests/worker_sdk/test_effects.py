@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import inspect
 import os
+import re
 import signal
 import sqlite3
 import sys
@@ -13,9 +14,10 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, assert_type
+from typing import TYPE_CHECKING, Annotated, Any, assert_type
 
 import pytest
+from pydantic import Field
 from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
@@ -118,7 +120,7 @@ async def test_an_attempt_that_slept_in_its_work_neither_holds_up_its_successor_
 
 @on_postgres
 async def test_postgres_ends_what_sleeps_with_locks_so_that_its_successor_goes_on(bank: Bank) -> None:
-    with stopped_at(bank, "committing", signal.SIGSTOP, timeout=timedelta(seconds=0.2)) as first:
+    with stopped_at(bank, "committing", signal.SIGSTOP, timeout=timedelta(seconds=2)) as first:
         assert await bank.attempt(2) == Receipt(30, attempt=2)
         assert first.outcome_after_waking() == Receipt(30, attempt=2)  # it asks what became of its commit
     assert bank.postings() == [30]
@@ -187,6 +189,18 @@ async def test_a_result_that_cannot_be_encoded_is_an_effect_that_did_not_happen(
     bank.answer = lambda receipt: object()
     with pytest.raises(ConversionError, match="the result of pay cannot be encoded"):
         await bank.attempt()
+    assert bank.postings() == []
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+async def test_a_result_that_nobody_could_read_is_an_effect_that_did_not_happen(bank: Bank) -> None:
+    @transactional(sessionmaker(bank.engine))
+    def pay(session: Session, amount: int) -> Annotated[int, Field(ge=0)]:
+        session.add(Posting(amount))
+        return -amount
+
+    with pytest.raises(ConversionError, match="the result of pay cannot be decoded"):
+        await bank.call(pay, an_info(1), 30)
     assert bank.postings() == []
 
 
@@ -505,6 +519,14 @@ def test_the_sql_in_the_document_is_what_creates_the_table(name: str) -> None:
     document = Path(__file__).parents[2] / "docs" / "effects.md"
     statement = str(CreateTable(effects).compile(dialect=dialect))
     assert " ".join(statement.split()).lower() in " ".join(document.read_text().split()).lower()
+
+
+def test_the_program_in_the_document_can_be_defined() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "effects.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {"Posting": Posting, "Receipt": Receipt}
+    exec(block, names)  # noqa: S102 - it is ours
+    names["charge"].check()
 
 
 # With the service -----------------------------------------------------------------------------------------------------

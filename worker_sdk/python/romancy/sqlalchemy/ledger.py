@@ -159,6 +159,7 @@ def _standing(session: Session, attempt: Attempt) -> Recorded:
 
 def open_work(session: Session, attempt: Attempt, fence: int) -> None:
     """Begin the transaction of the work. Raises AttemptReplaced, and DefinitionError when there is no transaction."""
+    session.begin()
     connection = session.connection()
     if connection.dialect.name == "sqlite":
         # Writing comes first: whoever reads first and then finds that another has written is refused by SQLite.
@@ -194,7 +195,6 @@ def _check_held(session: Session, attempt: Attempt, fence: int, values: dict[str
             effects.c.run_id == attempt.run_id,
             effects.c.activity_id == attempt.activity_id,
             effects.c.fence == fence,
-            effects.c.result.is_(None),
         )
         .values(values)
     )
