@@ -32,6 +32,7 @@ from romancy._attempt import (
     is_cancelled,
 )
 from romancy._checks import check_choice, check_type, refuse_unknown
+from romancy._effect import check_undo, knows_whether_done
 from romancy._failure import failed_for_good, only_error, stopped, to_failure
 from romancy._loop import running_loop
 from romancy._signature import Signature, is_declaration, local_names
@@ -97,6 +98,8 @@ class ActivityDefinition(Generic[P, R]):
         self._always = compensate == "always"
         self._signature = Signature(fn, self.name, names=names)
         self._schedule = self.activity_options.schedule(self.name)
+        if compensation is not None and not self.is_declared:
+            check_undo(self.name, fn, compensation.name, compensation.fn)
         self._compensation = None if compensation is None else self._prepare_compensation(compensation)
         self.__doc__ = fn.__doc__
         self.__name__ = fn.__name__
@@ -231,7 +234,7 @@ class ActivityDefinition(Generic[P, R]):
                     f"{', '.join([*own, _RESULT])}"
                 )
         template = undo.activity_options.compensation(undo.name)
-        if self._always:
+        if self._always or knows_whether_done(undo.fn):
             template.when = COMPENSATE_WHEN_ALWAYS
         return template, places
 
