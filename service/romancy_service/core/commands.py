@@ -39,7 +39,13 @@ from romancy_service.core.emit import Emitter
 from romancy_service.core.failures import cut
 from romancy_service.core.limits import Limits
 from romancy_service.core.run import Run
-from romancy_service.core.task import DEADLINE_TASK_ID, WORKFLOW_TASK_ID, activity_task_id, timer_task_id
+from romancy_service.core.task import (
+    COMPENSATION_ID_PREFIX,
+    DEADLINE_TASK_ID,
+    WORKFLOW_TASK_ID,
+    activity_task_id,
+    timer_task_id,
+)
 from romancy_service.core.times import duration_ms, timestamp
 from romancy_service.errors import InvalidField
 
@@ -134,6 +140,14 @@ def _check_counted(field_name: str, value: str, expected: str) -> None:
 
 def _check_schedule(draft: _Draft, command: ScheduleActivity) -> None:
     check_id("schedule_activity.activity_type", command.activity_type, draft.limits)
+    if command.activity_type.startswith(COMPENSATION_ID_PREFIX):
+        # Else its idempotency key could be that of a compensation.
+        raise InvalidField(
+            "schedule_activity.activity_type",
+            f"begins with {COMPENSATION_ID_PREFIX!r}, as the ids of compensations do",
+            "give the activity another name",
+            value=command.activity_type,
+        )
     if command.task_queue:
         check_id("schedule_activity.task_queue", command.task_queue, draft.limits)
     draft.activities[command.activity_type] += 1

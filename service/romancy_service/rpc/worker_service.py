@@ -94,7 +94,8 @@ class WorkerService(WorkerServiceServicer):
             await connection.write(ConnectResponse(welcome=welcome))
             goodbye = await connection.serve(request_iterator)
         finally:
-            await self._lobby.leave(session, goodbye=goodbye)
+            # A call whose peer is gone may be cancelled more than once; what is to be written then must not be cut off.
+            await asyncio.shield(self._node.background(self._lobby.leave(session, goodbye=goodbye)))
 
 
 async def _first_frame(frames: AsyncIterator[ConnectRequest], joiner: Joiner, patience_s: float) -> Hello:

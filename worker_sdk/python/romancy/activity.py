@@ -262,6 +262,8 @@ def _check_definition(
     of = f" of {fn.__name__}"
     if name is not None:
         check_type(f"name{of}", name, str, "a text", DefinitionError)
+    if str(name).startswith("undo/"):
+        raise DefinitionError(f"name{of} is {name!r}: 'undo/' is how the ids of compensations begin, give another one")
     check_choice(f"compensate{of}", compensate, ("unless_failed", "always"), DefinitionError)
     if compensation is not None:
         expected = "a function decorated with @compensation"

@@ -270,7 +270,7 @@ class ScheduleActivity(_message.Message):
     activity_id: _builtins.str
     """`{activity_type}:{n}`, n counting the run's calls of that type from 1. The service refuses any other value."""
     activity_type: _builtins.str
-    """The registered name. 1-255 bytes."""
+    """The registered name. 1-255 bytes. It does not begin with `undo/`, as the ids of compensations do."""
     task_queue: _builtins.str
     """Where its workers are; empty means the run's own queue."""
     at_most_once: _builtins.bool
