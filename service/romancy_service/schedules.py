@@ -10,18 +10,18 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final, TypeAlias
 
 import structlog
 
 from romancy.v1.schedule_pb2 import ScheduledRun, ScheduledStart
-from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CONTINUED
+from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CONTINUED, WorkflowOutcome
 from romancy.v1.workflow_service_pb2 import StartWorkflowRequest
 
 from romancy_service import faults
 from romancy_service.clock import Clock
 from romancy_service.core import schedule as core
-from romancy_service.core.run import Run
 from romancy_service.core.schedule import RunStatus, ScheduleRecord, Step
 from romancy_service.core.task import NEVER_MS
 from romancy_service.core.triggers import RequestCancel, Terminate
@@ -39,6 +39,7 @@ from romancy_service.errors import (
     WorkflowClosed,
     WorkflowNotFound,
 )
+from romancy_service.results import Results
 from romancy_service.starter import Starter
 from romancy_service.store.store import Request, Store
 from romancy_service.submission import RequestKey
@@ -66,15 +67,16 @@ Key: TypeAlias = tuple[str, str]
 class Schedules:
     """Carries schedules."""
 
-    def __init__(self, store: Store, clock: Clock, engine: Engine, starter: Starter) -> None:
+    def __init__(self, store: Store, clock: Clock, engine: Engine, results: Results) -> None:
         self._store = store
         self._clock = clock
         self._engine = engine
-        self._starter = starter
+        self._results = results
+        self._starter = Starter(engine, store)
         self._soon: dict[Key, int] = {}
         """When those that are due soon must be looked at."""
-        self._followed: dict[str, Key] = {}
-        """By run id: the schedules for which something depends on when the run closes."""
+        self._followed: set[str] = set()
+        """Ids of the runs whose end is waited for here."""
         self._wake = asyncio.Event()
         self._looking = asyncio.Lock()
         self._ticked = 0.0
@@ -88,11 +90,6 @@ class Schedules:
         """Something about the schedule is new: look at it at once."""
         self._soon[key] = 0
         self._wake.set()
-
-    def observe(self, run: Run) -> None:
-        """A run was written here: see whether a schedule waits for its end."""
-        if not run.is_open and (key := self._followed.pop(run.run_id, None)) is not None:
-            self.look_at(key)
 
     async def next_ms(self) -> int:
         """When any schedule starts something next."""
@@ -204,11 +201,17 @@ class Schedules:
         return saved
 
     def _follow(self, key: Key, record: ScheduleRecord) -> None:
-        for run in record.state.running:
-            if core.follows(record):
-                self._followed[run.run_id] = key
-            else:
-                self._followed.pop(run.run_id, None)
+        """Have the schedule looked at when its runs end, if something depends on that."""
+        if not core.follows(record):
+            return
+        for run_id in {run.run_id for run in record.state.running} - self._followed:
+            self._followed.add(run_id)
+            self._results.wait(run_id, partial(self._ended, key, run_id))
+            self.look_at(key)  # once more: it may have ended meanwhile
+
+    def _ended(self, key: Key, run_id: str, _: WorkflowOutcome) -> None:
+        self._followed.discard(run_id)
+        self.look_at(key)
 
     async def _statuses(self, record: ScheduleRecord) -> dict[str, RunStatus]:
         """By run id: what became of the runs; of those that were continued, what became of the run that goes on."""

@@ -36,7 +36,6 @@ from romancy_service.rpc.schedule_service import ScheduleService
 from romancy_service.rpc.worker_service import WorkerService
 from romancy_service.rpc.workflow_service import WorkflowService
 from romancy_service.schedules import Schedules
-from romancy_service.starter import Starter
 from romancy_service.store.store import Store, open_store
 from romancy_service.tokens import Tokens
 
@@ -129,12 +128,11 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
     heartbeats, results = Heartbeats(store, clock), Results(store)
     node = Node(replica_id, store, clock, limits, tokens, engine, dispatch, heartbeats, results)
     relay = Relay(store, clock, engine, limits.session_lease_ms)
-    schedules = Schedules(store, clock, engine, Starter(engine, store))
+    schedules = Schedules(store, clock, engine, results)
     lobby = Lobby(node, relay.saw_end)
     engine.observe(results.observe)
     engine.doubt(results.doubt)
     engine.observe(relay.observe)
-    engine.observe(schedules.observe)
     peers = _Peers(node, relay, schedules, edge.serves)
     await peers.beat()
 

@@ -1,9 +1,9 @@
-"""What schedules start: each time once through crashes, the overlap policies, pauses, limits, and what people ask for."""
+"""What schedules start: each time once through crashes, overlaps, pauses, limits, and what people ask for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -46,7 +46,7 @@ from romancy_service.errors import InvalidField, ScheduleBusy, ScheduleChanged
 T0 = 1_790_000_040_000
 MINUTE = 60_000
 LIMITS = Limits()
-Policy = OverlapPolicy.ValueType
+Policy: TypeAlias = OverlapPolicy.ValueType
 ALL, SKIP, BUFFER, CANCEL, TERMINATE = (
     OVERLAP_POLICY_ALLOW_ALL,
     OVERLAP_POLICY_SKIP,
@@ -209,8 +209,9 @@ def test_what_waits_is_started_when_the_run_has_closed(policy: Policy, buffered:
 
 
 @pytest.mark.parametrize(
-    ("policy", "started", "skipped"), [(SKIP, [1], 2), (BUFFER, [1], 1), (ALL, [1, 2, 3], 0), (CANCEL, [3], 2), (TERMINATE, [3], 2)]
-)  # fmt: skip
+    ("policy", "started", "skipped"),
+    [(SKIP, [1], 2), (BUFFER, [1], 1), (ALL, [1, 2, 3], 0), (CANCEL, [3], 2), (TERMINATE, [3], 2)],
+)
 def test_times_that_are_due_together_after_a_short_outage(policy: Policy, started: list[int], skipped: int) -> None:
     world = World(record(policy, catch_up_window=Duration(seconds=3_600)))
     world.carry(T0 + 3 * MINUTE)

@@ -53,7 +53,6 @@ from romancy.v1.workflow_service_pb2 import ListWorkflowsRequest, StartWorkflowR
 from romancy_service.core.times import rfc3339, timestamp, timestamp_ms
 from tests.core.life import complete, fail
 from tests.service.cluster import ShiftedClock, Tenant, refused, until
-from tests.service.scripted_worker import ScriptedWorker
 
 MINUTE_MS = 60_000
 
@@ -163,10 +162,12 @@ async def desk(tenant: Tenant) -> AsyncIterator[Desk]:
     await desk.end()
 
 
-async def run_code(worker: ScriptedWorker, *commands: Command) -> None:
-    """Answer the newest workflow task: while time is moved the worker's time for one passes, and it gets another."""
+async def run_code(desk: Desk, *commands: Command) -> None:
+    """A worker comes, answers the newest workflow task, and leaves: none is connected while time is moved."""
+    worker = await desk.tenant.worker()
     while (await worker.command(await worker.workflow_task(), *commands)).result != ACKNOWLEDGEMENT_RESULT_ACCEPTED:
         pass
+    await worker.goodbye()
 
 
 def names(runs: Sequence[WorkflowInfo]) -> list[str]:
@@ -228,33 +229,30 @@ async def test_a_run_of_the_same_workflow_id_that_is_open_is_left_alone(desk: De
 
 
 async def test_skipping_starts_again_once_the_run_has_closed(desk: Desk) -> None:
-    worker = await desk.tenant.worker()
     await desk.create(overlap_policy=OVERLAP_POLICY_SKIP)
     first = await desk.next_time()
     await desk.next_time()
     assert (await desk.get()).state.skipped_count == 1
-    await run_code(worker, complete())
+    await run_code(desk, complete())
     third = await desk.next_time()
     assert names(await desk.some_runs(2)) == [f"report-{rfc3339(time_ms)}" for time_ms in (first, third)]
 
 
 async def test_what_is_buffered_starts_when_the_run_closes(desk: Desk) -> None:
-    worker = await desk.tenant.worker()
     await desk.create(overlap_policy=OVERLAP_POLICY_BUFFER_ONE)
     times = [await desk.next_time() for _ in range(3)]
     shown = await desk.get()
     assert [timestamp_ms(start.scheduled_time) for start in shown.state.waiting] == [times[1]]
     assert (shown.state.skipped_count, len(shown.state.running), len(await desk.runs())) == (1, 1, 1)
-    await run_code(worker, complete())
+    await run_code(desk, complete())
     assert names(await desk.some_runs(2)) == [f"report-{rfc3339(time_ms)}" for time_ms in times[:2]]
 
 
 async def test_the_run_before_is_cancelled_and_the_next_one_waits_for_its_end(desk: Desk) -> None:
-    worker = await desk.tenant.worker()
     await desk.create(overlap_policy=OVERLAP_POLICY_CANCEL_OTHER)
     await desk.next_time()
     (first,) = await desk.some_runs(1)
-    await run_code(worker)
+    await run_code(desk)
     await desk.next_time()
 
     async def asked() -> bool:
@@ -262,7 +260,7 @@ async def test_the_run_before_is_cancelled_and_the_next_one_waits_for_its_end(de
 
     await until(asked, "it is asked to stop")
     assert len(await desk.runs()) == 1
-    await run_code(worker, fail("cancelled"))
+    await run_code(desk, fail("cancelled"))
     closed, _ = await desk.some_runs(2)
     assert closed.status != WORKFLOW_STATUS_RUNNING
     assert (await desk.tenant.kinds(first.run_id)).count("workflow_cancel_requested") == 1
@@ -297,10 +295,9 @@ async def test_a_paused_schedule_starts_nothing_until_it_is_resumed(desk: Desk) 
 
 
 async def test_a_failed_run_pauses_the_schedule_and_says_so(desk: Desk) -> None:
-    worker = await desk.tenant.worker()
     await desk.create(pause_on_failure=True)
     await desk.next_time()
-    await run_code(worker, fail("broken"))
+    await run_code(desk, fail("broken"))
 
     async def paused() -> bool:
         listed = await desk.stub.ListSchedules(ListSchedulesRequest(namespace=desk.tenant.namespace))
@@ -342,11 +339,10 @@ async def test_a_backfill_starts_what_lies_in_its_range(desk: Desk) -> None:
 
 
 async def test_a_backfill_one_after_the_other_waits_for_each(desk: Desk) -> None:
-    worker = await desk.tenant.worker()
     await desk.create()
     await desk.backfill(3, overlap_policy=OVERLAP_POLICY_BUFFER_ONE)
     await desk.some_runs(1)
-    await run_code(worker, complete())
+    await run_code(desk, complete())
     assert [run.status for run in await desk.some_runs(2)] == [WORKFLOW_STATUS_COMPLETED, WORKFLOW_STATUS_RUNNING]
 
 
