@@ -31,6 +31,7 @@ from romancy_service.errors import (
     InternalError,
     InvalidField,
     RequestIdReused,
+    RomancyError,
     ScheduleExists,
     ScheduleNotFound,
     StoreUnavailable,
@@ -94,6 +95,12 @@ class Schedules:
     async def next_ms(self) -> int:
         """When any schedule starts something next."""
         return await self._store.next_schedule_ms(self._clock.now_ms())
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way or due that is known here."""
+        now_ms = self._clock.earliest_ms()
+        return not self._looking.locked() and all(look_ms > now_ms for look_ms in self._soon.values())
 
     async def run(self) -> None:
         """Look at what is due, until cancelled."""
@@ -325,6 +332,13 @@ class Schedules:
                 if not error.conflict:
                     raise
         raise TooMuchContention(key[1])
+
+    async def settle(self, key: Key) -> None:
+        """Do now what is to be done for the schedule; if that cannot be, it is done later."""
+        try:
+            await self._carry(key)
+        except RomancyError as error:
+            _log.info("schedule not carried at once", schedule_id=key[1], error=str(error))
 
     async def _recorded(self, namespace: str, request_id: str, method: str) -> bytes | None:
         found = (await self._store.find_requests([(namespace, request_id)])).get((namespace, request_id))

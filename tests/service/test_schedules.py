@@ -476,7 +476,7 @@ BAD_SCHEDULES: list[tuple[str, dict[str, Any], str]] = [
     ("negative interval", {"schedule": a_schedule(-60)}, "schedule.spec.intervals[0].interval"),
     ("absurd interval", {"schedule": a_schedule(2**40)}, "schedule.spec.intervals[0].interval"),
     ("no type", of_action(workflow_type=""), "schedule.action.workflow.workflow_type"),
-    ("no queue", of_action(task_queue=""), "schedule.action.workflow.task_queue"),
+    ("NUL in the queue", of_action(task_queue="\x00"), "schedule.action.workflow.task_queue"),
     ("large payload", of_action(arguments=[Payload(json="x" * (2 << 20))]), "schedule.action.workflow.arguments[0]"),
     ("long prefix", of_action("x" * 231), "schedule.action.workflow_id_prefix"),
     ("id too long for a prefix", {"schedule_id": "x" * 231}, "schedule.action.workflow_id_prefix"),

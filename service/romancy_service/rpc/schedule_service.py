@@ -41,7 +41,7 @@ from romancy_service.core.task import NEVER_MS
 from romancy_service.core.times import timestamp, timestamp_ms
 from romancy_service.errors import InvalidField
 from romancy_service.node import Node
-from romancy_service.rpc.validate import namespace_of, page_size
+from romancy_service.rpc.validate import namespace_of, page_size, task_queue_of
 from romancy_service.rpc.validate_schedule import Change, check_schedule_change
 from romancy_service.schedules import Key, Schedules
 from romancy_service.starter import new_id
@@ -149,7 +149,9 @@ class ScheduleService(ScheduleServiceServicer):
             workflow_id = core.trigger(record, request.overlap_policy, now_ms, self._node.limits)
             return TriggerScheduleResponse(workflow_id=workflow_id)
 
-        return await self._change("TriggerSchedule", request, TriggerScheduleResponse, change)
+        response = await self._change("TriggerSchedule", request, TriggerScheduleResponse, change)
+        await self._schedules.settle(self._checked(request))  # so that the caller finds the run
+        return response
 
     async def BackfillSchedule(self, request: BackfillScheduleRequest, context: Context) -> BackfillScheduleResponse:
         """Ask for the starts of a range."""
@@ -192,6 +194,9 @@ class ScheduleService(ScheduleServiceServicer):
 
     def _checked(self, request: Change | GetScheduleRequest) -> Key:
         check_schedule_change(request, self._node.clock.now_ms(), self._node.limits)
+        if isinstance(request, CreateScheduleRequest | UpdateScheduleRequest):
+            workflow = request.schedule.action.workflow
+            workflow.task_queue = task_queue_of("task_queue", workflow.task_queue, self._node.limits)
         return namespace_of(request.namespace, self._node.limits), request.schedule_id
 
 

@@ -123,7 +123,7 @@ class Schedules(Statements):
 
     async def list_schedules(self, namespace: str, after: str, limit: int) -> list[ScheduleSummary]:
         """Those with larger ids, in order."""
-        rows = await self._read(_LIST, of_namespace=namespace, after=after, limit=limit)
+        rows = await self._show(_LIST, of_namespace=namespace, after=after, limit=limit)
         return [
             ScheduleSummary(
                 schedule_id=row["schedule_id"],

@@ -140,7 +140,8 @@ class ScheduleServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def TriggerSchedule(self, request, context):
-        """TriggerSchedule asks for one start now, paused or not. Durable when it answers; the start follows at once.
+        """TriggerSchedule asks for one start now, paused or not. Durable when it answers; the run is there then, unless the
+        overlap policy has it wait or leaves it out, or the database was away for a moment.
         Fails with NOT_FOUND (SCHEDULE_NOT_FOUND), RESOURCE_EXHAUSTED (SCHEDULE_BUSY: 1,000 starts wait).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

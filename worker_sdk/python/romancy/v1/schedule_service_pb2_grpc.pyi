@@ -56,7 +56,8 @@ class ScheduleServiceStub:
     (SCHEDULE_NOT_FOUND).
     """
     TriggerSchedule: _grpc.UnaryUnaryMultiCallable[_schedule_service_pb2.TriggerScheduleRequest, _schedule_service_pb2.TriggerScheduleResponse]
-    """TriggerSchedule asks for one start now, paused or not. Durable when it answers; the start follows at once.
+    """TriggerSchedule asks for one start now, paused or not. Durable when it answers; the run is there then, unless the
+    overlap policy has it wait or leaves it out, or the database was away for a moment.
     Fails with NOT_FOUND (SCHEDULE_NOT_FOUND), RESOURCE_EXHAUSTED (SCHEDULE_BUSY: 1,000 starts wait).
     """
     BackfillSchedule: _grpc.UnaryUnaryMultiCallable[_schedule_service_pb2.BackfillScheduleRequest, _schedule_service_pb2.BackfillScheduleResponse]
@@ -95,7 +96,8 @@ class ScheduleServiceAsyncStub(ScheduleServiceStub):
     (SCHEDULE_NOT_FOUND).
     """
     TriggerSchedule: _aio.UnaryUnaryMultiCallable[_schedule_service_pb2.TriggerScheduleRequest, _schedule_service_pb2.TriggerScheduleResponse]  # type: ignore[assignment]
-    """TriggerSchedule asks for one start now, paused or not. Durable when it answers; the start follows at once.
+    """TriggerSchedule asks for one start now, paused or not. Durable when it answers; the run is there then, unless the
+    overlap policy has it wait or leaves it out, or the database was away for a moment.
     Fails with NOT_FOUND (SCHEDULE_NOT_FOUND), RESOURCE_EXHAUSTED (SCHEDULE_BUSY: 1,000 starts wait).
     """
     BackfillSchedule: _aio.UnaryUnaryMultiCallable[_schedule_service_pb2.BackfillScheduleRequest, _schedule_service_pb2.BackfillScheduleResponse]  # type: ignore[assignment]
@@ -173,7 +175,8 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _schedule_service_pb2.TriggerScheduleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_schedule_service_pb2.TriggerScheduleResponse, _abc.Awaitable[_schedule_service_pb2.TriggerScheduleResponse]]:
-        """TriggerSchedule asks for one start now, paused or not. Durable when it answers; the start follows at once.
+        """TriggerSchedule asks for one start now, paused or not. Durable when it answers; the run is there then, unless the
+        overlap policy has it wait or leaves it out, or the database was away for a moment.
         Fails with NOT_FOUND (SCHEDULE_NOT_FOUND), RESOURCE_EXHAUSTED (SCHEDULE_BUSY: 1,000 starts wait).
         """
 
