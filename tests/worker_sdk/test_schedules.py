@@ -185,8 +185,8 @@ async def test_the_example_runs_as_it_stands(capsys: pytest.CaptureFixture[str])
     assert spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    definitions = {"workflows": [example.sales_report], "activities": [example.count_sales, example.send]}
-    async with testing.service() as service, Worker(service.address, **definitions):
+    workflows, activities = [example.sales_report], [example.count_sales, example.send]
+    async with testing.service() as service, Worker(service.address, workflows=workflows, activities=activities):
         await example.arrange(service.client)
         await service.skip(timedelta(days=7))
         await example.arrange(service.client)

@@ -70,7 +70,7 @@ _LIST: Final = (
     .order_by(schedules.c.schedule_id)
     .limit(bindparam("limit", type_=Integer))
 )
-_LOOK: Final = (
+LOOK: Final = (
     select(schedules.c.namespace, schedules.c.schedule_id, schedules.c.look_ms)
     .where(
         text(LOOKED_AT),
@@ -142,7 +142,7 @@ class Schedules(Statements):
     ) -> list[tuple[str, str, int]]:
         """Namespace, id and when, of those to look at soon, and of those of any part overdue by a second."""
         values = {"until_ms": now_ms + horizon_ms, "overdue_ms": now_ms - 1_000, "part": part, "parts": parts}
-        rows = await self._read(_LOOK, **values, limit=limit)
+        rows = await self._read(LOOK, **values, limit=limit)
         return [(row["namespace"], row["schedule_id"], row["look_ms"]) for row in rows]
 
     async def next_schedule_ms(self, now_ms: int) -> int:

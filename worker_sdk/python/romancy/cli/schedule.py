@@ -37,13 +37,13 @@ _OPTIONS: Final = (
     click.option("--ends", type=TIMES, metavar="TIME", help="No times at or after this."),
     click.option("--jitter", type=float, callback=seconds, metavar="SECONDS", help="Put each start off by up to this."),
     click.option("--overlap", type=_OVERLAPS, help="What to do at a time while a run is open; skip unless said."),
-    click.option("--catch-up", type=float, callback=some_seconds, metavar="SECONDS", help="So late may a start be; 60."),
+    click.option("--catch-up", type=float, callback=some_seconds, metavar="SECONDS", help="So late may one be; 60."),
     click.option("--pause-on-failure/--no-pause-on-failure", default=None, help="Pause when a run failed."),
-    click.option("--max-actions", type=click.IntRange(0), help="So many starts in all; 0: no limit."),
+    click.option("--max-actions", type=click.IntRange(0), help="So many starts in all; 0: any."),
     click.option("--prefix", "workflow_id_prefix", help="Runs have the id PREFIX-TIME; the schedule's id unless said."),
     click.option("--input", "inputs", multiple=True, metavar="JSON", help="An argument; once for each, in order."),
     click.option("--queue", "task_queue", help="The task queue of its workers; default unless said."),
-    click.option("--run-timeout", type=float, callback=some_seconds, metavar="SECONDS", help="After this a run is undone."),
+    click.option("--run-timeout", type=float, callback=some_seconds, metavar="SECONDS", help="Then it is undone."),
     click.option("--priority", type=click.IntRange(-1_000_000, 1_000_000), help="Smaller is sooner."),
 )  # fmt: skip
 
