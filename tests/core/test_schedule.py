@@ -127,7 +127,7 @@ def copied(record: ScheduleRecord) -> ScheduleRecord:
 # Once each ------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     steps=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 4) | st.just(99)), max_size=30),
     jitter_s=st.sampled_from([0, 7, 90]),
