@@ -16,6 +16,7 @@ from functools import partial
 import structlog
 
 from romancy.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
+from romancy.v1.schedule_service_pb2_grpc import add_ScheduleServiceServicer_to_server
 from romancy.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
 from romancy.v1.workflow_service_pb2_grpc import add_WorkflowServiceServicer_to_server
 
@@ -31,8 +32,10 @@ from romancy_service.relay import Relay
 from romancy_service.results import Results
 from romancy_service.rpc.admin_service import AdminService
 from romancy_service.rpc.edge import Edge
+from romancy_service.rpc.schedule_service import ScheduleService
 from romancy_service.rpc.worker_service import WorkerService
 from romancy_service.rpc.workflow_service import WorkflowService
+from romancy_service.schedules import Schedules
 from romancy_service.store.store import Store, open_store
 from romancy_service.tokens import Tokens
 
@@ -53,6 +56,7 @@ class Running:
     node: Node
     lobby: Lobby
     relay: Relay
+    schedules: Schedules
     port: int
     """Where it listens, also when the configuration said 0."""
     broken: asyncio.Future[None]
@@ -63,6 +67,7 @@ class Running:
         await self.lobby.renew()
         self.relay.look_now(whole=True)
         self.node.dispatch.look_now()
+        await self.schedules.look(whole=True)
 
 
 async def serve(config: Config) -> None:
@@ -123,14 +128,16 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
     heartbeats, results = Heartbeats(store, clock), Results(store)
     node = Node(replica_id, store, clock, limits, tokens, engine, dispatch, heartbeats, results)
     relay = Relay(store, clock, engine, limits.session_lease_ms)
+    schedules = Schedules(store, clock, engine, results)
     lobby = Lobby(node, relay.saw_end)
     engine.observe(results.observe)
     engine.doubt(results.doubt)
     engine.observe(relay.observe)
-    peers = _Peers(node, relay, edge.serves)
+    peers = _Peers(node, relay, schedules, edge.serves)
     await peers.beat()
 
     add_WorkflowServiceServicer_to_server(WorkflowService(node), edge.server)
+    add_ScheduleServiceServicer_to_server(ScheduleService(node, schedules), edge.server)
     add_WorkerServiceServicer_to_server(WorkerService(node, lobby, limits), edge.server)
     add_AdminServiceServicer_to_server(AdminService(node), edge.server)
 
@@ -140,6 +147,7 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
             ("engine", engine.run()),
             ("dispatch", dispatch.run()),
             ("relay", relay.run()),
+            ("schedules", schedules.run()),
             ("heartbeats", heartbeats.run()),
             ("results", results.run()),
             ("lobby", lobby.run()),
@@ -151,7 +159,7 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
         task.add_done_callback(partial(_note_failure, broken))
     await edge.start()
     try:
-        yield Running(node, lobby, relay, edge.port, broken)
+        yield Running(node, lobby, relay, schedules, edge.port, broken)
     finally:
         await _drain(edge, node, lobby, config)
         for task in tasks:
@@ -185,16 +193,20 @@ async def _drain(edge: Edge, node: Node, lobby: Lobby, config: Config) -> None:
 class _Peers:
     """The other replicas on the same database: who is alive, and what they tell."""
 
-    def __init__(self, node: Node, relay: Relay, serves: Callable[[bool], Awaitable[None]]) -> None:
+    def __init__(
+        self, node: Node, relay: Relay, schedules: Schedules, serves: Callable[[bool], Awaitable[None]]
+    ) -> None:
         self._node = node
         self._relay = relay
+        self._schedules = schedules
         self._serves = serves
 
     async def beat(self) -> None:
         """Say that this replica is alive, and learn which are."""
         node = self._node
         alive = await node.store.beat(node.replica_id, node.clock.now_ms())
-        self._relay.part, self._relay.parts = alive.index(node.replica_id), len(alive)
+        for part in (self._relay, self._schedules):
+            part.part, part.parts = alive.index(node.replica_id), len(alive)
         node.dispatch.has_peers = node.results.has_peers = len(alive) > 1
 
     async def run(self) -> None:

@@ -69,6 +69,16 @@ class Limits:
     """Causes of causes; deeper ones are cut."""
     priority: int = 1_000_000
     """Priorities lie between minus and plus this."""
+    crons: int = 16
+    """Cron expressions of a schedule: each is searched for its next time, which takes up to 20 ms for rare ones."""
+    intervals: int = 16
+    """Intervals of a schedule, as many as crons."""
+    jitter_ms: int = 86_400_000
+    """A schedule's jitter: what is spread over more than a day is not meant for a time any more."""
+    least_catch_up_ms: int = 10_000
+    """The shortest catch-up window: a restart takes some seconds, and must not lose a start."""
+    waiting_starts: int = 1_000
+    """Starts of a schedule that wait, and times of a backfill: they are written anew with each change of its state."""
     non_retryable_types: int = 100
     """Failure types in one retry policy: they are gone through for each failure."""
 

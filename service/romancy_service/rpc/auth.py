@@ -38,6 +38,7 @@ class Right(StrEnum):
 
 
 _WORKFLOWS = "/romancy.v1.WorkflowService"
+_SCHEDULES = "/romancy.v1.ScheduleService"
 _ADMIN = "/romancy.v1.AdminService"
 RIGHTS: Final[dict[str, Right]] = {
     f"{_WORKFLOWS}/StartWorkflow": Right.WRITE,
@@ -52,6 +53,15 @@ RIGHTS: Final[dict[str, Right]] = {
     f"{_WORKFLOWS}/CountWorkflows": Right.READ,
     f"{_WORKFLOWS}/GetHistory": Right.READ,
     f"{_WORKFLOWS}/WatchHistory": Right.READ,
+    f"{_SCHEDULES}/CreateSchedule": Right.WRITE,
+    f"{_SCHEDULES}/UpdateSchedule": Right.WRITE,
+    f"{_SCHEDULES}/PauseSchedule": Right.WRITE,
+    f"{_SCHEDULES}/ResumeSchedule": Right.WRITE,
+    f"{_SCHEDULES}/TriggerSchedule": Right.WRITE,
+    f"{_SCHEDULES}/BackfillSchedule": Right.WRITE,
+    f"{_SCHEDULES}/DeleteSchedule": Right.WRITE,
+    f"{_SCHEDULES}/GetSchedule": Right.READ,
+    f"{_SCHEDULES}/ListSchedules": Right.READ,
     f"{_ADMIN}/ListSessions": Right.READ,
     f"{_ADMIN}/DescribeTaskQueue": Right.READ,
     "/romancy.v1.WorkerService/Connect": Right.WORK,

@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeAlias, TypeVar
 
 import asyncpg
 import structlog
@@ -47,6 +47,9 @@ from romancy_service.store.store import (
 )
 
 _log = structlog.get_logger("romancy.store")
+
+T = TypeVar("T")
+_Borrowed: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 
 OLDEST_VERSION: Final = 14
 ANSWER_S: Final = 30.0
@@ -189,11 +192,15 @@ class PostgresStore(Store):
 
     async def _fetch(self, pool: asyncpg.Pool[asyncpg.Record], sql: str, *values: Any) -> list[asyncpg.Record]:
         """Run a statement that is a transaction of its own, again if it lost against another one."""
+        return await self._transact(pool, lambda connection: connection.fetch(sql, *values))
+
+    async def _transact(self, pool: asyncpg.Pool[asyncpg.Record], work: Callable[[_Borrowed], Awaitable[T]]) -> T:
+        """Do `work`, which is one transaction, on a connection of the pool; again if it lost against another one."""
         for _ in range(CLASHES):
             try:
                 with _unavailable():
                     async with _connection(pool) as connection:
-                        return await connection.fetch(sql, *values)
+                        return await work(connection)
             except _CLASHES as error:
                 _log.info("statement clashed with another one, trying again", error=str(error))
                 await asyncio.sleep(random.uniform(0, 0.05))
@@ -228,6 +235,21 @@ class PostgresStore(Store):
         sql, arguments = compiled(statement, DIALECT, values)
         return await self._fetch(self._apart, sql, *arguments)
 
+    async def _write_both(self, first: Executable, second: Executable, **values: Any) -> Sequence[Row]:
+        async def write(connection: _Borrowed) -> Sequence[Row]:
+            async with connection.transaction():
+                sql, arguments = compiled(first, DIALECT, values)
+                rows = await connection.fetch(sql, *arguments)
+                if rows:
+                    sql, arguments = compiled(second, DIALECT, values)
+                    await connection.fetch(sql, *arguments)
+                return rows
+
+        try:
+            return await self._transact(self._lookups, write)
+        except _BAD_DATA as error:
+            raise _rejected(error) from error
+
     # Runs ---------------------------------------------------------------------------------------------------------
 
     async def commit(self, changes: Sequence[Change], now_ms: int) -> CommitResult:
@@ -236,7 +258,7 @@ class PostgresStore(Store):
             statement, values = commit_statement(batch_of(changes, now_ms))
             row = (await self._fetch(self._by_key, statement, *values))[0]
         except (*_BAD_DATA, ValueError, TypeError) as error:
-            raise BatchRejected(str(error), conflict=isinstance(error, asyncpg.UniqueViolationError)) from error
+            raise _rejected(error) from error
         faults.point("commit.after")
         if faults.ambiguous("commit"):
             await self._by_key.expire_connections()
@@ -315,8 +337,12 @@ class PostgresStore(Store):
             connection.terminate()
 
 
+def _rejected(error: Exception) -> BatchRejected:
+    return BatchRejected(str(error), conflict=isinstance(error, asyncpg.UniqueViolationError))
+
+
 @asynccontextmanager
-async def _connection(pool: asyncpg.Pool[asyncpg.Record]) -> AsyncIterator[PoolConnectionProxy[asyncpg.Record]]:
+async def _connection(pool: asyncpg.Pool[asyncpg.Record]) -> AsyncIterator[_Borrowed]:
     """A connection of the pool. When it does not answer it is cut: nobody waits for what became of its statement."""
     try:
         connection = await pool.acquire(timeout=CONNECT_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 from zlib import crc32
 
@@ -26,6 +27,17 @@ class Row(Protocol):
     """What a driver returns for a row."""
 
     def __getitem__(self, column: str, /) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A client's request that was carried out, and what it was answered."""
+
+    namespace: str
+    request_id: str
+    run_id: str
+    method: str
+    reply: bytes
 
 
 class _Message(Protocol):

@@ -158,8 +158,7 @@ class SqliteStore(Store):
             batch = batch_of(changes, now_ms)
             result = await self._writing.run(lambda connection: _commit(connection, batch))
         except _BAD_DATA as error:
-            conflict = getattr(error, "sqlite_errorcode", None) in _TAKEN
-            raise BatchRejected(f"{type(error).__name__}: {error}", conflict=conflict) from error
+            raise _rejected(error) from error
         faults.point("commit.after")
         if faults.ambiguous("commit"):
             raise StoreUnavailable("what became of a commit is unknown, because a test asked for it")
@@ -202,6 +201,18 @@ class SqliteStore(Store):
 
     async def _write_apart(self, statement: Executable, **values: Any) -> Sequence[Row]:
         return await self._write(statement, **values)
+
+    async def _write_both(self, first: Executable, second: Executable, **values: Any) -> Sequence[Row]:
+        def write(connection: sqlite3.Connection) -> Sequence[Row]:
+            rows = _execute(connection, first, values)
+            if rows:
+                _execute(connection, second, values)
+            return rows
+
+        try:
+            return await self._writing.run(write)
+        except _BAD_DATA as error:
+            raise _rejected(error) from error
 
     async def _estimate(self, query: Select[tuple[str]]) -> int:
         rows = await self._search(
@@ -321,6 +332,11 @@ def _execute(connection: sqlite3.Connection, statement: Executable, values: dict
     encoded = [json.dumps(list(value)) if isinstance(value, list | tuple) else value for value in arguments]
     rows: list[sqlite3.Row] = connection.execute(sql, encoded).fetchall()
     return rows
+
+
+def _rejected(error: Exception) -> BatchRejected:
+    conflict = getattr(error, "sqlite_errorcode", None) in _TAKEN
+    return BatchRejected(f"{type(error).__name__}: {error}", conflict=conflict)
 
 
 def _upgrade(connection: sqlite3.Connection) -> None:

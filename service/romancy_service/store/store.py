@@ -18,7 +18,8 @@ from romancy_service.core.run import Run
 from romancy_service.core.task import Fence, Task, TaskKind
 from romancy_service.store.lookups import Lookups, RunSummary, RunView
 from romancy_service.store.presence import Presence, SessionInfo, SessionRow
-from romancy_service.store.rows import Row, task_of
+from romancy_service.store.rows import Request, Row, task_of
+from romancy_service.store.schedules import Schedules
 from romancy_service.store.sql import among
 from romancy_service.store.tables import OWNED, RELAYED, keys, requests, sessions, tasks
 
@@ -41,17 +42,6 @@ __all__ = [
     "claimed_of",
     "open_store",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A client's request that was carried out, and what it was answered."""
-
-    namespace: str
-    request_id: str
-    run_id: str
-    method: str
-    reply: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +183,7 @@ _TO_CANCEL: Final = select(*_WITHOUT_VALUES).where(
 _KEYS: Final = select(keys).order_by(keys.c.created_ms.desc(), keys.c.key_id.desc()).limit(2)
 
 
-class Store(Lookups, Presence):
+class Store(Lookups, Presence, Schedules):
     """All that is stored."""
 
     lanes: int

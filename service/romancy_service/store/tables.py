@@ -39,6 +39,8 @@ CLAIMABLE: Final = "owner = '' and not cancel_requested and kind in (1, 2)"
 """Tasks that a worker may be given once they are due."""
 RELAYED: Final = f"relay_ms < {NEVER_MS}"
 """Tasks that the service must look at some day."""
+LOOKED_AT: Final = f"look_ms < {NEVER_MS}"
+"""Schedules that the service must look at some day."""
 OWNED: Final = "owner <> ''"
 """Tasks that a session has."""
 
@@ -197,6 +199,28 @@ requests = Table(
     _ms("created_ms"),
     PrimaryKeyConstraint("namespace", "request_id", name="requests_pk"),
 )
+
+schedules = Table(
+    "schedules",
+    metadata,
+    _text("namespace"),
+    _text("schedule_id"),
+    _text("uid"),
+    _text("workflow_type"),
+    _bytes("definition"),
+    _bytes("state"),
+    _ms("revision"),
+    _ms("version"),
+    _ms("create_ms"),
+    _ms("update_ms"),
+    _integer("part_hash"),
+    _ms("due_ms"),
+    _ms("look_ms"),
+    PrimaryKeyConstraint("namespace", "schedule_id", name="schedules_pk"),
+    CheckConstraint("revision >= 1 and version >= 1", name="schedules_version"),
+    postgresql_with=_BUSY,
+)
+Index("schedules_look", schedules.c.look_ms, **_where(LOOKED_AT))
 
 sessions = Table(
     "sessions",

@@ -49,12 +49,16 @@ if TYPE_CHECKING:
     from romancy.refusals import (
         AccessDenied,
         RequestRefused,
+        ScheduleChanged,
+        ScheduleExists,
+        ScheduleNotFound,
         ServiceUnavailable,
         WorkflowAlreadyOpen,
         WorkflowClosed,
         WorkflowIdUsed,
         WorkflowNotFound,
     )
+    from romancy.schedules import Cron, Every, ScheduleHandle
     from romancy.worker import Worker, WorkerStopped
     from romancy.workflow import (
         DeterminismWarning,
@@ -78,9 +82,11 @@ __all__ = [
     "Client",
     "CompensationError",
     "ConversionError",
+    "Cron",
     "DefinitionError",
     "DeterminismWarning",
     "Divergence",
+    "Every",
     "NonDeterminism",
     "OutsideActivity",
     "OutsideWorkflow",
@@ -88,6 +94,10 @@ __all__ = [
     "RequestRefused",
     "RetryPolicy",
     "RomancyError",
+    "ScheduleChanged",
+    "ScheduleExists",
+    "ScheduleHandle",
+    "ScheduleNotFound",
     "ServiceUnavailable",
     "TerminalError",
     "Worker",
@@ -115,7 +125,7 @@ __all__ = [
     "workflow",
 ]
 
-_HOMES: Final = ("errors", "options", "activity", "workflow", "refusals", "handle", "client", "worker")
+_HOMES: Final = ("errors", "options", "activity", "workflow", "refusals", "handle", "schedules", "client", "worker")
 """The modules that have the public names, each after those that it needs."""
 
 

@@ -21,15 +21,15 @@ from romancy.cli.workflow import lament, run_id_option, workflow, workflow_id_ar
 from romancy.client import Client
 
 _STATUSES: Final = {name.removeprefix("WORKFLOW_STATUS_").lower(): name for name in WorkflowStatus.keys()[1:]}
-_TIMES: Final = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"])
-_TIME_HELP: Final = "In UTC: 2026-01-31 or 2026-01-31T10:00:00."
+TIMES: Final = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"])
+TIME_HELP: Final = "In UTC: 2026-01-31 or 2026-01-31T10:00:00."
 _FILTERS: Final = (
     click.option("--status", "statuses", multiple=True, type=click.Choice(list(_STATUSES)), help="Any of these."),
     click.option("--type", "workflow_type", default="", help="Exactly this type."),
     click.option("--id", "workflow_id", default="", help="Exactly this workflow id."),
     click.option("--id-prefix", default="", help="Workflow ids that begin so."),
-    click.option("--started-from", type=_TIMES, metavar="TIME", help=_TIME_HELP),
-    click.option("--started-before", type=_TIMES, metavar="TIME", help=_TIME_HELP),
+    click.option("--started-from", type=TIMES, metavar="TIME", help=TIME_HELP),
+    click.option("--started-before", type=TIMES, metavar="TIME", help=TIME_HELP),
 )
 
 

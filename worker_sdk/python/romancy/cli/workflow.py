@@ -69,7 +69,7 @@ async def start(
         raise click.UsageError("--timeout says how long to wait: add --wait")
     handle = await client.start_workflow(
         workflow_type,
-        *(_argument(number, text) for number, text in enumerate(inputs, 1)),
+        *(to_argument(number, text) for number, text in enumerate(inputs, 1)),
         id=workflow_id,
         task_queue=queue,
         id_reuse=id_reuse,
@@ -97,7 +97,8 @@ async def result(
     return await _print_outcome(output, client.get_handle(workflow_id, run_id), timeout)
 
 
-def _argument(number: int, text: str) -> Any:
+def to_argument(number: int, text: str) -> Any:
+    """What an --input says."""
     try:
         return json.loads(text)
     except ValueError as error:

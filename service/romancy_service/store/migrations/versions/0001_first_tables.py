@@ -1,4 +1,4 @@
-"""The first tables: runs with their histories and tasks, requests, sessions, replicas, keys, the clock."""
+"""The first tables: runs with their histories and tasks, requests, schedules, sessions, replicas, keys, the clock."""
 
 from __future__ import annotations
 
@@ -99,6 +99,26 @@ def upgrade() -> None:
     op.create_index("runs_by_status", "runs", ["namespace", "status", "start_ms", "run_id"])
     op.create_index("runs_by_type", "runs", ["namespace", "workflow_type", "start_ms", "run_id"])
     op.create_index("runs_open", "runs", ["namespace", "workflow_id"], unique=True, **_where("status in (1, 2)"))
+    op.create_table(
+        "schedules",
+        sa.Column("namespace", _TEXT, nullable=False),
+        sa.Column("schedule_id", _TEXT, nullable=False),
+        sa.Column("uid", _TEXT, nullable=False),
+        sa.Column("workflow_type", _TEXT, nullable=False),
+        sa.Column("definition", sa.LargeBinary(), nullable=False),
+        sa.Column("state", sa.LargeBinary(), nullable=False),
+        sa.Column("revision", sa.BigInteger(), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False),
+        sa.Column("create_ms", sa.BigInteger(), nullable=False),
+        sa.Column("update_ms", sa.BigInteger(), nullable=False),
+        sa.Column("part_hash", sa.Integer(), nullable=False),
+        sa.Column("due_ms", sa.BigInteger(), nullable=False),
+        sa.Column("look_ms", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("revision >= 1 and version >= 1", name="schedules_version"),
+        sa.PrimaryKeyConstraint("namespace", "schedule_id", name="schedules_pk"),
+        postgresql_with=_BUSY,
+    )
+    op.create_index("schedules_look", "schedules", ["look_ms"], **_where("look_ms < 4611686018427387904"))
     op.create_table(
         "sessions",
         sa.Column("session_id", _TEXT, nullable=False),
