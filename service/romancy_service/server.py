@@ -29,6 +29,7 @@ from romancy_service.lobby import Lobby
 from romancy_service.node import Node
 from romancy_service.relay import Relay
 from romancy_service.results import Results
+from romancy_service.retention import Retention
 from romancy_service.rpc.admin_service import AdminService
 from romancy_service.rpc.edge import Edge
 from romancy_service.rpc.worker_service import WorkerService
@@ -53,6 +54,7 @@ class Running:
     node: Node
     lobby: Lobby
     relay: Relay
+    retention: Retention
     port: int
     """Where it listens, also when the configuration said 0."""
     broken: asyncio.Future[None]
@@ -63,6 +65,7 @@ class Running:
         await self.lobby.renew()
         self.relay.look_now(whole=True)
         self.node.dispatch.look_now()
+        self.retention.look_now()
 
 
 async def serve(config: Config) -> None:
@@ -123,11 +126,12 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
     heartbeats, results = Heartbeats(store, clock), Results(store)
     node = Node(replica_id, store, clock, limits, tokens, engine, dispatch, heartbeats, results)
     relay = Relay(store, clock, engine, limits.session_lease_ms)
+    retention = Retention(store, clock, limits)
     lobby = Lobby(node, relay.saw_end)
     engine.observe(results.observe)
     engine.doubt(results.doubt)
     engine.observe(relay.observe)
-    peers = _Peers(node, relay, edge.serves)
+    peers = _Peers(node, relay, retention, edge.serves)
     await peers.beat()
 
     add_WorkflowServiceServicer_to_server(WorkflowService(node), edge.server)
@@ -140,6 +144,7 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
             ("engine", engine.run()),
             ("dispatch", dispatch.run()),
             ("relay", relay.run()),
+            ("retention", retention.run()),
             ("heartbeats", heartbeats.run()),
             ("results", results.run()),
             ("lobby", lobby.run()),
@@ -151,7 +156,7 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
         task.add_done_callback(partial(_note_failure, broken))
     await edge.start()
     try:
-        yield Running(node, lobby, relay, edge.port, broken)
+        yield Running(node, lobby, relay, retention, edge.port, broken)
     finally:
         await _drain(edge, node, lobby, config)
         for task in tasks:
@@ -185,9 +190,12 @@ async def _drain(edge: Edge, node: Node, lobby: Lobby, config: Config) -> None:
 class _Peers:
     """The other replicas on the same database: who is alive, and what they tell."""
 
-    def __init__(self, node: Node, relay: Relay, serves: Callable[[bool], Awaitable[None]]) -> None:
+    def __init__(
+        self, node: Node, relay: Relay, retention: Retention, serves: Callable[[bool], Awaitable[None]]
+    ) -> None:
         self._node = node
         self._relay = relay
+        self._retention = retention
         self._serves = serves
 
     async def beat(self) -> None:
@@ -195,6 +203,7 @@ class _Peers:
         node = self._node
         alive = await node.store.beat(node.replica_id, node.clock.now_ms())
         self._relay.part, self._relay.parts = alive.index(node.replica_id), len(alive)
+        self._retention.leads = alive[0] == node.replica_id
         node.dispatch.has_peers = node.results.has_peers = len(alive) > 1
 
     async def run(self) -> None:

@@ -18,6 +18,11 @@ def timestamp_ms(time: Timestamp) -> int:
     return time.seconds * 1000 + time.nanos // 1_000_000
 
 
+def timestamp_us(time: Timestamp) -> int:
+    """Microseconds since the epoch; what is finer is cut off."""
+    return time.seconds * 1_000_000 + time.nanos // 1_000
+
+
 def duration(ms: int) -> Duration:
     """A length of `ms` milliseconds."""
     return Duration(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)

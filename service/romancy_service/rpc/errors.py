@@ -33,6 +33,7 @@ from romancy_service.errors import (
     WorkflowClosed,
     WorkflowIdUsed,
     WorkflowNotFound,
+    WorkflowOpen,
 )
 
 _log = structlog.get_logger("romancy.rpc")
@@ -52,6 +53,7 @@ STATUS: Final[dict[type[RomancyError], grpc.StatusCode]] = {
     WorkflowAlreadyOpen: grpc.StatusCode.ALREADY_EXISTS,
     WorkflowIdUsed: grpc.StatusCode.ALREADY_EXISTS,
     WorkflowClosed: grpc.StatusCode.FAILED_PRECONDITION,
+    WorkflowOpen: grpc.StatusCode.FAILED_PRECONDITION,
     StaleTask: grpc.StatusCode.FAILED_PRECONDITION,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,

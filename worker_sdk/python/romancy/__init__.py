@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         heartbeat,
         is_cancelled,
     )
+    from romancy.attributes import Attribute
     from romancy.client import Client
     from romancy.errors import (
         ActivityCancelled,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
         WorkflowClosed,
         WorkflowIdUsed,
         WorkflowNotFound,
+        WorkflowOpen,
     )
     from romancy.worker import Worker, WorkerStopped
     from romancy.workflow import (
@@ -75,6 +77,7 @@ __all__ = [
     "ActivityOptions",
     "ActivityTimeout",
     "ApplicationError",
+    "Attribute",
     "Client",
     "CompensationError",
     "ConversionError",
@@ -103,6 +106,7 @@ __all__ = [
     "WorkflowIdUsed",
     "WorkflowInfo",
     "WorkflowNotFound",
+    "WorkflowOpen",
     "WorkflowTaskError",
     "WorkflowTerminated",
     "WorkflowTimedOut",
@@ -115,7 +119,7 @@ __all__ = [
     "workflow",
 ]
 
-_HOMES: Final = ("errors", "options", "activity", "workflow", "refusals", "handle", "client", "worker")
+_HOMES: Final = ("errors", "options", "activity", "attributes", "workflow", "refusals", "handle", "client", "worker")
 """The modules that have the public names, each after those that it needs."""
 
 

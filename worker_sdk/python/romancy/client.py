@@ -12,12 +12,14 @@ from typing import Any, Final, Literal, TypedDict, TypeVar, TypeVarTuple, Unpack
 from romancy.v1.admin_service_pb2 import (
     DescribeTaskQueueRequest,
     DescribeTaskQueueResponse,
+    ListNamespacesRequest,
     ListSessionsRequest,
+    Namespace,
     Session,
+    SetNamespaceRequest,
 )
 from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_COMPLETED,
-    AttributeValue,
     WorkflowInfo,
     WorkflowOutcome,
     WorkflowSpec,
@@ -45,6 +47,7 @@ from romancy._checks import check_choice, check_type, refuse_unknown
 from romancy._failure import outcome_error
 from romancy._results import Results
 from romancy._starts import Starts
+from romancy.attributes import Attribute, encode_attributes
 from romancy.converter import codec
 from romancy.handle import WorkflowHandle, new_id
 from romancy.options import Seconds, check_seconds, in_seconds, to_duration
@@ -85,8 +88,8 @@ class StartOptions(TypedDict, total=False):
     """Context that travels with every task of the workflow."""
     memo: Mapping[str, Any]
     """Values for people, shown with the workflow."""
-    attributes: Mapping[str, AttributeValue]
-    """Typed values, shown with the workflow."""
+    attributes: Mapping[Attribute[Any], Any]
+    """Typed values that lists can be filtered on; the workflow's code can change them."""
     build_id: str
     """The build that it is for; any unless said."""
     request_id: str
@@ -177,7 +180,7 @@ class Client:
             priority=options.get("priority", 0),
             headers=options.get("headers"),
             memo={key: codec(Any).encode(value, f"memo {key!r}") for key, value in options.get("memo", {}).items()},
-            attributes=options.get("attributes"),
+            attributes=encode_attributes(options.get("attributes", {})),
             build_id=options.get("build_id", ""),
         )
         request = StartWorkflowRequest(
@@ -252,6 +255,28 @@ class Client:
         request = ListSessionsRequest(namespace=self.namespace, task_queue=task_queue)
         return (await self.calls.call(lambda calls: calls.admin.ListSessions, request)).sessions
 
+    async def list_namespaces(self) -> AsyncIterator[Namespace]:
+        """The namespaces that were set or are used, by name; of these, the ones that our credentials allow."""
+        request = ListNamespacesRequest(page_size=_PAGE)
+        while True:
+            page = await self.calls.call(lambda calls: calls.admin.ListNamespaces, request)
+            for namespace in page.namespaces:
+                yield namespace
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def set_namespace(self, retention: Seconds) -> Namespace:
+        """Say how long this client's namespace keeps closed workflows. What is older is deleted within minutes."""
+        check_seconds("retention", retention)
+        request = SetNamespaceRequest(
+            namespace=self.namespace,
+            retention=to_duration(retention),
+            request_id=new_id(),
+            identity=self.identity,
+        )
+        return (await self.calls.call(lambda calls: calls.admin.SetNamespace, request)).namespace
+
     async def describe_task_queue(self, task_queue: str = "") -> DescribeTaskQueueResponse:
         """What waits in a queue ("default" unless said), and who serves it."""
         request = DescribeTaskQueueRequest(namespace=self.namespace, task_queue=task_queue)
@@ -267,12 +292,10 @@ def _check(options: StartOptions) -> None:
     check_type("priority", options.get("priority", 0), int, "a whole number")
     check_type("id", options.get("id") or "", str, "a text")
     check_type("task_queue", options.get("task_queue", ""), str, "the name of a queue")
-    for name in ("headers", "memo", "attributes"):
+    for name in ("headers", "memo"):
         check_type(name, options.get(name, {}), Mapping, "a mapping of names to values")
     for name, value in options.get("headers", {}).items():
         check_type(f"header {name!r}", value, str, "a text")
-    for name, attribute in options.get("attributes", {}).items():
-        check_type(f"attribute {name!r}", attribute, AttributeValue, "an AttributeValue, as AttributeValue(text=...)")
 
 
 def _encode(workflow: Any, args: tuple[Any, ...]) -> tuple[str, list[Any]]:

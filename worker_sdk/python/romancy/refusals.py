@@ -45,6 +45,10 @@ class WorkflowClosed(RequestRefused):
     """The run is closed: nothing can be asked of it any more."""
 
 
+class WorkflowOpen(RequestRefused):
+    """The run is open: what was asked can be done only with a closed one."""
+
+
 class AccessDenied(RequestRefused):
     """The credentials are missing, wrong, or not enough."""
 
@@ -61,6 +65,7 @@ _BY_REASON: Final[Mapping[str, type[RequestRefused]]] = {
     "WORKFLOW_ALREADY_OPEN": WorkflowAlreadyOpen,
     "WORKFLOW_ID_USED": WorkflowIdUsed,
     "WORKFLOW_CLOSED": WorkflowClosed,
+    "WORKFLOW_OPEN": WorkflowOpen,
 }
 _BY_CODE: Final[Mapping[grpc.StatusCode, type[RequestRefused]]] = {
     grpc.StatusCode.UNAUTHENTICATED: AccessDenied,
