@@ -44,8 +44,13 @@ class Retention:
         self._clock = clock
         self._limits = limits
         self._wake = asyncio.Event()
-        self.leads = True
+        self._leads = False
+
+    def lead(self, leads: bool) -> None:
         """Whether this replica is the one that deletes."""
+        if leads and not self._leads:
+            self._wake.set()
+        self._leads = leads
 
     def look_now(self) -> None:
         """Do not wait for the next look."""
@@ -54,8 +59,9 @@ class Retention:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
+            self._wake.clear()
             try:
-                if self.leads and self._clock.certain():
+                if self._leads and self._clock.certain():
                     await self._sweep(self._clock.earliest_ms())
             except StoreUnavailable as error:
                 _log.warning("database unavailable", error=str(error))
@@ -64,7 +70,6 @@ class Retention:
                     await self._wake.wait()
             except TimeoutError:
                 pass
-            self._wake.clear()
 
     async def _sweep(self, now_ms: int) -> None:
         """One batch of each namespace after the other, so that a large one does not keep the others waiting."""

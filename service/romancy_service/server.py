@@ -203,7 +203,7 @@ class _Peers:
         node = self._node
         alive = await node.store.beat(node.replica_id, node.clock.now_ms())
         self._relay.part, self._relay.parts = alive.index(node.replica_id), len(alive)
-        self._retention.leads = alive[0] == node.replica_id
+        self._retention.lead(alive[0] == node.replica_id)
         node.dispatch.has_peers = node.results.has_peers = len(alive) > 1
 
     async def run(self) -> None:
