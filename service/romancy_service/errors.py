@@ -164,6 +164,15 @@ class ScheduleBusy(RomancyError):
         super().__init__(text, schedule_id=schedule_id, limit=str(limit))
 
 
+class WorkflowOpen(RomancyError):
+    """The run is open: what is asked can be done only with a closed one."""
+
+    reason = "WORKFLOW_OPEN"
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"run {run_id} is open; cancel or terminate it first", run_id=run_id)
+
+
 class StaleTask(RomancyError):
     """The task is done, or another attempt or worker has it: drop its result."""
 

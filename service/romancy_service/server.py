@@ -30,6 +30,7 @@ from romancy_service.lobby import Lobby
 from romancy_service.node import Node
 from romancy_service.relay import Relay
 from romancy_service.results import Results
+from romancy_service.retention import Retention
 from romancy_service.rpc.admin_service import AdminService
 from romancy_service.rpc.edge import Edge
 from romancy_service.rpc.schedule_service import ScheduleService
@@ -57,6 +58,7 @@ class Running:
     lobby: Lobby
     relay: Relay
     schedules: Schedules
+    retention: Retention
     port: int
     """Where it listens, also when the configuration said 0."""
     broken: asyncio.Future[None]
@@ -68,6 +70,7 @@ class Running:
         self.relay.look_now(whole=True)
         self.node.dispatch.look_now()
         await self.schedules.look(whole=True)
+        self.retention.look_now()
 
 
 async def serve(config: Config) -> None:
@@ -129,11 +132,12 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
     node = Node(replica_id, store, clock, limits, tokens, engine, dispatch, heartbeats, results)
     relay = Relay(store, clock, engine, limits.session_lease_ms)
     schedules = Schedules(store, clock, engine, results)
+    retention = Retention(store, clock, limits)
     lobby = Lobby(node, relay.saw_end)
     engine.observe(results.observe)
     engine.doubt(results.doubt)
     engine.observe(relay.observe)
-    peers = _Peers(node, relay, schedules, edge.serves)
+    peers = _Peers(node, relay, schedules, retention, edge.serves)
     await peers.beat()
 
     add_WorkflowServiceServicer_to_server(WorkflowService(node), edge.server)
@@ -148,6 +152,7 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
             ("dispatch", dispatch.run()),
             ("relay", relay.run()),
             ("schedules", schedules.run()),
+            ("retention", retention.run()),
             ("heartbeats", heartbeats.run()),
             ("results", results.run()),
             ("lobby", lobby.run()),
@@ -159,7 +164,7 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
         task.add_done_callback(partial(_note_failure, broken))
     await edge.start()
     try:
-        yield Running(node, lobby, relay, schedules, edge.port, broken)
+        yield Running(node, lobby, relay, schedules, retention, edge.port, broken)
     finally:
         await _drain(edge, node, lobby, config)
         for task in tasks:
@@ -194,11 +199,17 @@ class _Peers:
     """The other replicas on the same database: who is alive, and what they tell."""
 
     def __init__(
-        self, node: Node, relay: Relay, schedules: Schedules, serves: Callable[[bool], Awaitable[None]]
+        self,
+        node: Node,
+        relay: Relay,
+        schedules: Schedules,
+        retention: Retention,
+        serves: Callable[[bool], Awaitable[None]],
     ) -> None:
         self._node = node
         self._relay = relay
         self._schedules = schedules
+        self._retention = retention
         self._serves = serves
 
     async def beat(self) -> None:
@@ -207,6 +218,7 @@ class _Peers:
         alive = await node.store.beat(node.replica_id, node.clock.now_ms())
         for part in (self._relay, self._schedules):
             part.part, part.parts = alive.index(node.replica_id), len(alive)
+        self._retention.lead(alive[0] == node.replica_id)
         node.dispatch.has_peers = node.results.has_peers = len(alive) > 1
 
     async def run(self) -> None:

@@ -35,6 +35,7 @@ from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_RUNNING, WORKFLOW_STATUS_TER
 from romancy.v1.workflow_service_pb2 import (
     CancelWorkflowRequest,
     CountWorkflowsRequest,
+    DeleteWorkflowRequest,
     GetHistoryRequest,
     GetWorkflowRequest,
     GetWorkflowResultRequest,
@@ -89,13 +90,15 @@ def _start(workflow_id: str, **fields: Any) -> StartWorkflowRequest:
 def test_every_rpc_of_the_workflow_service_answers(grpc_stub: WorkflowServiceStub) -> None:
     run = grpc_stub.StartWorkflow(_start("every"))
     ref = WorkflowRef(run_id=run.run_id)
+    other = WorkflowRef(run_id=grpc_stub.StartWorkflow(_start("other")).run_id)
+    grpc_stub.TerminateWorkflow(TerminateWorkflowRequest(workflow=other))
     assert grpc_stub.StartWorkflows(StartWorkflowsRequest(requests=[_start("many")])).results[0].response.started
     assert grpc_stub.GetWorkflow(GetWorkflowRequest(workflow=ref)).info.status == WORKFLOW_STATUS_RUNNING
     wait = GetWorkflowResultRequest(workflow=ref)
     wait.wait.FromMilliseconds(10)
     assert not grpc_stub.GetWorkflowResult(wait).HasField("outcome")
-    assert len(grpc_stub.ListWorkflows(ListWorkflowsRequest()).workflows) == 2
-    assert grpc_stub.CountWorkflows(CountWorkflowsRequest()).count == 2
+    assert len(grpc_stub.ListWorkflows(ListWorkflowsRequest()).workflows) == 3
+    assert grpc_stub.CountWorkflows(CountWorkflowsRequest()).count == 3
     assert grpc_stub.CancelWorkflow(CancelWorkflowRequest(workflow=ref)).run_id == run.run_id
     with pytest.raises(grpc.RpcError):
         grpc_stub.ResolveCompensation(
@@ -105,6 +108,7 @@ def test_every_rpc_of_the_workflow_service_answers(grpc_stub: WorkflowServiceStu
     assert len(grpc_stub.GetHistory(GetHistoryRequest(workflow=ref)).events) == 3
     watched = [event for page in grpc_stub.WatchHistory(WatchHistoryRequest(workflow=ref)) for event in page.events]
     assert [event.event_id for event in watched] == [1, 2, 3]
+    assert grpc_stub.DeleteWorkflow(DeleteWorkflowRequest(workflow=other)).run_id == other.run_id
     answers = list(grpc_stub.WaitResults(iter([WaitResultsRequest(run_ids=[run.run_id])])))
     assert answers[0].results[0].outcome.status == WORKFLOW_STATUS_TERMINATED
 
@@ -113,6 +117,10 @@ def test_every_rpc_of_the_admin_service_answers(grpc_channel: grpc.Channel) -> N
     stub = AdminServiceStub(grpc_channel)
     assert not stub.ListSessions(admin_service_pb2.ListSessionsRequest()).sessions
     stub.DescribeTaskQueue(admin_service_pb2.DescribeTaskQueueRequest(task_queue="default"))
+    request = admin_service_pb2.SetNamespaceRequest(namespace="tenant")
+    request.retention.FromSeconds(7_200)
+    said = stub.SetNamespace(request).namespace
+    assert said in stub.ListNamespaces(admin_service_pb2.ListNamespacesRequest()).namespaces
 
 
 def test_every_rpc_of_the_schedule_service_answers(grpc_channel: grpc.Channel) -> None:

@@ -23,6 +23,11 @@ def rfc3339(ms: int) -> str:
     return timestamp(ms).ToJsonString()
 
 
+def timestamp_us(time: Timestamp) -> int:
+    """Microseconds since the epoch; what is finer is cut off."""
+    return time.seconds * 1_000_000 + time.nanos // 1_000
+
+
 def duration(ms: int) -> Duration:
     """A length of `ms` milliseconds."""
     return Duration(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)

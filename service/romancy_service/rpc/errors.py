@@ -37,6 +37,7 @@ from romancy_service.errors import (
     WorkflowClosed,
     WorkflowIdUsed,
     WorkflowNotFound,
+    WorkflowOpen,
 )
 
 _log = structlog.get_logger("romancy.rpc")
@@ -60,6 +61,7 @@ STATUS: Final[dict[type[RomancyError], grpc.StatusCode]] = {
     ScheduleExists: grpc.StatusCode.ALREADY_EXISTS,
     ScheduleChanged: grpc.StatusCode.FAILED_PRECONDITION,
     ScheduleBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    WorkflowOpen: grpc.StatusCode.FAILED_PRECONDITION,
     StaleTask: grpc.StatusCode.FAILED_PRECONDITION,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,

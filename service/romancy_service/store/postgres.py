@@ -2,8 +2,8 @@
 
 Connections by what their statements need, and by whom nobody may be held up: the lanes and whatever else finds rows by
 key; claims, which walk along an index; the service's own lookups, whose plans depend on what is looked for; one that
-only renews leases, so that no load can make sessions look lost; one that listens; and, cut off after a while, those of
-clients: what they find by key, and what they search for.
+only renews leases, so that no load can make sessions look lost; one that deletes; one that listens; and, cut off after
+a while, those of clients: what they find by key, and what they search for.
 """
 
 from __future__ import annotations
@@ -31,7 +31,17 @@ from romancy_service.errors import BatchRejected, QueryTooSlow, StoreUnavailable
 from romancy_service.store.batch import batch_of
 from romancy_service.store.migrate import upgrade
 from romancy_service.store.postgres_commit import BY_KEY, commit_statement
+from romancy_service.store.postgres_removal import (
+    CLEAR_HISTORY,
+    FORGET_REQUESTS,
+    REMOVE,
+    REMOVE_EXPIRED,
+    SET_NAMESPACE,
+    clear,
+    forget,
+)
 from romancy_service.store.postgres_tasks import CLAIM, HEARTBEAT, LEASED, LEASES, LOAD, RELEASE, WANTS
+from romancy_service.store.removal import BELONGINGS, PIECE_BYTES, PIECE_ROWS, PIECE_RUNS
 from romancy_service.store.rows import Row, loaded_run
 from romancy_service.store.sql import CLIENT_READ_S, compiled
 from romancy_service.store.store import (
@@ -40,6 +50,8 @@ from romancy_service.store.store import (
     Claimed,
     CommitResult,
     LeasedRow,
+    Namespace,
+    Request,
     Store,
     StoreRefused,
     Want,
@@ -136,6 +148,7 @@ class PostgresStore(Store):
             self._shows = await self._pool(1, SHOWS, for_clients)
             self._searches = await self._pool(1, SEARCHES, for_clients)
             self._apart = await self._pool(1, 1, BY_KEY)
+            self._removing = await self._pool(1, 1, WALKING)
 
     async def migrate(self) -> None:
         try:
@@ -268,6 +281,39 @@ class PostgresStore(Store):
     async def load(self, run_ids: Sequence[str]) -> dict[str, Run]:
         rows = await self._fetch(self._by_key, LOAD, run_ids)
         return {row["run_id"]: loaded_run(row, row["tasks"], row["batches"]) for row in rows}
+
+    # Removal ------------------------------------------------------------------------------------------------------
+
+    async def remove_run(self, request: Request, now_ms: int) -> str | None:
+        rows = await self._remember(REMOVE, request, now_ms)
+        return str(rows[0]["workflow_id"]) if rows else None
+
+    async def remove_expired(self, namespace: str, before_ms: int, now_ms: int, limit: int) -> int:
+        return await self._count(REMOVE_EXPIRED, namespace, before_ms, now_ms, limit)
+
+    async def forget_requests(self, namespace: str, before_ms: int, limit: int) -> int:
+        return await self._count(FORGET_REQUESTS, namespace, before_ms, limit)
+
+    async def clear_removed(self, before_ms: int) -> int:
+        which = (before_ms, PIECE_RUNS)
+        cleared = await self._count(CLEAR_HISTORY, *which, PIECE_ROWS, PIECE_BYTES)
+        for table in BELONGINGS:
+            if table != "history":
+                cleared += await self._count(clear(table), *which, PIECE_ROWS)
+        return cleared + await self._count(forget(BELONGINGS), *which)
+
+    async def set_namespace(self, namespace: Namespace, request: Request, now_ms: int) -> None:
+        await self._remember(SET_NAMESPACE, request, now_ms, namespace.retention_ms)
+
+    async def _remember(self, sql: str, request: Request, now_ms: int, *values: Any) -> list[asyncpg.Record]:
+        remembered = (request.namespace, request.request_id, request.run_id, request.method, request.reply, now_ms)
+        try:
+            return await self._fetch(self._removing, sql, *remembered, *values)
+        except asyncpg.UniqueViolationError as error:
+            raise BatchRejected(str(error), conflict=True) from error
+
+    async def _count(self, sql: str, *values: Any) -> int:
+        return int((await self._fetch(self._removing, sql, *values))[0]["count"])
 
     # Tasks --------------------------------------------------------------------------------------------------------
 

@@ -32,8 +32,20 @@ from romancy_service.store.migrate import upgrade
 from romancy_service.store.rows import Row
 from romancy_service.store.sql import CLIENT_READ_S, compiled
 from romancy_service.store.sqlite_commit import commit
+from romancy_service.store.sqlite_removal import clear_removed, forget_requests, remove, remove_expired, set_namespace
 from romancy_service.store.sqlite_tasks import beat, claim, leased, load, release
-from romancy_service.store.store import Beat, Change, Claimed, CommitResult, LeasedRow, Store, StoreRefused, Want
+from romancy_service.store.store import (
+    Beat,
+    Change,
+    Claimed,
+    CommitResult,
+    LeasedRow,
+    Namespace,
+    Request,
+    Store,
+    StoreRefused,
+    Want,
+)
 
 _log = structlog.get_logger("romancy.store")
 
@@ -166,6 +178,31 @@ class SqliteStore(Store):
 
     async def load(self, run_ids: Sequence[str]) -> dict[str, Run]:
         return await self._reading.run(lambda connection: load(connection, run_ids))
+
+    # Removal ------------------------------------------------------------------------------------------------------
+
+    async def remove_run(self, request: Request, now_ms: int) -> str | None:
+        return await self._remember(lambda connection: remove(connection, request, now_ms))
+
+    async def remove_expired(self, namespace: str, before_ms: int, now_ms: int, limit: int) -> int:
+        return await self._writing.run(
+            lambda connection: remove_expired(connection, namespace, before_ms, now_ms, limit)
+        )
+
+    async def forget_requests(self, namespace: str, before_ms: int, limit: int) -> int:
+        return await self._writing.run(lambda connection: forget_requests(connection, namespace, before_ms, limit))
+
+    async def clear_removed(self, before_ms: int) -> int:
+        return await self._writing.run(lambda connection: clear_removed(connection, before_ms))
+
+    async def set_namespace(self, namespace: Namespace, request: Request, now_ms: int) -> None:
+        await self._remember(lambda connection: set_namespace(connection, namespace, request, now_ms))
+
+    async def _remember(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return await self._writing.run(work)
+        except sqlite3.IntegrityError as error:
+            raise BatchRejected(str(error), conflict=error.sqlite_errorcode in _TAKEN) from error
 
     # Tasks --------------------------------------------------------------------------------------------------------
 

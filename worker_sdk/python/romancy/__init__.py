@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         heartbeat,
         is_cancelled,
     )
+    from romancy.attributes import Attribute
     from romancy.client import Client
     from romancy.errors import (
         ActivityCancelled,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
         WorkflowClosed,
         WorkflowIdUsed,
         WorkflowNotFound,
+        WorkflowOpen,
     )
     from romancy.schedules import Cron, Every, ScheduleHandle
     from romancy.worker import Worker, WorkerStopped
@@ -79,6 +81,7 @@ __all__ = [
     "ActivityOptions",
     "ActivityTimeout",
     "ApplicationError",
+    "Attribute",
     "Client",
     "CompensationError",
     "ConversionError",
@@ -113,6 +116,7 @@ __all__ = [
     "WorkflowIdUsed",
     "WorkflowInfo",
     "WorkflowNotFound",
+    "WorkflowOpen",
     "WorkflowTaskError",
     "WorkflowTerminated",
     "WorkflowTimedOut",
@@ -125,7 +129,9 @@ __all__ = [
     "workflow",
 ]
 
-_HOMES: Final = ("errors", "options", "activity", "workflow", "refusals", "handle", "schedules", "client", "worker")
+_HOMES: Final = (
+    "errors", "options", "activity", "attributes", "workflow", "refusals", "handle", "schedules", "client", "worker",
+)  # fmt: skip
 """The modules that have the public names, each after those that it needs."""
 
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from romancy.v1.payload_pb2 import Payload
-from romancy.v1.workflow_pb2 import AttributeValue, WorkflowSpec
+from romancy.v1.workflow_pb2 import WorkflowSpec
 
 from romancy._checks import check_type
+from romancy.attributes import Attribute, encode_attributes
 from romancy.converter import codec
 from romancy.options import Seconds, check_seconds, to_duration
 from romancy.workflow import WorkflowDefinition
@@ -27,8 +28,8 @@ class SpecOptions(TypedDict, total=False):
     """Context that travels with every task of the workflow."""
     memo: Mapping[str, Any]
     """Values for people, shown with the workflow."""
-    attributes: Mapping[str, AttributeValue]
-    """Typed values, shown with the workflow."""
+    attributes: Mapping[Attribute[Any], Any]
+    """Typed values that lists can be filtered on; the workflow's code can change them."""
     build_id: str
     """The build that it is for; any unless said."""
 
@@ -38,12 +39,10 @@ def check_spec(options: SpecOptions) -> None:
     check_seconds("run_timeout", options.get("run_timeout"))
     check_type("priority", options.get("priority", 0), int, "a whole number")
     check_type("task_queue", options.get("task_queue", ""), str, "the name of a queue")
-    for name in ("headers", "memo", "attributes"):
+    for name in ("headers", "memo"):
         check_type(name, options.get(name, {}), Mapping, "a mapping of names to values")
     for name, value in options.get("headers", {}).items():
         check_type(f"header {name!r}", value, str, "a text")
-    for name, attribute in options.get("attributes", {}).items():
-        check_type(f"attribute {name!r}", attribute, AttributeValue, "an AttributeValue, as AttributeValue(text=...)")
 
 
 def to_spec(workflow: Any, args: tuple[Any, ...], options: SpecOptions) -> WorkflowSpec:
@@ -58,7 +57,7 @@ def to_spec(workflow: Any, args: tuple[Any, ...], options: SpecOptions) -> Workf
         priority=options.get("priority", 0),
         headers=options.get("headers"),
         memo={key: codec(Any).encode(value, f"memo {key!r}") for key, value in options.get("memo", {}).items()},
-        attributes=options.get("attributes"),
+        attributes=encode_attributes(options.get("attributes", {})),
         build_id=options.get("build_id", ""),
     )
 

@@ -12,8 +12,11 @@ from typing import Any, Final, Literal, TypeVar, TypeVarTuple, Unpack, overload
 from romancy.v1.admin_service_pb2 import (
     DescribeTaskQueueRequest,
     DescribeTaskQueueResponse,
+    ListNamespacesRequest,
     ListSessionsRequest,
+    Namespace,
     Session,
+    SetNamespaceRequest,
 )
 from romancy.v1.schedule_pb2 import ScheduleInfo
 from romancy.v1.schedule_service_pb2 import ListSchedulesRequest
@@ -48,7 +51,7 @@ from romancy._spec import SpecOptions, check_spec, to_spec
 from romancy._starts import Starts
 from romancy.converter import codec
 from romancy.handle import WorkflowHandle, new_id
-from romancy.options import Seconds, check_seconds, in_seconds
+from romancy.options import Seconds, check_seconds, in_seconds, to_duration
 from romancy.schedules import CreateScheduleOptions, ScheduleHandle, Times, to_schedule
 from romancy.workflow import WorkflowContext, WorkflowDefinition
 
@@ -280,6 +283,28 @@ class Client:
         """The workers' sessions, of all queues or of one."""
         request = ListSessionsRequest(namespace=self.namespace, task_queue=task_queue)
         return (await self.calls.call(lambda calls: calls.admin.ListSessions, request)).sessions
+
+    async def list_namespaces(self) -> AsyncIterator[Namespace]:
+        """The namespaces that were set or are used, by name; of these, the ones that our credentials allow."""
+        request = ListNamespacesRequest(page_size=_PAGE)
+        while True:
+            page = await self.calls.call(lambda calls: calls.admin.ListNamespaces, request)
+            for namespace in page.namespaces:
+                yield namespace
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def set_namespace(self, retention: Seconds) -> Namespace:
+        """Say how long this client's namespace keeps closed workflows. What is older is deleted within minutes."""
+        check_seconds("retention", retention)
+        request = SetNamespaceRequest(
+            namespace=self.namespace,
+            retention=to_duration(retention),
+            request_id=new_id(),
+            identity=self.identity,
+        )
+        return (await self.calls.call(lambda calls: calls.admin.SetNamespace, request)).namespace
 
     async def describe_task_queue(self, task_queue: str = "") -> DescribeTaskQueueResponse:
         """What waits in a queue ("default" unless said), and who serves it."""

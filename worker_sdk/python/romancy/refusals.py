@@ -57,6 +57,10 @@ class ScheduleChanged(RequestRefused):
     """Somebody else changed the schedule meanwhile."""
 
 
+class WorkflowOpen(RequestRefused):
+    """The run is open: what was asked can be done only with a closed one."""
+
+
 class AccessDenied(RequestRefused):
     """The credentials are missing, wrong, or not enough."""
 
@@ -76,6 +80,7 @@ _BY_REASON: Final[Mapping[str, type[RequestRefused]]] = {
     "SCHEDULE_NOT_FOUND": ScheduleNotFound,
     "SCHEDULE_EXISTS": ScheduleExists,
     "SCHEDULE_CHANGED": ScheduleChanged,
+    "WORKFLOW_OPEN": WorkflowOpen,
 }
 _BY_CODE: Final[Mapping[grpc.StatusCode, type[RequestRefused]]] = {
     grpc.StatusCode.UNAUTHENTICATED: AccessDenied,

@@ -11,6 +11,7 @@ import click
 
 from romancy.cli import look  # noqa: F401 - adds its commands to `workflow`
 from romancy.cli.connection import EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_USAGE, Failed
+from romancy.cli.namespace import namespace
 from romancy.cli.output import Output
 from romancy.cli.queue import queue
 from romancy.cli.schedule import schedule
@@ -45,6 +46,7 @@ romancy.add_command(workflow)
 romancy.add_command(schedule)
 romancy.add_command(worker)
 romancy.add_command(queue)
+romancy.add_command(namespace)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
