@@ -1,4 +1,4 @@
-"""The first tables: runs with all that is theirs, requests, schedules, namespaces, sessions, replicas, keys, the clock."""
+"""The first tables: runs and what is theirs, requests, schedules, namespaces, sessions, replicas, keys, the clock."""
 
 from __future__ import annotations
 
