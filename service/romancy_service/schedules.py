@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final, TypeAlias
 
@@ -63,6 +63,8 @@ _PUT_OFF_MS: Final = 30_000
 
 Key: TypeAlias = tuple[str, str]
 """Namespace and schedule id."""
+Outcome: TypeAlias = tuple[ScheduledStart, Callable[[ScheduleRecord], None]]
+"""A start that was tried, and what notes its outcome."""
 
 
 class Schedules:
@@ -188,9 +190,7 @@ class Schedules:
             elif not step:
                 break
             else:
-                await self._make(record, step)
-                if not await self._save(record):
-                    record = await self._store.get_schedule(*key)
+                record = await self._note(key, record, await self._make(record, step))
         if record is None:
             return NEVER_MS
         self._follow(key, record)
@@ -198,6 +198,18 @@ class Schedules:
         if record.look_ms <= now_ms or core.look_ms(record, now_ms) < record.look_ms:
             await self._save(record)
         return record.look_ms
+
+    async def _note(self, key: Key, read: ScheduleRecord, outcomes: Sequence[Outcome]) -> ScheduleRecord | None:
+        """Store what became of starts. That is so whatever was changed meanwhile, a pause for example."""
+        record: ScheduleRecord | None = read
+        while record is not None:
+            for start, note in outcomes:
+                if core.waits(record, start):
+                    note(record)
+            if await self._save(record):
+                return record
+            record = await self._store.get_schedule(*key)
+        return None
 
     async def _save(self, record: ScheduleRecord) -> bool:
         faults.point("schedule.before")
@@ -235,23 +247,28 @@ class Schedules:
                     statuses[run.run_id] = RunStatus(*last)
         return statuses
 
-    async def _make(self, record: ScheduleRecord, step: Step) -> None:
+    async def _make(self, record: ScheduleRecord, step: Step) -> list[Outcome]:
+        """End the open runs, if that is to be done, and start what is to be started."""
         if step.cancel or step.terminate:
             await asyncio.gather(*(self._end(record, run, step) for run in record.state.running))
-        starts = [(start, core.workflow_id(record, start)) for start in step.starts]
-        runs = await asyncio.gather(*(self._start(record, *each) for each in starts), return_exceptions=True)
+        workflow_ids = [core.workflow_id(record, start) for start in step.starts]
+        starting = (self._start(record, *each) for each in zip(step.starts, workflow_ids, strict=True))
+        runs = await asyncio.gather(*starting, return_exceptions=True)
         faults.point("schedule.started")
+        outcomes: list[Outcome] = []
         now_ms = self._clock.now_ms()
-        for (start, workflow_id), run_id in zip(starts, runs, strict=True):
+        for start, workflow_id, run_id in zip(step.starts, workflow_ids, runs, strict=True):
             if isinstance(run_id, str):
-                core.made(record, start, workflow_id, run_id, now_ms)
+                note = partial(core.made, start=start, workflow_id=workflow_id, run_id=run_id, now_ms=now_ms)
             elif isinstance(run_id, WorkflowAlreadyOpen):
-                core.left_out(record, start)
+                note = partial(core.left_out, start=start)
             elif isinstance(run_id, InvalidField | InternalError | RequestIdReused):
                 _log.error("start refused", schedule_id=record.schedule_id, error=str(run_id))
-                core.failed(record, start, workflow_id, str(run_id), now_ms)
+                note = partial(core.failed, start=start, workflow_id=workflow_id, error=str(run_id), now_ms=now_ms)
             else:
                 raise run_id
+            outcomes.append((start, note))
+        return outcomes
 
     async def _start(self, record: ScheduleRecord, start: ScheduledStart, workflow_id: str) -> str:
         request = StartWorkflowRequest(

@@ -51,6 +51,7 @@ from romancy.v1.workflow_pb2 import (
 from romancy.v1.workflow_service_pb2 import ListWorkflowsRequest, StartWorkflowRequest, WorkflowFilter
 
 from romancy_service.core.times import rfc3339, timestamp, timestamp_ms
+from romancy_service.starter import Starter
 from tests.core.life import complete, fail
 from tests.service.cluster import ShiftedClock, Tenant, refused, until
 
@@ -543,3 +544,28 @@ async def test_the_largest_names_that_are_allowed_are_taken(desk: Desk) -> None:
     assert len(run.workflow_id.encode()) <= 255
     start = StartWorkflowRequest(namespace=desk.tenant.namespace, workflow_id=run.workflow_id, spec=WorkflowSpec(workflow_type="order", task_queue="queue"))  # fmt: skip
     assert (await refused(desk.tenant.workflows.StartWorkflow(start))).reason == "WORKFLOW_ALREADY_OPEN"
+
+
+async def test_a_run_that_is_started_while_the_schedule_is_paused_is_known_to_it(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pause comes between the start of the run and the note of it."""
+    await desk.create()
+    starting = Starter.start
+
+    async def start_and_pause(*arguments: Any) -> Any:
+        started = await starting(*arguments)
+        await desk.stub.PauseSchedule(PauseScheduleRequest(**desk.named("report")))
+        return started
+
+    monkeypatch.setattr(Starter, "start", start_and_pause)
+    time_ms = await desk.next_time()
+    (run,) = await desk.some_runs(1)
+
+    async def known() -> bool:
+        return (await desk.get()).state.started_count == 1
+
+    await until(known, "it is noted")
+    shown = await desk.get()
+    assert (shown.info.paused, [each.run_id for each in shown.state.recent]) == (True, [run.run_id])
+    assert timestamp_ms(shown.state.done_time) == time_ms

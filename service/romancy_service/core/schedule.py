@@ -189,6 +189,11 @@ def _ready(state: ScheduleState) -> list[ScheduledStart]:
     return [start for start in state.waiting if start.requested or not state.paused]
 
 
+def waits(record: ScheduleRecord, start: ScheduledStart) -> bool:
+    """Whether nobody has noted yet what became of a start."""
+    return any(other.request_id == start.request_id for other in record.state.waiting)
+
+
 def made(record: ScheduleRecord, start: ScheduledStart, workflow_id: str, run_id: str, now_ms: int) -> None:
     """A start is recorded as a run."""
     state = record.state
