@@ -44,7 +44,7 @@ async def assert_stored_is_folded(store: Store, namespace: str) -> int:
     count = 0
     while page := await store.list_runs(namespace, WorkflowFilter(), after, 500):
         loaded = await store.load([summary.run_id for summary in page])
-        await _assert_attributes_are_found(store, loaded)
+        await assert_attributes_are_found(store, loaded)
         for run_id, run in loaded.items():
             events = await store.show_history(run_id, 0, _EVERYTHING, max_bytes=_EVERYTHING)
             # More may have been recorded since the run was read.
@@ -70,7 +70,7 @@ def assert_run_is_folded(run: Run, events: list[HistoryEvent]) -> None:
     _assert_code_will_see_all(run, events, about)
 
 
-async def _assert_attributes_are_found(store: Store, loaded: dict[str, Run]) -> None:
+async def assert_attributes_are_found(store: Store, loaded: dict[str, Run]) -> None:
     """What lists are filtered on is what the runs have."""
     rows = await store._read(select(attributes).where(attributes.c.run_id.in_(loaded)))
     found: dict[str, set[tuple[object, ...]]] = {run_id: set() for run_id in loaded}
