@@ -73,7 +73,7 @@ class Scene:
             command += ["--limit", f"{name}={value}"]
         self._services += 1
         service = self.start(f"service-{self._services}", *command, **environment)
-        await until(lambda: _listens(port), "the service listens", service)
+        await until(lambda: '"serving"' in service.log.read_text(), "the service is up", service)
         return service
 
     def worker(self, name: str, *, port: int = 0, **environment: str) -> Actor:
@@ -162,12 +162,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 async def until(condition: Callable[[], Any], what: str, *needed: Actor, patience_s: float = PATIENCE_S) -> None:
