@@ -185,7 +185,13 @@ class PostgresStore(Store):
                 pool.terminate()
 
     async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
-        settings = {**_SETTINGS, "statement_timeout": "0", "lock_timeout": "60s"}
+        # Between the statements of a migration Alembic works, which takes seconds where many start on one machine.
+        settings = {
+            **_SETTINGS,
+            "statement_timeout": "0",
+            "lock_timeout": "60s",
+            "idle_in_transaction_session_timeout": "20s",
+        }
         return await asyncpg.connect(self._url, timeout=CONNECT_S, server_settings=settings)
 
     async def _pool(self, fewest: int, most: int, settings: dict[str, str]) -> asyncpg.Pool[asyncpg.Record]:
