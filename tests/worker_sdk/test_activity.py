@@ -505,3 +505,8 @@ def test_an_error_of_another_run_is_the_activity_s_own_when_it_lets_it_through()
     assert charge.encode_failure(error).source == FAILURE_SOURCE_APPLICATION
     assert error.failure is not None
     assert error.failure.source == FAILURE_SOURCE_TIMEOUT
+
+
+def test_no_activity_may_be_called_as_compensations_are() -> None:
+    with pytest.raises(DefinitionError, match="'undo/' is how the ids of compensations begin"):
+        activity(name="undo/pay")(charge.fn)

@@ -46,7 +46,7 @@ from romancy.v1.workflow_service_pb2 import (
 )
 from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceServicer, add_WorkflowServiceServicer_to_server
 
-from romancy import Client, WorkflowCancelled, WorkflowContext, WorkflowFailed, workflow
+from romancy import Attribute, Client, WorkflowCancelled, WorkflowContext, WorkflowFailed, workflow
 from romancy.errors import ConversionError
 from romancy.refusals import (
     AccessDenied,
@@ -240,7 +240,8 @@ async def test_an_argument_that_does_not_fit_is_named_before_anything_is_sent(
         ({"run_timeout": "1h"}, "run_timeout is '1h', but must be a timedelta or a number of seconds"),
         ({"priority": "high"}, "priority is 'high', but must be a whole number"),
         ({"id": 5}, "id is 5, but must be a text"),
-        ({"attributes": {"tier": "gold"}}, "attribute 'tier' is 'gold', but must be an AttributeValue"),
+        ({"attributes": {"tier": "gold"}}, "the key of an attribute is 'tier', but must be an Attribute"),
+        ({"attributes": {Attribute("tier", int): "gold"}}, "attribute 'tier' is 'gold', but must be a whole number"),
         ({"attributes": "gold"}, "attributes is 'gold', but must be a mapping"),
         ({"headers": {"trace": 5}}, "header 'trace' is 5, but must be a text"),
     ],

@@ -34,7 +34,6 @@ from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_RUNNING,
     WORKFLOW_STATUS_TIMED_OUT,
     Signal,
-    WorkflowInfo,
     WorkflowSpec,
 )
 
@@ -281,7 +280,7 @@ def _continue(
     spec.CopyFrom(command.spec)
     spec.task_queue = spec.task_queue or run.task_queue
     spec.ClearField("attributes")
-    for name, value in WorkflowInfo.FromString(run.memo).attributes.items():
+    for name, value in run.attributes.items():
         spec.attributes[name].CopyFrom(value)
     inputs: list[Signal | UpdateReceived | WorkflowCancelRequested] = list(command.unread_signals)
     for event in unseen:

@@ -10,6 +10,7 @@ from romancy.v1.failure_pb2 import Failure
 from romancy.v1.payload_pb2 import Payload
 
 from romancy_service.core.limits import KIB
+from romancy_service.core.task import COMPENSATION_ID_PREFIX
 
 _NULL = Payload(json="null")
 _UNDO_BYTES = KIB // 2
@@ -36,7 +37,7 @@ class Undo:
         """Its name in events and for operators."""
         if self.child_id:
             return f"undo-child/{self.child_id}"
-        return f"undo/{self.activity_id}" if self.activity_id else f"undo/#{self.event_id}"
+        return COMPENSATION_ID_PREFIX + (self.activity_id or f"#{self.event_id}")
 
     def command(self) -> ScheduleActivity:
         """The activity that undoes it, with the result filled in where the compensation asks for it."""

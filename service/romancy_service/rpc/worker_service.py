@@ -97,7 +97,8 @@ class WorkerService(WorkerServiceServicer):
             goodbye = await connection.serve(request_iterator)
         finally:
             self._node.queries.left(session)
-            await self._lobby.leave(session, goodbye=goodbye)
+            # A call whose peer is gone may be cancelled more than once; what is to be written then must not be cut off.
+            await asyncio.shield(self._node.background(self._lobby.leave(session, goodbye=goodbye)))
 
 
 async def _first_frame(frames: AsyncIterator[ConnectRequest], joiner: Joiner, patience_s: float) -> Hello:

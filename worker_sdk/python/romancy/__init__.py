@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         heartbeat,
         is_cancelled,
     )
+    from romancy.attributes import Attribute
     from romancy.children import Child, OtherWorkflow
     from romancy.client import Client
     from romancy.context import WorkflowContext, WorkflowInfo
@@ -60,13 +61,18 @@ if TYPE_CHECKING:
         AccessDenied,
         QueryTimeout,
         RequestRefused,
+        ScheduleChanged,
+        ScheduleExists,
+        ScheduleNotFound,
         ServiceUnavailable,
         UpdateAborted,
         WorkflowAlreadyOpen,
         WorkflowClosed,
         WorkflowIdUsed,
         WorkflowNotFound,
+        WorkflowOpen,
     )
+    from romancy.schedules import Cron, Every, ScheduleHandle
     from romancy.worker import Worker, WorkerStopped
     from romancy.workflow import (
         DeterminismWarning,
@@ -85,6 +91,7 @@ __all__ = [
     "ActivityOptions",
     "ActivityTimeout",
     "ApplicationError",
+    "Attribute",
     "Child",
     "ChildCancelled",
     "ChildError",
@@ -92,9 +99,11 @@ __all__ = [
     "Client",
     "CompensationError",
     "ConversionError",
+    "Cron",
     "DefinitionError",
     "DeterminismWarning",
     "Divergence",
+    "Every",
     "NonDeterminism",
     "OtherWorkflow",
     "OutsideActivity",
@@ -105,6 +114,10 @@ __all__ = [
     "RequestRefused",
     "RetryPolicy",
     "RomancyError",
+    "ScheduleChanged",
+    "ScheduleExists",
+    "ScheduleHandle",
+    "ScheduleNotFound",
     "SendError",
     "ServiceUnavailable",
     "StepError",
@@ -125,6 +138,7 @@ __all__ = [
     "WorkflowIdUsed",
     "WorkflowInfo",
     "WorkflowNotFound",
+    "WorkflowOpen",
     "WorkflowTaskError",
     "WorkflowTerminated",
     "WorkflowTimedOut",
@@ -138,7 +152,8 @@ __all__ = [
 ]
 
 _HOMES: Final = (
-    "errors", "options", "activity", "children", "context", "workflow", "refusals", "handle", "client", "worker",
+    "errors", "options", "activity", "attributes", "children", "context", "workflow", "refusals", "handle", "schedules",
+    "client", "worker",
 )  # fmt: skip
 """The modules that have the public names, each after those that it needs."""
 

@@ -131,9 +131,8 @@ class WorkflowInstance:
             continued_from_run_id=started.continued_from_run_id,
             first_run_id=started.first_run_id or self._run_id,
         )
-        code = _live(
-            loop, self._handlers, self._definition, WorkflowContext(loop, self._handlers, info, self._definition), spec
-        )
+        context = WorkflowContext(loop, self._handlers, info, self._definition, spec.attributes)
+        code = _live(loop, self._handlers, self._definition, context, spec)
         # A context of its own: what the worker's thread has set is no part of the history.
         self._main = loop.create_task(code, name="workflow", context=Context())
 

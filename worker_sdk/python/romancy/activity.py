@@ -32,6 +32,7 @@ from romancy._attempt import (
     is_cancelled,
 )
 from romancy._checks import check_choice, check_type, refuse_unknown
+from romancy._effect import check_undo, knows_whether_done
 from romancy._failure import failed_for_good, only_error, stopped, to_failure
 from romancy._loop import running_loop
 from romancy._signature import Signature, is_declaration, local_names
@@ -97,6 +98,8 @@ class ActivityDefinition(Generic[P, R]):
         self._always = compensate == "always"
         self._signature = Signature(fn, self.name, names=names)
         self._schedule = self.activity_options.schedule(self.name)
+        if compensation is not None and not self.is_declared:
+            check_undo(self.name, fn, compensation.name, compensation.fn)
         self._compensation = (
             None if compensation is None else Undoing(self.name, self._signature, compensation, always=self._always)
         )
@@ -229,7 +232,7 @@ class Undoing:
                     f"{', '.join([*own, _RESULT])}"
                 )
         self._template = undo.activity_options.compensation(undo.name)
-        if always:
+        if always or knows_whether_done(undo.fn):
             self._template.when = COMPENSATE_WHEN_ALWAYS
 
     def of(self, arguments: Sequence[Payload]) -> Compensation:
@@ -265,6 +268,8 @@ def _check_definition(
     of = f" of {fn.__name__}"
     if name is not None:
         check_type(f"name{of}", name, str, "a text", DefinitionError)
+    if str(name).startswith("undo/"):
+        raise DefinitionError(f"name{of} is {name!r}: 'undo/' is how the ids of compensations begin, give another one")
     check_choice(f"compensate{of}", compensate, ("unless_failed", "always"), DefinitionError)
     if compensation is not None:
         expected = "a function decorated with @compensation"
