@@ -245,12 +245,15 @@ def test_a_cancelled_activity_whose_worker_was_lost_is_undone() -> None:
     assert life.undone() == ["undo/pay:1"]
 
 
-def test_an_activity_that_stopped_when_asked_is_not_undone() -> None:
+@pytest.mark.parametrize(("nothing_done", "undone"), [(True, []), (False, ["undo/pay:1"])])
+def test_an_activity_that_stopped_when_asked_is_undone_unless_it_says_that_it_did_nothing(
+    nothing_done: bool, undone: list[str]
+) -> None:
     life = Life.begin()
     life.code(schedule("pay:1", "refund"), cancel_activity("pay:1"))
-    life.stops("pay:1")
+    life.stops("pay:1", nothing_done=nothing_done)
     life.code(fail())
-    assert life.undone() == []
+    assert life.undone() == undone
 
 
 def test_a_run_read_without_its_history_asks_for_it_before_it_rolls_back() -> None:

@@ -288,6 +288,7 @@ class _Connection:
             result=completion.result if kind == "result" else None,
             failure=cut(completion.failure, self._limits) if kind == "failure" else None,
             cancel_details=completion.cancelled.details,
+            nothing_done=completion.cancelled.nothing_done,
             then=completion.then if completion.HasField("then") else None,
         )
         try:
