@@ -200,7 +200,7 @@ def _start(run: Run, started: WorkflowStarted) -> None:
     run.build_id = spec.build_id
     run.status = WORKFLOW_STATUS_RUNNING
     run.start_ms = run.last_event_ms
-    if spec.HasField("run_timeout"):
+    if duration_ms(spec.run_timeout):
         due_ms = run.start_ms + duration_ms(spec.run_timeout)
         run.put_task(Task(DEADLINE_TASK_ID, TaskKind.DEADLINE, due_ms=due_ms))
 

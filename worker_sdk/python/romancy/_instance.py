@@ -131,9 +131,11 @@ async def _live(
     try:
         args, kwargs = definition.decode_arguments(spec.arguments)
         result = definition.encode_result(await definition.fn(context, *args, **kwargs))
-    except (GeneratorExit, KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
+        if isinstance(error, GeneratorExit) and loop.is_closed():
+            raise  # the run is put out of memory; raised by the code itself it is an error like any other
         loop.excuse_calls()
         if loop.cancel_requested and isinstance(only_error(error), asyncio.CancelledError | ActivityCancelled):
             kind, command = "CancelWorkflow", Command(cancel_workflow=CancelWorkflow())

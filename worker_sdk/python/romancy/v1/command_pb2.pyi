@@ -152,7 +152,7 @@ class Compensation(_message.Message):
 
     @_builtins.property
     def start_to_close_timeout(self) -> _duration_pb2.Duration:
-        """Longest time for one attempt; not set: no limit."""
+        """Longest time for one attempt; not set, or zero: no limit."""
 
     @_builtins.property
     def heartbeat_timeout(self) -> _duration_pb2.Duration:
@@ -287,15 +287,15 @@ class ScheduleActivity(_message.Message):
 
     @_builtins.property
     def schedule_to_close_timeout(self) -> _duration_pb2.Duration:
-        """Longest time from scheduling to the end of the last attempt; not set: no limit."""
+        """Longest time from scheduling to the end of the last attempt; not set, or zero: no limit."""
 
     @_builtins.property
     def schedule_to_start_timeout(self) -> _duration_pb2.Duration:
-        """Longest time an attempt may wait for a worker; not set: no limit. Not above `schedule_to_close_timeout`."""
+        """Longest time an attempt may wait for a worker; not set, or zero: no limit. Not above `schedule_to_close_timeout`."""
 
     @_builtins.property
     def start_to_close_timeout(self) -> _duration_pb2.Duration:
-        """Longest time for one attempt; not set: no limit. Not above `schedule_to_close_timeout`."""
+        """Longest time for one attempt; not set, or zero: no limit. Not above `schedule_to_close_timeout`."""
 
     @_builtins.property
     def heartbeat_timeout(self) -> _duration_pb2.Duration:

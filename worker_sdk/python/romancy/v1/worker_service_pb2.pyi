@@ -489,7 +489,7 @@ class ActivityTask(_message.Message):
 
     @_builtins.property
     def start_to_close_timeout(self) -> _duration_pb2.Duration:
-        """How long the attempt may take; not set: no limit."""
+        """How long the attempt may take; not set, or zero: no limit."""
 
     @_builtins.property
     def heartbeat_timeout(self) -> _duration_pb2.Duration:
