@@ -16,7 +16,7 @@ from romancy.v1.workflow_pb2 import WorkflowSpec
 from romancy import _guard
 from romancy._failure import only_error, to_failure
 from romancy._loop import WorkflowLoop
-from romancy._machine import ends_run, is_command, is_input
+from romancy._machine import Machine, ends_run, is_command, is_input
 from romancy.errors import ActivityCancelled, ApplicationError, RemoteError, WorkflowTaskError
 from romancy.workflow import WorkflowContext, WorkflowDefinition, WorkflowInfo, from_ms
 
@@ -65,6 +65,11 @@ class WorkflowInstance:
                 if machine.failure is not None:
                     raise machine.failure
         return Activation(machine.take_commands(), machine.closed)
+
+    @property
+    def machine(self) -> Machine:
+        """What the code asked for."""
+        return self._loop.machine
 
     def close(self) -> None:
         """Put the run out of memory. Its code is freed as it stands: no `finally` of it runs."""
