@@ -123,7 +123,8 @@ class Life:
     def check_fold(self) -> None:
         """What the run is in memory is what its history folds to."""
         folded = fold("default", "order-1", "run-1", self.history)
-        for name in ("status", "last_event_id", "history_bytes", "counters", "cancel_requested", "failure"):
+        names = ("status", "last_event_id", "history_bytes", "counters", "cancel_requested", "failure", "attributes")
+        for name in names:
             assert getattr(folded, name) == getattr(self.run, name), name
         assert folded.saga == self.run.saga
         ours = {key: task for key, task in self.run.tasks.items() if key != WORKFLOW_TASK_ID}

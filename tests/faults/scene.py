@@ -21,7 +21,7 @@ from romancy_service.store.store import Store, open_store
 from romancy_service.store.tables import runs
 from tests.faults import actor, checker, ledger
 from tests.faults.actor import Actor
-from tests.service.stored import assert_run_is_folded
+from tests.service.stored import assert_attributes_are_found, assert_run_is_folded
 
 SHORT: Final = {"session_lease_ms": 3_000, "heartbeat_interval_ms": 600, "reconnect_grace_ms": 500, "drain_ms": 2_000}
 """The usual times in short: an outage of three leases takes seconds."""
@@ -127,6 +127,7 @@ class Scene:
         async with _opened(self.database) as store:
             rows = await store._read(select(runs.c.run_id))
             loaded = await store.load([row["run_id"] for row in rows])
+            await assert_attributes_are_found(store, loaded)
             histories = {}
             for run_id, run in loaded.items():
                 events = await store.show_history(run_id, 0, EVERYTHING, max_bytes=EVERYTHING)

@@ -7,7 +7,7 @@ import random
 from collections.abc import AsyncIterator
 from typing import Any
 
-from romancy import ActivityError, CompensationError, WorkflowContext, activity, compensation, workflow
+from romancy import ActivityError, Attribute, CompensationError, WorkflowContext, activity, compensation, workflow
 
 Tree = list[Any]
 """`[operation, number, *children]`"""
@@ -209,6 +209,11 @@ class Interpreter:
     async def register(self, number: int) -> None:
         self.ctx.compensate_with(undo, number, None)
 
+    async def mark(self, number: int) -> int | None:
+        key = Attribute(f"mark {number % 3}", int)
+        self.ctx.set_attributes({key: number if number % 4 else None})
+        return self.ctx.attribute(key)
+
     async def undo_all(self, number: int) -> None:
         try:
             await self.ctx.compensate()
@@ -217,7 +222,7 @@ class Interpreter:
 
 
 LEAVES = ["call", "careful", "sleep", "nap", "pause", "draw", "named", "orphan", "generate", "open_gate", "wait_gate",
-          "put", "get", "register", "undo_all"]  # fmt: skip
+          "put", "get", "register", "undo_all", "mark"]  # fmt: skip
 WRAPPERS = ["stubborn", "tidy", "timeout", "wait_for", "shield", "spawn", "locked"]
 BRANCHES = ["seq", "gather", "group", "first", "among", "each"]
 

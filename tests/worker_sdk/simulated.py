@@ -21,6 +21,7 @@ from romancy.v1.history_pb2 import (
     ActivityCompleted,
     ActivityFailed,
     ActivityScheduled,
+    AttributesSet,
     CompensateFinished,
     CompensateRequested,
     CompensationRegistered,
@@ -212,6 +213,8 @@ class SimulatedService:
             case "compensate":
                 self.compensates.append(f"undo {command.compensate.compensate_id}")
                 return {"compensate_requested": CompensateRequested(compensate_id=command.compensate.compensate_id)}
+            case "set_attributes":
+                return {"attributes_set": AttributesSet(command=command.set_attributes)}
         self.closed = True
         match command.WhichOneof("attributes"):
             case "complete_workflow":

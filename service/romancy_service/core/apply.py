@@ -56,6 +56,7 @@ def fold(namespace: str, workflow_id: str, run_id: str, events: list[HistoryEven
         apply(run, event)
     run.touched.clear()
     run.rewritten.clear()
+    run.set_attributes.clear()
     return run
 
 
@@ -133,6 +134,12 @@ def apply(run: Run, event: HistoryEvent) -> None:
                 run.saga.fail(gone.compensation_id, gone.failure)
         case "compensation_resolved":
             _resolve(run, event.compensation_resolved)
+        case "attributes_set":
+            change = event.attributes_set.command
+            for name in change.unset:
+                run.set_attribute(name, None)
+            for name in sorted(change.set):
+                run.set_attribute(name, change.set[name])
         case "workflow_completed":
             outcome = WorkflowOutcome(status=WORKFLOW_STATUS_COMPLETED, result=event.workflow_completed.result)
             _end(run, WORKFLOW_STATUS_COMPLETED, outcome)
@@ -200,6 +207,8 @@ def _start(run: Run, started: WorkflowStarted) -> None:
     run.build_id = spec.build_id
     run.status = WORKFLOW_STATUS_RUNNING
     run.start_ms = run.last_event_ms
+    for name in sorted(spec.attributes):
+        run.set_attribute(name, spec.attributes[name])
     if duration_ms(spec.run_timeout):
         due_ms = run.start_ms + duration_ms(spec.run_timeout)
         run.put_task(Task(DEADLINE_TASK_ID, TaskKind.DEADLINE, due_ms=due_ms))

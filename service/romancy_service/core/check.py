@@ -12,6 +12,7 @@ from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.payload_pb2 import Payload
@@ -29,6 +30,8 @@ _WITHIN: Final = (
     ("schedule_to_start_timeout", "schedule_to_close_timeout"),
 )
 """Timeouts, and those that they lie within."""
+_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
+"""The years 1 to 9999: what a Timestamp may say."""
 
 
 def check_id(field: str, value: str, limits: Limits) -> None:
@@ -85,6 +88,12 @@ def check_timeouts(field: str, message: Message, names: Sequence[str]) -> None:
         if given.get(inner, 0) > given.get(outer, LONGEST_DURATION_MS):
             problem = f"is {given[inner] / 1000:g} s, longer than {outer}, {given[outer] / 1000:g} s"
             raise InvalidField(f"{field}.{inner}", problem, "make it shorter, or leave one of them out")
+
+
+def check_timestamp(field: str, time: Timestamp) -> None:
+    """A moment in the years 1 to 9999."""
+    if not (_FIRST_SECOND <= time.seconds <= _LAST_SECOND and 0 <= time.nanos < _NANOS):
+        raise InvalidField(field, f"{time.seconds} s and {time.nanos} ns are no moment in the years 1 to 9999")
 
 
 def check_payload(field: str, value: Payload, limits: Limits) -> None:

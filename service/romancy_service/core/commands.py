@@ -6,7 +6,7 @@ All commands of a task are checked before the first one is recorded, so that a r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -14,6 +14,7 @@ from romancy.v1.command_pb2 import Command, Compensation, RegisterCompensation, 
 from romancy.v1.history_pb2 import (
     ActivityCancelRequested,
     ActivityScheduled,
+    AttributesSet,
     CompensateRequested,
     CompensationRegistered,
     RollbackStarted,
@@ -21,8 +22,9 @@ from romancy.v1.history_pb2 import (
     TimerStarted,
     WorkflowCompleted,
 )
-from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CANCELLED, WORKFLOW_STATUS_FAILED
+from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CANCELLED, WORKFLOW_STATUS_FAILED, AttributeValue
 
+from romancy_service.core.attributes import check_change
 from romancy_service.core.check import (
     check_duration,
     check_event,
@@ -67,6 +69,10 @@ class _Draft:
     """Timers forgotten in this task."""
     timers: int = 0
     compensates: int = 0
+    attributes: Mapping[str, AttributeValue] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.attributes = self.run.attributes
 
     def is_open(self, task_id: str) -> bool:
         return (task_id in self.run.tasks or task_id in self.opened) and task_id not in self.dropped
@@ -120,6 +126,9 @@ def _check(draft: _Draft, command: Command) -> None:
             draft.compensates += 1
             expected = str(draft.run.counters.compensates + draft.compensates)
             _check_counted("compensate.compensate_id", command.compensate.compensate_id, expected)
+        case "set_attributes":
+            changed = check_change("set_attributes", draft.attributes, command.set_attributes, draft.limits)
+            draft.attributes = changed
         case "complete_workflow":
             check_payload("complete_workflow.result", command.complete_workflow.result, draft.limits)
         case "fail_workflow":
@@ -238,6 +247,8 @@ def record_command(emit: Emitter, command: Command, limits: Limits) -> None:
             emit.command(compensation_registered=CompensationRegistered(compensation=compensation))
         case "compensate":
             emit.command(compensate_requested=CompensateRequested(compensate_id=command.compensate.compensate_id))
+        case "set_attributes":
+            emit.command(attributes_set=AttributesSet(command=command.set_attributes))
         case "complete_workflow":
             emit.command(workflow_completed=WorkflowCompleted(result=command.complete_workflow.result))
         case "fail_workflow":

@@ -22,6 +22,10 @@ from romancy_service.errors import (
     QueryTooSlow,
     RequestIdReused,
     RomancyError,
+    ScheduleBusy,
+    ScheduleChanged,
+    ScheduleExists,
+    ScheduleNotFound,
     SessionGone,
     SessionSuperseded,
     StaleTask,
@@ -33,6 +37,7 @@ from romancy_service.errors import (
     WorkflowClosed,
     WorkflowIdUsed,
     WorkflowNotFound,
+    WorkflowOpen,
 )
 
 _log = structlog.get_logger("romancy.rpc")
@@ -52,6 +57,11 @@ STATUS: Final[dict[type[RomancyError], grpc.StatusCode]] = {
     WorkflowAlreadyOpen: grpc.StatusCode.ALREADY_EXISTS,
     WorkflowIdUsed: grpc.StatusCode.ALREADY_EXISTS,
     WorkflowClosed: grpc.StatusCode.FAILED_PRECONDITION,
+    ScheduleNotFound: grpc.StatusCode.NOT_FOUND,
+    ScheduleExists: grpc.StatusCode.ALREADY_EXISTS,
+    ScheduleChanged: grpc.StatusCode.FAILED_PRECONDITION,
+    ScheduleBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    WorkflowOpen: grpc.StatusCode.FAILED_PRECONDITION,
     StaleTask: grpc.StatusCode.FAILED_PRECONDITION,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,

@@ -5,17 +5,18 @@ Values are checked by core/check.py; here stands which fields a request has and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 
+from romancy.v1.admin_service_pb2 import SetNamespaceRequest
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.worker_service_pb2 import Hello
-from romancy.v1.workflow_pb2 import AttributeValue, WorkflowSpec, WorkflowStatus
+from romancy.v1.workflow_pb2 import WorkflowSpec, WorkflowStatus
 from romancy.v1.workflow_service_pb2 import (
+    AttributeFilter,
     CancelWorkflowRequest,
+    DeleteWorkflowRequest,
     IdConflictPolicy,
     IdReusePolicy,
     ResolveCompensationRequest,
@@ -25,6 +26,7 @@ from romancy.v1.workflow_service_pb2 import (
     WorkflowRef,
 )
 
+from romancy_service.core.attributes import check_attribute, check_attributes
 from romancy_service.core.check import (
     check_duration,
     check_headers,
@@ -32,6 +34,7 @@ from romancy_service.core.check import (
     check_payloads,
     check_priority,
     check_text,
+    check_timestamp,
 )
 from romancy_service.core.limits import Limits
 from romancy_service.core.times import duration_ms
@@ -39,8 +42,6 @@ from romancy_service.errors import InvalidField
 
 DEFAULT_NAMESPACE = "default"
 DEFAULT_TASK_QUEUE = "default"
-_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
-"""The years 1 to 9999: what a Timestamp may say."""
 
 
 def namespace_of(namespace: str, limits: Limits) -> str:
@@ -77,30 +78,13 @@ def check_spec(field: str, spec: WorkflowSpec, limits: Limits) -> None:
     check_priority(f"{field}.priority", spec.priority, limits)
     check_headers(f"{field}.headers", spec.headers, limits)
     _check_memo(f"{field}.memo", spec.memo, limits)
-    _check_attributes(f"{field}.attributes", spec.attributes, limits)
+    check_attributes(f"{field}.attributes", spec.attributes, limits)
 
 
 def _check_memo(field: str, memo: Mapping[str, Payload], limits: Limits) -> None:
     for key in memo:
         check_id(f"{field} key", key, limits)
     _check_size(field, sum(len(key.encode()) + value.ByteSize() for key, value in memo.items()), limits.memo_bytes)
-
-
-def _check_attributes(field: str, attributes: Mapping[str, AttributeValue], limits: Limits) -> None:
-    _check_count(field, len(attributes), limits.attributes)
-    for key, value in attributes.items():
-        check_id(f"{field} key", key, limits)
-        match value.WhichOneof("value"):
-            case "text":
-                check_text(f"{field}[{key!r}]", value.text, limits.attribute_text_bytes)
-            case "number" if not math.isfinite(value.number):
-                raise InvalidField(f"{field}[{key!r}]", f"is {value.number}", "give a finite number")
-            case "time":
-                check_timestamp(f"{field}[{key!r}]", value.time)
-            case None:
-                raise InvalidField(f"{field}[{key!r}]", "has no value", "give it one, or leave the key out")
-    size = sum(len(key.encode()) + value.ByteSize() for key, value in attributes.items())
-    _check_size(field, size, limits.attributes_bytes)
 
 
 def check_ref(field: str, ref: WorkflowRef, limits: Limits) -> None:
@@ -113,7 +97,8 @@ def check_ref(field: str, ref: WorkflowRef, limits: Limits) -> None:
 
 
 def check_change(
-    request: CancelWorkflowRequest | TerminateWorkflowRequest | ResolveCompensationRequest, limits: Limits
+    request: CancelWorkflowRequest | TerminateWorkflowRequest | ResolveCompensationRequest | DeleteWorkflowRequest,
+    limits: Limits,
 ) -> None:
     """A request that changes a run: which one, why, and who asks."""
     check_ref("workflow", request.workflow, limits)
@@ -132,12 +117,48 @@ def check_filter(field: str, wanted: WorkflowFilter, limits: Limits) -> None:
             check_id(f"{field}.{name}", value, limits)
     for name in ("started_from", "started_before", "closed_from", "closed_before"):
         check_timestamp(f"{field}.{name}", getattr(wanted, name))
+    _check_count(f"{field}.attributes", len(wanted.attributes), limits.attribute_filters)
+    for number, attribute in enumerate(wanted.attributes):
+        _check_attribute_filter(f"{field}.attributes[{number}]", attribute, limits)
 
 
-def check_timestamp(field: str, time: Timestamp) -> None:
-    """A moment in the years 1 to 9999."""
-    if not (_FIRST_SECOND <= time.seconds <= _LAST_SECOND and 0 <= time.nanos < 10**9):
-        raise InvalidField(field, f"{time.seconds} s and {time.nanos} ns are no moment in the years 1 to 9999")
+_ORDERED = ("less", "less_or_equal", "greater", "greater_or_equal")
+
+
+def _check_attribute_filter(field: str, wanted: AttributeFilter, limits: Limits) -> None:
+    check_id(f"{field}.name", wanted.name, limits)
+    condition = wanted.WhichOneof("condition")
+    if condition is None:
+        raise InvalidField(f"{field}.condition", "is not set", "set one of those that AttributeFilter has")
+    if condition == "exists":
+        return
+    if condition == "one_of":
+        values = list(wanted.one_of.values)
+        if not 1 <= len(values) <= limits.attribute_values:
+            problem = f"has {len(values)} values, allowed are 1 to {limits.attribute_values}"
+            raise InvalidField(f"{field}.one_of", problem, value=len(values), limit=limits.attribute_values)
+        if len({value.WhichOneof("value") for value in values}) > 1:
+            raise InvalidField(f"{field}.one_of", "has values of several types", "give values of one type")
+    else:
+        values = [getattr(wanted, condition)]
+    for value in values:
+        check_attribute(f"{field}.{condition}", value, limits)
+        if value.WhichOneof("value") == "texts":
+            raise InvalidField(
+                f"{field}.{condition}", "is a list of texts", "give a text: lists are compared with each"
+            )
+        if value.WhichOneof("value") == "flag" and condition in _ORDERED:
+            raise InvalidField(f"{field}.{condition}", "orders flags", "compare a flag by equal or not_equal")
+
+
+def check_namespace(request: SetNamespaceRequest, limits: Limits) -> None:
+    """What a namespace is to be."""
+    _check_optional_ids(request, ("request_id", "identity"), limits)
+    check_duration("retention", request.retention)
+    given, least = duration_ms(request.retention), limits.shortest_retention_ms
+    if given < least:
+        problem = f"is {given / 1000:g} s, at least {least / 1000:g} s are needed"
+        raise InvalidField("retention", problem, "delete single workflows by DeleteWorkflow", value=given, limit=least)
 
 
 def page_size(field: str, asked: int, usual: int, most: int) -> int:
@@ -199,6 +220,8 @@ def _check_optional_ids(
     | CancelWorkflowRequest
     | TerminateWorkflowRequest
     | ResolveCompensationRequest
+    | DeleteWorkflowRequest
+    | SetNamespaceRequest
     | Hello,
     names: tuple[str, ...],
     limits: Limits,

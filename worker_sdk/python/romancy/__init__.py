@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         heartbeat,
         is_cancelled,
     )
+    from romancy.attributes import Attribute
     from romancy.client import Client
     from romancy.errors import (
         ActivityCancelled,
@@ -50,12 +51,17 @@ if TYPE_CHECKING:
     from romancy.refusals import (
         AccessDenied,
         RequestRefused,
+        ScheduleChanged,
+        ScheduleExists,
+        ScheduleNotFound,
         ServiceUnavailable,
         WorkflowAlreadyOpen,
         WorkflowClosed,
         WorkflowIdUsed,
         WorkflowNotFound,
+        WorkflowOpen,
     )
+    from romancy.schedules import Cron, Every, ScheduleHandle
     from romancy.worker import Worker, WorkerStopped
     from romancy.workflow import (
         DeterminismWarning,
@@ -76,12 +82,15 @@ __all__ = [
     "ActivityOptions",
     "ActivityTimeout",
     "ApplicationError",
+    "Attribute",
     "Client",
     "CompensationError",
     "ConversionError",
+    "Cron",
     "DefinitionError",
     "DeterminismWarning",
     "Divergence",
+    "Every",
     "NonDeterminism",
     "NothingDone",
     "OutsideActivity",
@@ -90,6 +99,10 @@ __all__ = [
     "RequestRefused",
     "RetryPolicy",
     "RomancyError",
+    "ScheduleChanged",
+    "ScheduleExists",
+    "ScheduleHandle",
+    "ScheduleNotFound",
     "ServiceUnavailable",
     "TerminalError",
     "Worker",
@@ -105,6 +118,7 @@ __all__ = [
     "WorkflowIdUsed",
     "WorkflowInfo",
     "WorkflowNotFound",
+    "WorkflowOpen",
     "WorkflowTaskError",
     "WorkflowTerminated",
     "WorkflowTimedOut",
@@ -117,7 +131,9 @@ __all__ = [
     "workflow",
 ]
 
-_HOMES: Final = ("errors", "options", "activity", "workflow", "refusals", "handle", "client", "worker")
+_HOMES: Final = (
+    "errors", "options", "activity", "attributes", "workflow", "refusals", "handle", "schedules", "client", "worker",
+)  # fmt: skip
 """The modules that have the public names, each after those that it needs."""
 
 

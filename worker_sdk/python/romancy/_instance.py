@@ -121,7 +121,7 @@ class WorkflowInstance:
             priority=spec.priority,
             headers=dict(spec.headers),
         )
-        code = _live(loop, self._definition, WorkflowContext(loop, info), spec)
+        code = _live(loop, self._definition, WorkflowContext(loop, info, spec.attributes), spec)
         # A context of its own: what the worker's thread has set is no part of the history.
         self._main = loop.create_task(code, name="workflow", context=Context())
 

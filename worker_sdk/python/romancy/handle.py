@@ -19,6 +19,7 @@ from romancy.v1.history_pb2 import (
 from romancy.v1.workflow_pb2 import WorkflowOutcome
 from romancy.v1.workflow_service_pb2 import (
     CancelWorkflowRequest,
+    DeleteWorkflowRequest,
     GetHistoryRequest,
     GetWorkflowRequest,
     GetWorkflowResponse,
@@ -98,6 +99,13 @@ class WorkflowHandle(Generic[_R_co]):
         )
         answer = await self._client.calls.call(lambda calls: calls.workflows.TerminateWorkflow, request)
         return list(answer.not_undone)
+
+    async def delete(self, reason: str = "") -> None:
+        """Forget the workflow, which must be closed, with its history. Nobody can find it any more."""
+        request = DeleteWorkflowRequest(
+            workflow=self._ref, reason=reason, request_id=new_id(), identity=self._client.identity
+        )
+        await self._client.calls.call(lambda calls: calls.workflows.DeleteWorkflow, request)
 
     async def resolve_compensation(
         self, compensation_id: str, resolution: Literal["retry", "mark_done", "give_up"], reason: str = ""

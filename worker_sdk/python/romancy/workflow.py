@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from random import Random
+from types import MappingProxyType
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from romancy.v1.payload_pb2 import Payload
+from romancy.v1.workflow_pb2 import AttributeValue
 
 from romancy._checks import check_type
 from romancy._failure import from_failure
@@ -21,10 +23,12 @@ from romancy._lint import lint
 from romancy._loop import WorkflowLoop, running_loop
 from romancy._signature import Signature, local_names
 from romancy.activity import ActivityDefinition
+from romancy.attributes import Attribute, attributes_command
 from romancy.errors import CompensationError, DefinitionError
 from romancy.options import Seconds, to_duration
 
 P = ParamSpec("P")
+T = TypeVar("T", str, int, float, bool, datetime, list[str])
 R = TypeVar("R", covariant=True)
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -55,8 +59,11 @@ def from_ms(time_ms: int) -> datetime:
 class WorkflowContext:
     """What workflow code may call. The first argument of every workflow function."""
 
-    def __init__(self, loop: WorkflowLoop, info: WorkflowInfo) -> None:
+    def __init__(
+        self, loop: WorkflowLoop, info: WorkflowInfo, attributes: Mapping[str, AttributeValue] = MappingProxyType({})
+    ) -> None:
         self._loop = loop
+        self._attributes = dict(attributes)
         self.info = info
 
     @property
@@ -85,6 +92,22 @@ class WorkflowContext:
     @cached_property
     def _uuids(self) -> Random:
         return Random(f"{self.info.run_id}/uuid4")
+
+    def set_attributes(self, attributes: Mapping[Attribute[Any], Any]) -> None:
+        """Change the workflow's attributes: `ctx.set_attributes({STAGE: "paid", TOTAL: 99.9})`. None takes one away.
+
+        Those that are not named stay. Raises TypeError or ValueError for a value that is not of its key's type.
+        """
+        command = attributes_command(attributes)
+        if command.set or command.unset:
+            self._loop.machine.set_attributes(command)
+        for name in command.unset:
+            self._attributes.pop(name, None)
+        self._attributes.update(command.set)
+
+    def attribute(self, key: Attribute[T]) -> T | None:
+        """The attribute as the code set it last, or as the workflow was started; None if there is none of the type."""
+        return key.read(self._attributes)
 
     async def sleep(self, duration: Seconds) -> None:
         """Wait durably. A duration of zero or less is over at once, and recorded all the same."""

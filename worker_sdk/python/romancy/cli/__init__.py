@@ -11,8 +11,10 @@ import click
 
 from romancy.cli import look  # noqa: F401 - adds its commands to `workflow`
 from romancy.cli.connection import EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_USAGE, Failed
+from romancy.cli.namespace import namespace
 from romancy.cli.output import Output
 from romancy.cli.queue import queue
+from romancy.cli.schedule import schedule
 from romancy.cli.worker import worker
 from romancy.cli.workflow import workflow
 
@@ -41,8 +43,10 @@ def romancy() -> None:
 
 
 romancy.add_command(workflow)
+romancy.add_command(schedule)
 romancy.add_command(worker)
 romancy.add_command(queue)
+romancy.add_command(namespace)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -12,6 +12,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from romancy.v1 import failure_pb2 as _failure_pb2
 from romancy.v1 import payload_pb2 as _payload_pb2
 from romancy.v1 import retry_pb2 as _retry_pb2
+from romancy.v1 import workflow_pb2 as _workflow_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -64,6 +65,7 @@ class Command(_message.Message):
     COMPLETE_WORKFLOW_FIELD_NUMBER: _builtins.int
     FAIL_WORKFLOW_FIELD_NUMBER: _builtins.int
     CANCEL_WORKFLOW_FIELD_NUMBER: _builtins.int
+    SET_ATTRIBUTES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def schedule_activity(self) -> Global___ScheduleActivity:
         """Run an activity."""
@@ -100,6 +102,10 @@ class Command(_message.Message):
     def cancel_workflow(self) -> Global___CancelWorkflow:
         """The workflow function let a requested cancellation through. The last command of its task."""
 
+    @_builtins.property
+    def set_attributes(self) -> Global___SetAttributes:
+        """Change the run's attributes."""
+
     def __init__(
         self,
         *,
@@ -112,12 +118,13 @@ class Command(_message.Message):
         complete_workflow: Global___CompleteWorkflow | None = ...,
         fail_workflow: Global___FailWorkflow | None = ...,
         cancel_workflow: Global___CancelWorkflow | None = ...,
+        set_attributes: Global___SetAttributes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_workflow", b"complete_workflow", "fail_workflow", b"fail_workflow", "register_compensation", b"register_compensation", "schedule_activity", b"schedule_activity", "start_timer", b"start_timer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_workflow", b"complete_workflow", "fail_workflow", b"fail_workflow", "register_compensation", b"register_compensation", "schedule_activity", b"schedule_activity", "set_attributes", b"set_attributes", "start_timer", b"start_timer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_workflow", b"complete_workflow", "fail_workflow", b"fail_workflow", "register_compensation", b"register_compensation", "schedule_activity", b"schedule_activity", "start_timer", b"start_timer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_workflow", b"complete_workflow", "fail_workflow", b"fail_workflow", "register_compensation", b"register_compensation", "schedule_activity", b"schedule_activity", "set_attributes", b"set_attributes", "start_timer", b"start_timer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["schedule_activity", "cancel_activity", "start_timer", "cancel_timer", "register_compensation", "compensate", "complete_workflow", "fail_workflow", "cancel_workflow"]  # noqa: Y015
+    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["schedule_activity", "cancel_activity", "start_timer", "cancel_timer", "register_compensation", "compensate", "complete_workflow", "fail_workflow", "cancel_workflow", "set_attributes"]  # noqa: Y015
     _WhichOneofArgType_attributes: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_attributes) -> _WhichOneofReturnType_attributes | None: ...
 
@@ -453,6 +460,59 @@ class Compensate(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Compensate: _TypeAlias = Compensate  # noqa: Y015
+
+@_typing.final
+class SetAttributes(_message.Message):
+    """SetAttributes changes the run's attributes; those that it does not name stay. With them the limits of
+    `WorkflowSpec.attributes` must be kept.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SetEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _workflow_pb2.AttributeValue: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _workflow_pb2.AttributeValue | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SET_FIELD_NUMBER: _builtins.int
+    UNSET_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def set(self) -> _containers.MessageMap[_builtins.str, _workflow_pb2.AttributeValue]:
+        """Those that get a value, in the place of the one that they have."""
+
+    @_builtins.property
+    def unset(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that are taken away; one that is not there is passed over. None may be in `set` too."""
+
+    def __init__(
+        self,
+        *,
+        set: _abc.Mapping[_builtins.str, _workflow_pb2.AttributeValue] | None = ...,
+        unset: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["set", b"set", "unset", b"unset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAttributes: _TypeAlias = SetAttributes  # noqa: Y015
 
 @_typing.final
 class CompleteWorkflow(_message.Message):

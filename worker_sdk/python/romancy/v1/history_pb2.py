@@ -30,7 +30,7 @@ from romancy.v1 import payload_pb2 as romancy_dot_v1_dot_payload__pb2
 from romancy.v1 import workflow_pb2 as romancy_dot_v1_dot_workflow__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18romancy/v1/history.proto\x12\nromancy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18romancy/v1/command.proto\x1a\x18romancy/v1/failure.proto\x1a\x18romancy/v1/payload.proto\x1a\x19romancy/v1/workflow.proto\"\x8f\r\n\x0cHistoryEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rseen_event_id\x18\x03 \x01(\x03\x12\x37\n\x10workflow_started\x18\n \x01(\x0b\x32\x1b.romancy.v1.WorkflowStartedH\x00\x12H\n\x19workflow_cancel_requested\x18\x0b \x01(\x0b\x32#.romancy.v1.WorkflowCancelRequestedH\x00\x12;\n\x12\x61\x63tivity_scheduled\x18\x0c \x01(\x0b\x32\x1d.romancy.v1.ActivityScheduledH\x00\x12H\n\x19\x61\x63tivity_cancel_requested\x18\r \x01(\x0b\x32#.romancy.v1.ActivityCancelRequestedH\x00\x12\x44\n\x17\x61\x63tivity_attempt_failed\x18\x0e \x01(\x0b\x32!.romancy.v1.ActivityAttemptFailedH\x00\x12;\n\x12\x61\x63tivity_completed\x18\x0f \x01(\x0b\x32\x1d.romancy.v1.ActivityCompletedH\x00\x12\x35\n\x0f\x61\x63tivity_failed\x18\x10 \x01(\x0b\x32\x1a.romancy.v1.ActivityFailedH\x00\x12;\n\x12\x61\x63tivity_cancelled\x18\x11 \x01(\x0b\x32\x1d.romancy.v1.ActivityCancelledH\x00\x12\x31\n\rtimer_started\x18\x12 \x01(\x0b\x32\x18.romancy.v1.TimerStartedH\x00\x12-\n\x0btimer_fired\x18\x13 \x01(\x0b\x32\x16.romancy.v1.TimerFiredH\x00\x12\x35\n\x0ftimer_cancelled\x18\x14 \x01(\x0b\x32\x1a.romancy.v1.TimerCancelledH\x00\x12\x45\n\x17\x63ompensation_registered\x18\x15 \x01(\x0b\x32\".romancy.v1.CompensationRegisteredH\x00\x12?\n\x14\x63ompensate_requested\x18\x16 \x01(\x0b\x32\x1f.romancy.v1.CompensateRequestedH\x00\x12=\n\x13\x63ompensate_finished\x18\x17 \x01(\x0b\x32\x1e.romancy.v1.CompensateFinishedH\x00\x12\x37\n\x10rollback_started\x18\x18 \x01(\x0b\x32\x1b.romancy.v1.RollbackStartedH\x00\x12\x43\n\x16\x63ompensation_scheduled\x18\x19 \x01(\x0b\x32!.romancy.v1.CompensationScheduledH\x00\x12L\n\x1b\x63ompensation_attempt_failed\x18\x1a \x01(\x0b\x32%.romancy.v1.CompensationAttemptFailedH\x00\x12\x43\n\x16\x63ompensation_completed\x18\x1b \x01(\x0b\x32!.romancy.v1.CompensationCompletedH\x00\x12=\n\x13\x63ompensation_failed\x18\x1c \x01(\x0b\x32\x1e.romancy.v1.CompensationFailedH\x00\x12\x41\n\x15\x63ompensation_resolved\x18\x1d \x01(\x0b\x32 .romancy.v1.CompensationResolvedH\x00\x12;\n\x12workflow_completed\x18\x1e \x01(\x0b\x32\x1d.romancy.v1.WorkflowCompletedH\x00\x12\x35\n\x0fworkflow_failed\x18\x1f \x01(\x0b\x32\x1a.romancy.v1.WorkflowFailedH\x00\x12;\n\x12workflow_cancelled\x18  \x01(\x0b\x32\x1d.romancy.v1.WorkflowCancelledH\x00\x12=\n\x13workflow_terminated\x18! \x01(\x0b\x32\x1e.romancy.v1.WorkflowTerminatedH\x00\x12:\n\x12workflow_timed_out\x18\" \x01(\x0b\x32\x1c.romancy.v1.WorkflowTimedOutH\x00\x42\x0c\n\nattributes\"K\n\x0fWorkflowStarted\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x18.romancy.v1.WorkflowSpec\x12\x10\n\x08identity\x18\x02 \x01(\t\";\n\x17WorkflowCancelRequested\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x10\n\x08identity\x18\x02 \x01(\t\"B\n\x11\x41\x63tivityScheduled\x12-\n\x07\x63ommand\x18\x01 \x01(\x0b\x32\x1c.romancy.v1.ScheduleActivity\".\n\x17\x41\x63tivityCancelRequested\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\"\xdf\x01\n\x15\x41\x63tivityAttemptFailed\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12$\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.romancy.v1.Failure\x12\x35\n\x11next_attempt_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0foutcome_unknown\x18\x05 \x01(\x08\x12*\n\x07ran_for\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"^\n\x11\x41\x63tivityCompleted\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12#\n\x06result\x18\x03 \x01(\x0b\x32\x13.romancy.v1.Payload\"\xa2\x01\n\x0e\x41\x63tivityFailed\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12$\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.romancy.v1.Failure\x12+\n\x0bretry_state\x18\x04 \x01(\x0e\x32\x16.romancy.v1.RetryState\x12\x17\n\x0foutcome_unknown\x18\x05 \x01(\x08\"x\n\x11\x41\x63tivityCancelled\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12$\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x13.romancy.v1.Payload\x12\x17\n\x0foutcome_unknown\x18\x04 \x01(\x08\"|\n\x0cTimerStarted\x12\x10\n\x08timer_id\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\tfire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x1e\n\nTimerFired\x12\x10\n\x08timer_id\x18\x01 \x01(\t\"\"\n\x0eTimerCancelled\x12\x10\n\x08timer_id\x18\x01 \x01(\t\"H\n\x16\x43ompensationRegistered\x12.\n\x0c\x63ompensation\x18\x01 \x01(\x0b\x32\x18.romancy.v1.Compensation\",\n\x13\x43ompensateRequested\x12\x15\n\rcompensate_id\x18\x01 \x01(\t\"Q\n\x12\x43ompensateFinished\x12\x15\n\rcompensate_id\x18\x01 \x01(\t\x12$\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x13.romancy.v1.Failure\"k\n\x0fRollbackStarted\x12\x32\n\x0e\x63losing_status\x18\x01 \x01(\x0e\x32\x1a.romancy.v1.WorkflowStatus\x12$\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x13.romancy.v1.Failure\"t\n\x15\x43ompensationScheduled\x12\x17\n\x0f\x63ompensation_id\x18\x01 \x01(\t\x12\x15\n\ractivity_type\x18\x02 \x01(\t\x12\x12\n\ntask_queue\x18\x03 \x01(\t\x12\x17\n\x0fundoes_event_id\x18\x04 \x01(\x03\"\xce\x01\n\x19\x43ompensationAttemptFailed\x12\x17\n\x0f\x63ompensation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12$\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.romancy.v1.Failure\x12\x35\n\x11next_attempt_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x07ran_for\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"A\n\x15\x43ompensationCompleted\x12\x17\n\x0f\x63ompensation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\"d\n\x12\x43ompensationFailed\x12\x17\n\x0f\x63ompensation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12$\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.romancy.v1.Failure\"\x89\x01\n\x14\x43ompensationResolved\x12\x17\n\x0f\x63ompensation_id\x18\x01 \x01(\t\x12\x36\n\nresolution\x18\x02 \x01(\x0e\x32\".romancy.v1.CompensationResolution\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x10\n\x08identity\x18\x04 \x01(\t\"8\n\x11WorkflowCompleted\x12#\n\x06result\x18\x01 \x01(\x0b\x32\x13.romancy.v1.Payload\"\x10\n\x0eWorkflowFailed\"\x13\n\x11WorkflowCancelled\"J\n\x12WorkflowTerminated\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x10\n\x08identity\x18\x02 \x01(\t\x12\x12\n\nnot_undone\x18\x03 \x03(\t\"\x12\n\x10WorkflowTimedOut*\xd4\x01\n\nRetryState\x12\x1b\n\x17RETRY_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19RETRY_STATE_NON_RETRYABLE\x10\x01\x12\x1c\n\x18RETRY_STATE_MAX_ATTEMPTS\x10\x02\x12\x1b\n\x17RETRY_STATE_MAX_ELAPSED\x10\x03\x12\x17\n\x13RETRY_STATE_TIMEOUT\x10\x04\x12\x14\n\x10RETRY_STATE_LOST\x10\x05\x12 \n\x1cRETRY_STATE_CANCEL_REQUESTED\x10\x06*\xb0\x01\n\x16\x43ompensationResolution\x12\'\n#COMPENSATION_RESOLUTION_UNSPECIFIED\x10\x00\x12!\n\x1d\x43OMPENSATION_RESOLUTION_RETRY\x10\x01\x12%\n!COMPENSATION_RESOLUTION_MARK_DONE\x10\x02\x12#\n\x1f\x43OMPENSATION_RESOLUTION_GIVE_UP\x10\x03\x42P\n\rio.romancy.v1P\x01Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18romancy/v1/history.proto\x12\nromancy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18romancy/v1/command.proto\x1a\x18romancy/v1/failure.proto\x1a\x18romancy/v1/payload.proto\x1a\x19romancy/v1/workflow.proto\"\xc4\r\n\x0cHistoryEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rseen_event_id\x18\x03 \x01(\x03\x12\x37\n\x10workflow_started\x18\n \x01(\x0b\x32\x1b.romancy.v1.WorkflowStartedH\x00\x12H\n\x19workflow_cancel_requested\x18\x0b \x01(\x0b\x32#.romancy.v1.WorkflowCancelRequestedH\x00\x12;\n\x12\x61\x63tivity_scheduled\x18\x0c \x01(\x0b\x32\x1d.romancy.v1.ActivityScheduledH\x00\x12H\n\x19\x61\x63tivity_cancel_requested\x18\r \x01(\x0b\x32#.romancy.v1.ActivityCancelRequestedH\x00\x12\x44\n\x17\x61\x63tivity_attempt_failed\x18\x0e \x01(\x0b\x32!.romancy.v1.ActivityAttemptFailedH\x00\x12;\n\x12\x61\x63tivity_completed\x18\x0f \x01(\x0b\x32\x1d.romancy.v1.ActivityCompletedH\x00\x12\x35\n\x0f\x61\x63tivity_failed\x18\x10 \x01(\x0b\x32\x1a.romancy.v1.ActivityFailedH\x00\x12;\n\x12\x61\x63tivity_cancelled\x18\x11 \x01(\x0b\x32\x1d.romancy.v1.ActivityCancelledH\x00\x12\x31\n\rtimer_started\x18\x12 \x01(\x0b\x32\x18.romancy.v1.TimerStartedH\x00\x12-\n\x0btimer_fired\x18\x13 \x01(\x0b\x32\x16.romancy.v1.TimerFiredH\x00\x12\x35\n\x0ftimer_cancelled\x18\x14 \x01(\x0b\x32\x1a.romancy.v1.TimerCancelledH\x00\x12\x45\n\x17\x63ompensation_registered\x18\x15 \x01(\x0b\x32\".romancy.v1.CompensationRegisteredH\x00\x12?\n\x14\x63ompensate_requested\x18\x16 \x01(\x0b\x32\x1f.romancy.v1.CompensateRequestedH\x00\x12=\n\x13\x63ompensate_finished\x18\x17 \x01(\x0b\x32\x1e.romancy.v1.CompensateFinishedH\x00\x12\x37\n\x10rollback_started\x18\x18 \x01(\x0b\x32\x1b.romancy.v1.RollbackStartedH\x00\x12\x43\n\x16\x63ompensation_scheduled\x18\x19 \x01(\x0b\x32!.romancy.v1.CompensationScheduledH\x00\x12L\n\x1b\x63ompensation_attempt_failed\x18\x1a \x01(\x0b\x32%.romancy.v1.CompensationAttemptFailedH\x00\x12\x43\n\x16\x63ompensation_completed\x18\x1b \x01(\x0b\x32!.romancy.v1.CompensationCompletedH\x00\x12=\n\x13\x63ompensation_failed\x18\x1c \x01(\x0b\x32\x1e.romancy.v1.CompensationFailedH\x00\x12\x41\n\x15\x63ompensation_resolved\x18\x1d \x01(\x0b\x32 .romancy.v1.CompensationResolvedH\x00\x12;\n\x12workflow_completed\x18\x1e \x01(\x0b\x32\x1d.romancy.v1.WorkflowCompletedH\x00\x12\x35\n\x0fworkflow_failed\x18\x1f \x01(\x0b\x32\x1a.romancy.v1.WorkflowFailedH\x00\x12;\n\x12workflow_cancelled\x18  \x01(\x0b\x32\x1d.romancy.v1.WorkflowCancelledH\x00\x12=\n\x13workflow_terminated\x18! \x01(\x0b\x32\x1e.romancy.v1.WorkflowTerminatedH\x00\x12:\n\x12workflow_timed_out\x18\" \x01(\x0b\x32\x1c.romancy.v1.WorkflowTimedOutH\x00\x12\x33\n\x0e\x61ttributes_set\x18# \x01(\x0b\x32\x19.romancy.v1.AttributesSetH\x00\x42\x0c\n\nattributes\"K\n\x0fWorkflowStarted\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x18.romancy.v1.WorkflowSpec\x12\x10\n\x08identity\x18\x02 \x01(\t\";\n\x17WorkflowCancelRequested\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x10\n\x08identity\x18\x02 \x01(\t\"B\n\x11\x41\x63tivityScheduled\x12-\n\x07\x63ommand\x18\x01 \x01(\x0b\x32\x1c.romancy.v1.ScheduleActivity\".\n\x17\x41\x63tivityCancelRequested\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\"\xdf\x01\n\x15\x41\x63tivityAttemptFailed\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12$\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.romancy.v1.Failure\x12\x35\n\x11next_attempt_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0foutcome_unknown\x18\x05 \x01(\x08\x12*\n\x07ran_for\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"^\n\x11\x41\x63tivityCompleted\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12#\n\x06result\x18\x03 \x01(\x0b\x32\x13.romancy.v1.Payload\"\xa2\x01\n\x0e\x41\x63tivityFailed\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12$\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.romancy.v1.Failure\x12+\n\x0bretry_state\x18\x04 \x01(\x0e\x32\x16.romancy.v1.RetryState\x12\x17\n\x0foutcome_unknown\x18\x05 \x01(\x08\"x\n\x11\x41\x63tivityCancelled\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12$\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x13.romancy.v1.Payload\x12\x17\n\x0foutcome_unknown\x18\x04 \x01(\x08\"|\n\x0cTimerStarted\x12\x10\n\x08timer_id\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\tfire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x1e\n\nTimerFired\x12\x10\n\x08timer_id\x18\x01 \x01(\t\"\"\n\x0eTimerCancelled\x12\x10\n\x08timer_id\x18\x01 \x01(\t\";\n\rAttributesSet\x12*\n\x07\x63ommand\x18\x01 \x01(\x0b\x32\x19.romancy.v1.SetAttributes\"H\n\x16\x43ompensationRegistered\x12.\n\x0c\x63ompensation\x18\x01 \x01(\x0b\x32\x18.romancy.v1.Compensation\",\n\x13\x43ompensateRequested\x12\x15\n\rcompensate_id\x18\x01 \x01(\t\"Q\n\x12\x43ompensateFinished\x12\x15\n\rcompensate_id\x18\x01 \x01(\t\x12$\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x13.romancy.v1.Failure\"k\n\x0fRollbackStarted\x12\x32\n\x0e\x63losing_status\x18\x01 \x01(\x0e\x32\x1a.romancy.v1.WorkflowStatus\x12$\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x13.romancy.v1.Failure\"t\n\x15\x43ompensationScheduled\x12\x17\n\x0f\x63ompensation_id\x18\x01 \x01(\t\x12\x15\n\ractivity_type\x18\x02 \x01(\t\x12\x12\n\ntask_queue\x18\x03 \x01(\t\x12\x17\n\x0fundoes_event_id\x18\x04 \x01(\x03\"\xce\x01\n\x19\x43ompensationAttemptFailed\x12\x17\n\x0f\x63ompensation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12$\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.romancy.v1.Failure\x12\x35\n\x11next_attempt_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x07ran_for\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"A\n\x15\x43ompensationCompleted\x12\x17\n\x0f\x63ompensation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\"d\n\x12\x43ompensationFailed\x12\x17\n\x0f\x63ompensation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12$\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.romancy.v1.Failure\"\x89\x01\n\x14\x43ompensationResolved\x12\x17\n\x0f\x63ompensation_id\x18\x01 \x01(\t\x12\x36\n\nresolution\x18\x02 \x01(\x0e\x32\".romancy.v1.CompensationResolution\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x10\n\x08identity\x18\x04 \x01(\t\"8\n\x11WorkflowCompleted\x12#\n\x06result\x18\x01 \x01(\x0b\x32\x13.romancy.v1.Payload\"\x10\n\x0eWorkflowFailed\"\x13\n\x11WorkflowCancelled\"J\n\x12WorkflowTerminated\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x10\n\x08identity\x18\x02 \x01(\t\x12\x12\n\nnot_undone\x18\x03 \x03(\t\"\x12\n\x10WorkflowTimedOut*\xd4\x01\n\nRetryState\x12\x1b\n\x17RETRY_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19RETRY_STATE_NON_RETRYABLE\x10\x01\x12\x1c\n\x18RETRY_STATE_MAX_ATTEMPTS\x10\x02\x12\x1b\n\x17RETRY_STATE_MAX_ELAPSED\x10\x03\x12\x17\n\x13RETRY_STATE_TIMEOUT\x10\x04\x12\x14\n\x10RETRY_STATE_LOST\x10\x05\x12 \n\x1cRETRY_STATE_CANCEL_REQUESTED\x10\x06*\xb0\x01\n\x16\x43ompensationResolution\x12\'\n#COMPENSATION_RESOLUTION_UNSPECIFIED\x10\x00\x12!\n\x1d\x43OMPENSATION_RESOLUTION_RETRY\x10\x01\x12%\n!COMPENSATION_RESOLUTION_MARK_DONE\x10\x02\x12#\n\x1f\x43OMPENSATION_RESOLUTION_GIVE_UP\x10\x03\x42P\n\rio.romancy.v1P\x01Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,60 +38,62 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'romancy.v1.history_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\rio.romancy.v1P\001Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1'
-  _globals['_RETRYSTATE']._serialized_start=4091
-  _globals['_RETRYSTATE']._serialized_end=4303
-  _globals['_COMPENSATIONRESOLUTION']._serialized_start=4306
-  _globals['_COMPENSATIONRESOLUTION']._serialized_end=4482
+  _globals['_RETRYSTATE']._serialized_start=4205
+  _globals['_RETRYSTATE']._serialized_end=4417
+  _globals['_COMPENSATIONRESOLUTION']._serialized_start=4420
+  _globals['_COMPENSATIONRESOLUTION']._serialized_end=4596
   _globals['_HISTORYEVENT']._serialized_start=211
-  _globals['_HISTORYEVENT']._serialized_end=1890
-  _globals['_WORKFLOWSTARTED']._serialized_start=1892
-  _globals['_WORKFLOWSTARTED']._serialized_end=1967
-  _globals['_WORKFLOWCANCELREQUESTED']._serialized_start=1969
-  _globals['_WORKFLOWCANCELREQUESTED']._serialized_end=2028
-  _globals['_ACTIVITYSCHEDULED']._serialized_start=2030
-  _globals['_ACTIVITYSCHEDULED']._serialized_end=2096
-  _globals['_ACTIVITYCANCELREQUESTED']._serialized_start=2098
-  _globals['_ACTIVITYCANCELREQUESTED']._serialized_end=2144
-  _globals['_ACTIVITYATTEMPTFAILED']._serialized_start=2147
-  _globals['_ACTIVITYATTEMPTFAILED']._serialized_end=2370
-  _globals['_ACTIVITYCOMPLETED']._serialized_start=2372
-  _globals['_ACTIVITYCOMPLETED']._serialized_end=2466
-  _globals['_ACTIVITYFAILED']._serialized_start=2469
-  _globals['_ACTIVITYFAILED']._serialized_end=2631
-  _globals['_ACTIVITYCANCELLED']._serialized_start=2633
-  _globals['_ACTIVITYCANCELLED']._serialized_end=2753
-  _globals['_TIMERSTARTED']._serialized_start=2755
-  _globals['_TIMERSTARTED']._serialized_end=2879
-  _globals['_TIMERFIRED']._serialized_start=2881
-  _globals['_TIMERFIRED']._serialized_end=2911
-  _globals['_TIMERCANCELLED']._serialized_start=2913
-  _globals['_TIMERCANCELLED']._serialized_end=2947
-  _globals['_COMPENSATIONREGISTERED']._serialized_start=2949
-  _globals['_COMPENSATIONREGISTERED']._serialized_end=3021
-  _globals['_COMPENSATEREQUESTED']._serialized_start=3023
-  _globals['_COMPENSATEREQUESTED']._serialized_end=3067
-  _globals['_COMPENSATEFINISHED']._serialized_start=3069
-  _globals['_COMPENSATEFINISHED']._serialized_end=3150
-  _globals['_ROLLBACKSTARTED']._serialized_start=3152
-  _globals['_ROLLBACKSTARTED']._serialized_end=3259
-  _globals['_COMPENSATIONSCHEDULED']._serialized_start=3261
-  _globals['_COMPENSATIONSCHEDULED']._serialized_end=3377
-  _globals['_COMPENSATIONATTEMPTFAILED']._serialized_start=3380
-  _globals['_COMPENSATIONATTEMPTFAILED']._serialized_end=3586
-  _globals['_COMPENSATIONCOMPLETED']._serialized_start=3588
-  _globals['_COMPENSATIONCOMPLETED']._serialized_end=3653
-  _globals['_COMPENSATIONFAILED']._serialized_start=3655
-  _globals['_COMPENSATIONFAILED']._serialized_end=3755
-  _globals['_COMPENSATIONRESOLVED']._serialized_start=3758
-  _globals['_COMPENSATIONRESOLVED']._serialized_end=3895
-  _globals['_WORKFLOWCOMPLETED']._serialized_start=3897
-  _globals['_WORKFLOWCOMPLETED']._serialized_end=3953
-  _globals['_WORKFLOWFAILED']._serialized_start=3955
-  _globals['_WORKFLOWFAILED']._serialized_end=3971
-  _globals['_WORKFLOWCANCELLED']._serialized_start=3973
-  _globals['_WORKFLOWCANCELLED']._serialized_end=3992
-  _globals['_WORKFLOWTERMINATED']._serialized_start=3994
-  _globals['_WORKFLOWTERMINATED']._serialized_end=4068
-  _globals['_WORKFLOWTIMEDOUT']._serialized_start=4070
-  _globals['_WORKFLOWTIMEDOUT']._serialized_end=4088
+  _globals['_HISTORYEVENT']._serialized_end=1943
+  _globals['_WORKFLOWSTARTED']._serialized_start=1945
+  _globals['_WORKFLOWSTARTED']._serialized_end=2020
+  _globals['_WORKFLOWCANCELREQUESTED']._serialized_start=2022
+  _globals['_WORKFLOWCANCELREQUESTED']._serialized_end=2081
+  _globals['_ACTIVITYSCHEDULED']._serialized_start=2083
+  _globals['_ACTIVITYSCHEDULED']._serialized_end=2149
+  _globals['_ACTIVITYCANCELREQUESTED']._serialized_start=2151
+  _globals['_ACTIVITYCANCELREQUESTED']._serialized_end=2197
+  _globals['_ACTIVITYATTEMPTFAILED']._serialized_start=2200
+  _globals['_ACTIVITYATTEMPTFAILED']._serialized_end=2423
+  _globals['_ACTIVITYCOMPLETED']._serialized_start=2425
+  _globals['_ACTIVITYCOMPLETED']._serialized_end=2519
+  _globals['_ACTIVITYFAILED']._serialized_start=2522
+  _globals['_ACTIVITYFAILED']._serialized_end=2684
+  _globals['_ACTIVITYCANCELLED']._serialized_start=2686
+  _globals['_ACTIVITYCANCELLED']._serialized_end=2806
+  _globals['_TIMERSTARTED']._serialized_start=2808
+  _globals['_TIMERSTARTED']._serialized_end=2932
+  _globals['_TIMERFIRED']._serialized_start=2934
+  _globals['_TIMERFIRED']._serialized_end=2964
+  _globals['_TIMERCANCELLED']._serialized_start=2966
+  _globals['_TIMERCANCELLED']._serialized_end=3000
+  _globals['_ATTRIBUTESSET']._serialized_start=3002
+  _globals['_ATTRIBUTESSET']._serialized_end=3061
+  _globals['_COMPENSATIONREGISTERED']._serialized_start=3063
+  _globals['_COMPENSATIONREGISTERED']._serialized_end=3135
+  _globals['_COMPENSATEREQUESTED']._serialized_start=3137
+  _globals['_COMPENSATEREQUESTED']._serialized_end=3181
+  _globals['_COMPENSATEFINISHED']._serialized_start=3183
+  _globals['_COMPENSATEFINISHED']._serialized_end=3264
+  _globals['_ROLLBACKSTARTED']._serialized_start=3266
+  _globals['_ROLLBACKSTARTED']._serialized_end=3373
+  _globals['_COMPENSATIONSCHEDULED']._serialized_start=3375
+  _globals['_COMPENSATIONSCHEDULED']._serialized_end=3491
+  _globals['_COMPENSATIONATTEMPTFAILED']._serialized_start=3494
+  _globals['_COMPENSATIONATTEMPTFAILED']._serialized_end=3700
+  _globals['_COMPENSATIONCOMPLETED']._serialized_start=3702
+  _globals['_COMPENSATIONCOMPLETED']._serialized_end=3767
+  _globals['_COMPENSATIONFAILED']._serialized_start=3769
+  _globals['_COMPENSATIONFAILED']._serialized_end=3869
+  _globals['_COMPENSATIONRESOLVED']._serialized_start=3872
+  _globals['_COMPENSATIONRESOLVED']._serialized_end=4009
+  _globals['_WORKFLOWCOMPLETED']._serialized_start=4011
+  _globals['_WORKFLOWCOMPLETED']._serialized_end=4067
+  _globals['_WORKFLOWFAILED']._serialized_start=4069
+  _globals['_WORKFLOWFAILED']._serialized_end=4085
+  _globals['_WORKFLOWCANCELLED']._serialized_start=4087
+  _globals['_WORKFLOWCANCELLED']._serialized_end=4106
+  _globals['_WORKFLOWTERMINATED']._serialized_start=4108
+  _globals['_WORKFLOWTERMINATED']._serialized_end=4182
+  _globals['_WORKFLOWTIMEDOUT']._serialized_start=4184
+  _globals['_WORKFLOWTIMEDOUT']._serialized_end=4202
 # @@protoc_insertion_point(module_scope)

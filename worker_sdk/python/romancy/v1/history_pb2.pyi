@@ -134,6 +134,7 @@ class HistoryEvent(_message.Message):
     WORKFLOW_CANCELLED_FIELD_NUMBER: _builtins.int
     WORKFLOW_TERMINATED_FIELD_NUMBER: _builtins.int
     WORKFLOW_TIMED_OUT_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_SET_FIELD_NUMBER: _builtins.int
     event_id: _builtins.int
     """The number of the event in its run, from 1."""
     seen_event_id: _builtins.int
@@ -242,6 +243,10 @@ class HistoryEvent(_message.Message):
     def workflow_timed_out(self) -> Global___WorkflowTimedOut:
         """Note, and the end. The run took longer than it was allowed and what it did was undone."""
 
+    @_builtins.property
+    def attributes_set(self) -> Global___AttributesSet:
+        """Command. The run's attributes were changed."""
+
     def __init__(
         self,
         *,
@@ -273,12 +278,13 @@ class HistoryEvent(_message.Message):
         workflow_cancelled: Global___WorkflowCancelled | None = ...,
         workflow_terminated: Global___WorkflowTerminated | None = ...,
         workflow_timed_out: Global___WorkflowTimedOut | None = ...,
+        attributes_set: Global___AttributesSet | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "rollback_started", b"rollback_started", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "attributes_set", b"attributes_set", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "rollback_started", b"rollback_started", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "event_id", b"event_id", "rollback_started", b"rollback_started", "seen_event_id", b"seen_event_id", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "attributes_set", b"attributes_set", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "event_id", b"event_id", "rollback_started", b"rollback_started", "seen_event_id", b"seen_event_id", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["workflow_started", "workflow_cancel_requested", "activity_scheduled", "activity_cancel_requested", "activity_attempt_failed", "activity_completed", "activity_failed", "activity_cancelled", "timer_started", "timer_fired", "timer_cancelled", "compensation_registered", "compensate_requested", "compensate_finished", "rollback_started", "compensation_scheduled", "compensation_attempt_failed", "compensation_completed", "compensation_failed", "compensation_resolved", "workflow_completed", "workflow_failed", "workflow_cancelled", "workflow_terminated", "workflow_timed_out"]  # noqa: Y015
+    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["workflow_started", "workflow_cancel_requested", "activity_scheduled", "activity_cancel_requested", "activity_attempt_failed", "activity_completed", "activity_failed", "activity_cancelled", "timer_started", "timer_fired", "timer_cancelled", "compensation_registered", "compensate_requested", "compensate_finished", "rollback_started", "compensation_scheduled", "compensation_attempt_failed", "compensation_completed", "compensation_failed", "compensation_resolved", "workflow_completed", "workflow_failed", "workflow_cancelled", "workflow_terminated", "workflow_timed_out", "attributes_set"]  # noqa: Y015
     _WhichOneofArgType_attributes: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_attributes) -> _WhichOneofReturnType_attributes | None: ...
 
@@ -617,6 +623,30 @@ class TimerCancelled(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TimerCancelled: _TypeAlias = TimerCancelled  # noqa: Y015
+
+@_typing.final
+class AttributesSet(_message.Message):
+    """AttributesSet records the command `SetAttributes`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def command(self) -> _command_pb2.SetAttributes:
+        """The command as it was issued."""
+
+    def __init__(
+        self,
+        *,
+        command: _command_pb2.SetAttributes | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttributesSet: _TypeAlias = AttributesSet  # noqa: Y015
 
 @_typing.final
 class CompensationRegistered(_message.Message):

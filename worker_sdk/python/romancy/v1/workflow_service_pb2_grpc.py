@@ -104,6 +104,11 @@ class WorkflowServiceStub:
                 request_serializer=romancy_dot_v1_dot_workflow__service__pb2.ResolveCompensationRequest.SerializeToString,
                 response_deserializer=romancy_dot_v1_dot_workflow__service__pb2.ResolveCompensationResponse.FromString,
                 _registered_method=True)
+        self.DeleteWorkflow = channel.unary_unary(
+                '/romancy.v1.WorkflowService/DeleteWorkflow',
+                request_serializer=romancy_dot_v1_dot_workflow__service__pb2.DeleteWorkflowRequest.SerializeToString,
+                response_deserializer=romancy_dot_v1_dot_workflow__service__pb2.DeleteWorkflowResponse.FromString,
+                _registered_method=True)
 
 
 class WorkflowServiceServicer:
@@ -210,6 +215,15 @@ class WorkflowServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteWorkflow(self, request, context):
+        """DeleteWorkflow forgets a closed run at once, with its history and all that belongs to it: it is not found any more.
+        Its request ids are remembered as long as others. Terminate or cancel an open run first.
+        Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_OPEN, REQUEST_ID_REUSED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkflowServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -272,6 +286,11 @@ def add_WorkflowServiceServicer_to_server(servicer, server):
                     servicer.ResolveCompensation,
                     request_deserializer=romancy_dot_v1_dot_workflow__service__pb2.ResolveCompensationRequest.FromString,
                     response_serializer=romancy_dot_v1_dot_workflow__service__pb2.ResolveCompensationResponse.SerializeToString,
+            ),
+            'DeleteWorkflow': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteWorkflow,
+                    request_deserializer=romancy_dot_v1_dot_workflow__service__pb2.DeleteWorkflowRequest.FromString,
+                    response_serializer=romancy_dot_v1_dot_workflow__service__pb2.DeleteWorkflowResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -608,6 +627,33 @@ class WorkflowService:
             '/romancy.v1.WorkflowService/ResolveCompensation',
             romancy_dot_v1_dot_workflow__service__pb2.ResolveCompensationRequest.SerializeToString,
             romancy_dot_v1_dot_workflow__service__pb2.ResolveCompensationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteWorkflow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/romancy.v1.WorkflowService/DeleteWorkflow',
+            romancy_dot_v1_dot_workflow__service__pb2.DeleteWorkflowRequest.SerializeToString,
+            romancy_dot_v1_dot_workflow__service__pb2.DeleteWorkflowResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -80,6 +80,11 @@ class WorkflowServiceStub:
     """ResolveCompensation says what becomes of a compensation that failed for good.
     Fails with NOT_FOUND (WORKFLOW_NOT_FOUND, COMPENSATION_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_CLOSED).
     """
+    DeleteWorkflow: _grpc.UnaryUnaryMultiCallable[_workflow_service_pb2.DeleteWorkflowRequest, _workflow_service_pb2.DeleteWorkflowResponse]
+    """DeleteWorkflow forgets a closed run at once, with its history and all that belongs to it: it is not found any more.
+    Its request ids are remembered as long as others. Terminate or cancel an open run first.
+    Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_OPEN, REQUEST_ID_REUSED).
+    """
 
 @_typing.type_check_only
 class WorkflowServiceAsyncStub(WorkflowServiceStub):
@@ -132,6 +137,11 @@ class WorkflowServiceAsyncStub(WorkflowServiceStub):
     ResolveCompensation: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.ResolveCompensationRequest, _workflow_service_pb2.ResolveCompensationResponse]  # type: ignore[assignment]
     """ResolveCompensation says what becomes of a compensation that failed for good.
     Fails with NOT_FOUND (WORKFLOW_NOT_FOUND, COMPENSATION_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_CLOSED).
+    """
+    DeleteWorkflow: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.DeleteWorkflowRequest, _workflow_service_pb2.DeleteWorkflowResponse]  # type: ignore[assignment]
+    """DeleteWorkflow forgets a closed run at once, with its history and all that belongs to it: it is not found any more.
+    Its request ids are remembered as long as others. Terminate or cancel an open run first.
+    Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_OPEN, REQUEST_ID_REUSED).
     """
 
 class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -254,6 +264,17 @@ class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_workflow_service_pb2.ResolveCompensationResponse, _abc.Awaitable[_workflow_service_pb2.ResolveCompensationResponse]]:
         """ResolveCompensation says what becomes of a compensation that failed for good.
         Fails with NOT_FOUND (WORKFLOW_NOT_FOUND, COMPENSATION_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_CLOSED).
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteWorkflow(
+        self,
+        request: _workflow_service_pb2.DeleteWorkflowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workflow_service_pb2.DeleteWorkflowResponse, _abc.Awaitable[_workflow_service_pb2.DeleteWorkflowResponse]]:
+        """DeleteWorkflow forgets a closed run at once, with its history and all that belongs to it: it is not found any more.
+        Its request ids are remembered as long as others. Terminate or cancel an open run first.
+        Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_OPEN, REQUEST_ID_REUSED).
         """
 
 def add_WorkflowServiceServicer_to_server(servicer: WorkflowServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
