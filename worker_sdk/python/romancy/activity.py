@@ -180,13 +180,7 @@ class ActivityDefinition(Generic[P, R]):
         command.MergeFrom(self._schedule)
         command.arguments.extend(arguments)
         if self._compensation is not None:
-            template, places = self._compensation
-            undo = command.compensation
-            undo.MergeFrom(template)
-            for place in places:
-                undo.arguments.append(
-                    CompensationArgument(payload=arguments[place]) if isinstance(place, int) else place
-                )
+            command.compensation.CopyFrom(self._compensation)
         return command
 
     def compensation_command(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compensation:
@@ -207,27 +201,25 @@ class ActivityDefinition(Generic[P, R]):
             case _:
                 raise stopped(event.activity_cancelled)
 
-    def _prepare_compensation(
-        self, undo: ActivityDefinition[..., Any]
-    ) -> tuple[Compensation, list[int | CompensationArgument]]:
-        """The compensation without values, and for each argument where it comes from."""
+    def _prepare_compensation(self, undo: ActivityDefinition[..., Any]) -> Compensation:
+        """The compensation, with where each of its arguments comes from."""
         own = {parameter.name: place for place, parameter in enumerate(self._signature.parameters)}
         if _RESULT in own:
             raise DefinitionError(
                 f"{self.name} has a parameter called 'result', which is what its compensation {undo.name} would call "
                 "its result: rename the parameter"
             )
-        places: list[int | CompensationArgument] = []
+        arguments: list[CompensationArgument] = []
         for parameter in undo._signature.parameters:
             if parameter.name == _RESULT:
                 if undo._signature.is_evaluable():  # else check() does it, once all names are defined
                     _check_takes_none(undo)
-                places.append(CompensationArgument(activity_result=ActivityResult()))
+                arguments.append(CompensationArgument(activity_result=ActivityResult()))
             elif parameter.name in own:
-                places.append(own[parameter.name])
+                arguments.append(CompensationArgument(activity_argument=own[parameter.name]))
             elif parameter.default is not inspect.Parameter.empty:
                 payload = codec(Any).encode(parameter.default, f"default of {parameter.name!r} of {undo.name}")
-                places.append(CompensationArgument(payload=payload))
+                arguments.append(CompensationArgument(payload=payload))
             else:
                 raise DefinitionError(
                     f"{undo.name} cannot undo {self.name}: its parameter {parameter.name!r} is none of "
@@ -236,7 +228,8 @@ class ActivityDefinition(Generic[P, R]):
         template = undo.activity_options.compensation(undo.name)
         if self._always or knows_whether_done(undo.fn):
             template.when = COMPENSATE_WHEN_ALWAYS
-        return template, places
+        template.arguments.extend(arguments)
+        return template
 
 
 class AsyncActivity(ActivityDefinition[P, R]):

@@ -29,7 +29,7 @@ from romancy.v1 import retry_pb2 as romancy_dot_v1_dot_retry__pb2
 from romancy.v1 import workflow_pb2 as romancy_dot_v1_dot_workflow__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18romancy/v1/command.proto\x12\nromancy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18romancy/v1/failure.proto\x1a\x18romancy/v1/payload.proto\x1a\x16romancy/v1/retry.proto\x1a\x19romancy/v1/workflow.proto\"\xb4\x04\n\x07\x43ommand\x12\x39\n\x11schedule_activity\x18\x01 \x01(\x0b\x32\x1c.romancy.v1.ScheduleActivityH\x00\x12\x35\n\x0f\x63\x61ncel_activity\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.CancelActivityH\x00\x12-\n\x0bstart_timer\x18\x03 \x01(\x0b\x32\x16.romancy.v1.StartTimerH\x00\x12/\n\x0c\x63\x61ncel_timer\x18\x04 \x01(\x0b\x32\x17.romancy.v1.CancelTimerH\x00\x12\x41\n\x15register_compensation\x18\x05 \x01(\x0b\x32 .romancy.v1.RegisterCompensationH\x00\x12,\n\ncompensate\x18\x06 \x01(\x0b\x32\x16.romancy.v1.CompensateH\x00\x12\x39\n\x11\x63omplete_workflow\x18\x07 \x01(\x0b\x32\x1c.romancy.v1.CompleteWorkflowH\x00\x12\x31\n\rfail_workflow\x18\x08 \x01(\x0b\x32\x18.romancy.v1.FailWorkflowH\x00\x12\x35\n\x0f\x63\x61ncel_workflow\x18\t \x01(\x0b\x32\x1a.romancy.v1.CancelWorkflowH\x00\x12\x33\n\x0eset_attributes\x18\n \x01(\x0b\x32\x19.romancy.v1.SetAttributesH\x00\x42\x0c\n\nattributes\"\xb8\x02\n\x0c\x43ompensation\x12\x15\n\ractivity_type\x18\x01 \x01(\t\x12\x12\n\ntask_queue\x18\x02 \x01(\t\x12\x33\n\targuments\x18\x03 \x03(\x0b\x32 .romancy.v1.CompensationArgument\x12-\n\x0cretry_policy\x18\x04 \x01(\x0b\x32\x17.romancy.v1.RetryPolicy\x12\x39\n\x16start_to_close_timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11heartbeat_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x04when\x18\x07 \x01(\x0e\x32\x1a.romancy.v1.CompensateWhen\"~\n\x14\x43ompensationArgument\x12&\n\x07payload\x18\x01 \x01(\x0b\x32\x13.romancy.v1.PayloadH\x00\x12\x35\n\x0f\x61\x63tivity_result\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.ActivityResultH\x00\x42\x07\n\x05value\"\x10\n\x0e\x41\x63tivityResult\"\xda\x04\n\x10ScheduleActivity\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\x12\x15\n\ractivity_type\x18\x02 \x01(\t\x12\x12\n\ntask_queue\x18\x03 \x01(\t\x12&\n\targuments\x18\x04 \x03(\x0b\x32\x13.romancy.v1.Payload\x12-\n\x0cretry_policy\x18\x05 \x01(\x0b\x32\x17.romancy.v1.RetryPolicy\x12<\n\x19schedule_to_close_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12<\n\x19schedule_to_start_timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x39\n\x16start_to_close_timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11heartbeat_timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x61t_most_once\x18\n \x01(\x08\x12.\n\x0c\x63ompensation\x18\x0b \x01(\x0b\x32\x18.romancy.v1.Compensation\x12\x10\n\x08priority\x18\x0c \x01(\x05\x12:\n\x07headers\x18\r \x03(\x0b\x32).romancy.v1.ScheduleActivity.HeadersEntry\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"%\n\x0e\x43\x61ncelActivity\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\"K\n\nStartTimer\x12\x10\n\x08timer_id\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x1f\n\x0b\x43\x61ncelTimer\x12\x10\n\x08timer_id\x18\x01 \x01(\t\"F\n\x14RegisterCompensation\x12.\n\x0c\x63ompensation\x18\x01 \x01(\x0b\x32\x18.romancy.v1.Compensation\"#\n\nCompensate\x12\x15\n\rcompensate_id\x18\x01 \x01(\t\"\x97\x01\n\rSetAttributes\x12/\n\x03set\x18\x01 \x03(\x0b\x32\".romancy.v1.SetAttributes.SetEntry\x12\r\n\x05unset\x18\x02 \x03(\t\x1a\x46\n\x08SetEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.AttributeValue:\x02\x38\x01\"7\n\x10\x43ompleteWorkflow\x12#\n\x06result\x18\x01 \x01(\x0b\x32\x13.romancy.v1.Payload\"4\n\x0c\x46\x61ilWorkflow\x12$\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x13.romancy.v1.Failure\"\x10\n\x0e\x43\x61ncelWorkflow*r\n\x0e\x43ompensateWhen\x12\x1f\n\x1b\x43OMPENSATE_WHEN_UNSPECIFIED\x10\x00\x12#\n\x1f\x43OMPENSATE_WHEN_DONE_OR_UNKNOWN\x10\x01\x12\x1a\n\x16\x43OMPENSATE_WHEN_ALWAYS\x10\x02\x42P\n\rio.romancy.v1P\x01Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18romancy/v1/command.proto\x12\nromancy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18romancy/v1/failure.proto\x1a\x18romancy/v1/payload.proto\x1a\x16romancy/v1/retry.proto\x1a\x19romancy/v1/workflow.proto\"\xb4\x04\n\x07\x43ommand\x12\x39\n\x11schedule_activity\x18\x01 \x01(\x0b\x32\x1c.romancy.v1.ScheduleActivityH\x00\x12\x35\n\x0f\x63\x61ncel_activity\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.CancelActivityH\x00\x12-\n\x0bstart_timer\x18\x03 \x01(\x0b\x32\x16.romancy.v1.StartTimerH\x00\x12/\n\x0c\x63\x61ncel_timer\x18\x04 \x01(\x0b\x32\x17.romancy.v1.CancelTimerH\x00\x12\x41\n\x15register_compensation\x18\x05 \x01(\x0b\x32 .romancy.v1.RegisterCompensationH\x00\x12,\n\ncompensate\x18\x06 \x01(\x0b\x32\x16.romancy.v1.CompensateH\x00\x12\x39\n\x11\x63omplete_workflow\x18\x07 \x01(\x0b\x32\x1c.romancy.v1.CompleteWorkflowH\x00\x12\x31\n\rfail_workflow\x18\x08 \x01(\x0b\x32\x18.romancy.v1.FailWorkflowH\x00\x12\x35\n\x0f\x63\x61ncel_workflow\x18\t \x01(\x0b\x32\x1a.romancy.v1.CancelWorkflowH\x00\x12\x33\n\x0eset_attributes\x18\n \x01(\x0b\x32\x19.romancy.v1.SetAttributesH\x00\x42\x0c\n\nattributes\"\xb8\x02\n\x0c\x43ompensation\x12\x15\n\ractivity_type\x18\x01 \x01(\t\x12\x12\n\ntask_queue\x18\x02 \x01(\t\x12\x33\n\targuments\x18\x03 \x03(\x0b\x32 .romancy.v1.CompensationArgument\x12-\n\x0cretry_policy\x18\x04 \x01(\x0b\x32\x17.romancy.v1.RetryPolicy\x12\x39\n\x16start_to_close_timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11heartbeat_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x04when\x18\x07 \x01(\x0e\x32\x1a.romancy.v1.CompensateWhen\"\x9b\x01\n\x14\x43ompensationArgument\x12&\n\x07payload\x18\x01 \x01(\x0b\x32\x13.romancy.v1.PayloadH\x00\x12\x35\n\x0f\x61\x63tivity_result\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.ActivityResultH\x00\x12\x1b\n\x11\x61\x63tivity_argument\x18\x03 \x01(\rH\x00\x42\x07\n\x05value\"\x10\n\x0e\x41\x63tivityResult\"\xda\x04\n\x10ScheduleActivity\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\x12\x15\n\ractivity_type\x18\x02 \x01(\t\x12\x12\n\ntask_queue\x18\x03 \x01(\t\x12&\n\targuments\x18\x04 \x03(\x0b\x32\x13.romancy.v1.Payload\x12-\n\x0cretry_policy\x18\x05 \x01(\x0b\x32\x17.romancy.v1.RetryPolicy\x12<\n\x19schedule_to_close_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12<\n\x19schedule_to_start_timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x39\n\x16start_to_close_timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11heartbeat_timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x61t_most_once\x18\n \x01(\x08\x12.\n\x0c\x63ompensation\x18\x0b \x01(\x0b\x32\x18.romancy.v1.Compensation\x12\x10\n\x08priority\x18\x0c \x01(\x05\x12:\n\x07headers\x18\r \x03(\x0b\x32).romancy.v1.ScheduleActivity.HeadersEntry\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"%\n\x0e\x43\x61ncelActivity\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\"K\n\nStartTimer\x12\x10\n\x08timer_id\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x1f\n\x0b\x43\x61ncelTimer\x12\x10\n\x08timer_id\x18\x01 \x01(\t\"F\n\x14RegisterCompensation\x12.\n\x0c\x63ompensation\x18\x01 \x01(\x0b\x32\x18.romancy.v1.Compensation\"#\n\nCompensate\x12\x15\n\rcompensate_id\x18\x01 \x01(\t\"\x97\x01\n\rSetAttributes\x12/\n\x03set\x18\x01 \x03(\x0b\x32\".romancy.v1.SetAttributes.SetEntry\x12\r\n\x05unset\x18\x02 \x03(\t\x1a\x46\n\x08SetEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.AttributeValue:\x02\x38\x01\"7\n\x10\x43ompleteWorkflow\x12#\n\x06result\x18\x01 \x01(\x0b\x32\x13.romancy.v1.Payload\"4\n\x0c\x46\x61ilWorkflow\x12$\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x13.romancy.v1.Failure\"\x10\n\x0e\x43\x61ncelWorkflow*r\n\x0e\x43ompensateWhen\x12\x1f\n\x1b\x43OMPENSATE_WHEN_UNSPECIFIED\x10\x00\x12#\n\x1f\x43OMPENSATE_WHEN_DONE_OR_UNKNOWN\x10\x01\x12\x1a\n\x16\x43OMPENSATE_WHEN_ALWAYS\x10\x02\x42P\n\rio.romancy.v1P\x01Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,38 +41,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCHEDULEACTIVITY_HEADERSENTRY']._serialized_options = b'8\001'
   _globals['_SETATTRIBUTES_SETENTRY']._loaded_options = None
   _globals['_SETATTRIBUTES_SETENTRY']._serialized_options = b'8\001'
-  _globals['_COMPENSATEWHEN']._serialized_start=2349
-  _globals['_COMPENSATEWHEN']._serialized_end=2463
+  _globals['_COMPENSATEWHEN']._serialized_start=2379
+  _globals['_COMPENSATEWHEN']._serialized_end=2493
   _globals['_COMMAND']._serialized_start=176
   _globals['_COMMAND']._serialized_end=740
   _globals['_COMPENSATION']._serialized_start=743
   _globals['_COMPENSATION']._serialized_end=1055
-  _globals['_COMPENSATIONARGUMENT']._serialized_start=1057
-  _globals['_COMPENSATIONARGUMENT']._serialized_end=1183
-  _globals['_ACTIVITYRESULT']._serialized_start=1185
-  _globals['_ACTIVITYRESULT']._serialized_end=1201
-  _globals['_SCHEDULEACTIVITY']._serialized_start=1204
-  _globals['_SCHEDULEACTIVITY']._serialized_end=1806
-  _globals['_SCHEDULEACTIVITY_HEADERSENTRY']._serialized_start=1760
-  _globals['_SCHEDULEACTIVITY_HEADERSENTRY']._serialized_end=1806
-  _globals['_CANCELACTIVITY']._serialized_start=1808
-  _globals['_CANCELACTIVITY']._serialized_end=1845
-  _globals['_STARTTIMER']._serialized_start=1847
-  _globals['_STARTTIMER']._serialized_end=1922
-  _globals['_CANCELTIMER']._serialized_start=1924
-  _globals['_CANCELTIMER']._serialized_end=1955
-  _globals['_REGISTERCOMPENSATION']._serialized_start=1957
-  _globals['_REGISTERCOMPENSATION']._serialized_end=2027
-  _globals['_COMPENSATE']._serialized_start=2029
-  _globals['_COMPENSATE']._serialized_end=2064
-  _globals['_SETATTRIBUTES']._serialized_start=2067
-  _globals['_SETATTRIBUTES']._serialized_end=2218
-  _globals['_SETATTRIBUTES_SETENTRY']._serialized_start=2148
-  _globals['_SETATTRIBUTES_SETENTRY']._serialized_end=2218
-  _globals['_COMPLETEWORKFLOW']._serialized_start=2220
-  _globals['_COMPLETEWORKFLOW']._serialized_end=2275
-  _globals['_FAILWORKFLOW']._serialized_start=2277
-  _globals['_FAILWORKFLOW']._serialized_end=2329
-  _globals['_CANCELWORKFLOW']._serialized_start=2331
-  _globals['_CANCELWORKFLOW']._serialized_end=2347
+  _globals['_COMPENSATIONARGUMENT']._serialized_start=1058
+  _globals['_COMPENSATIONARGUMENT']._serialized_end=1213
+  _globals['_ACTIVITYRESULT']._serialized_start=1215
+  _globals['_ACTIVITYRESULT']._serialized_end=1231
+  _globals['_SCHEDULEACTIVITY']._serialized_start=1234
+  _globals['_SCHEDULEACTIVITY']._serialized_end=1836
+  _globals['_SCHEDULEACTIVITY_HEADERSENTRY']._serialized_start=1790
+  _globals['_SCHEDULEACTIVITY_HEADERSENTRY']._serialized_end=1836
+  _globals['_CANCELACTIVITY']._serialized_start=1838
+  _globals['_CANCELACTIVITY']._serialized_end=1875
+  _globals['_STARTTIMER']._serialized_start=1877
+  _globals['_STARTTIMER']._serialized_end=1952
+  _globals['_CANCELTIMER']._serialized_start=1954
+  _globals['_CANCELTIMER']._serialized_end=1985
+  _globals['_REGISTERCOMPENSATION']._serialized_start=1987
+  _globals['_REGISTERCOMPENSATION']._serialized_end=2057
+  _globals['_COMPENSATE']._serialized_start=2059
+  _globals['_COMPENSATE']._serialized_end=2094
+  _globals['_SETATTRIBUTES']._serialized_start=2097
+  _globals['_SETATTRIBUTES']._serialized_end=2248
+  _globals['_SETATTRIBUTES_SETENTRY']._serialized_start=2178
+  _globals['_SETATTRIBUTES_SETENTRY']._serialized_end=2248
+  _globals['_COMPLETEWORKFLOW']._serialized_start=2250
+  _globals['_COMPLETEWORKFLOW']._serialized_end=2305
+  _globals['_FAILWORKFLOW']._serialized_start=2307
+  _globals['_FAILWORKFLOW']._serialized_end=2359
+  _globals['_CANCELWORKFLOW']._serialized_start=2361
+  _globals['_CANCELWORKFLOW']._serialized_end=2377
 # @@protoc_insertion_point(module_scope)

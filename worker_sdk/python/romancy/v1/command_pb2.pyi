@@ -194,6 +194,9 @@ class CompensationArgument(_message.Message):
 
     PAYLOAD_FIELD_NUMBER: _builtins.int
     ACTIVITY_RESULT_FIELD_NUMBER: _builtins.int
+    ACTIVITY_ARGUMENT_FIELD_NUMBER: _builtins.int
+    activity_argument: _builtins.int
+    """The argument of the activity that is undone at this position, from 0: it need not be sent twice."""
     @_builtins.property
     def payload(self) -> _payload_pb2.Payload:
         """The value itself."""
@@ -207,12 +210,13 @@ class CompensationArgument(_message.Message):
         *,
         payload: _payload_pb2.Payload | None = ...,
         activity_result: Global___ActivityResult | None = ...,
+        activity_argument: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activity_result", b"activity_result", "payload", b"payload", "value", b"value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activity_argument", b"activity_argument", "activity_result", b"activity_result", "payload", b"payload", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_result", b"activity_result", "payload", b"payload", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_argument", b"activity_argument", "activity_result", b"activity_result", "payload", b"payload", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["payload", "activity_result"]  # noqa: Y015
+    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["payload", "activity_result", "activity_argument"]  # noqa: Y015
     _WhichOneofArgType_value: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_value) -> _WhichOneofReturnType_value | None: ...
 
