@@ -32,8 +32,8 @@ def postgres_url() -> Iterator[str]:
     # Not below pytest's folder: others than root may not look into it, and the path of a socket is short.
     folder = Path(tempfile.mkdtemp(prefix="romancy-pg-"))
     server = get_server(folder, cleanup_mode="stop")
-    # Tests end processes, never the machine: what the kernel has is safe enough, and saves most of the time. And services
-    # that were killed leave connections behind for a while.
+    # Tests end processes, never the machine: what the kernel has is safe enough, and saves most of the time. And
+    # services that were killed leave connections behind for a while.
     settings = ("fsync = off", "full_page_writes = off", "max_connections = 400")
     _run(server.get_uri(), *(f"alter system set {setting}" for setting in settings))
     server.stop()
