@@ -159,9 +159,9 @@ class Life:
         failure = Failure(message="no", type="Declined", non_retryable=non_retryable)
         return self.do(CompleteActivity(self.fence(self.task(name)), self.now_ms, failure=failure))
 
-    def stops(self, name: str) -> Reply:
+    def stops(self, name: str, *, nothing_done: bool) -> Reply:
         """The activity stopped because it was asked to."""
-        return self.do(CompleteActivity(self.fence(self.task(name)), self.now_ms))
+        return self.do(CompleteActivity(self.fence(self.task(name)), self.now_ms, nothing_done=nothing_done))
 
     def loses(self, name: str) -> Reply:
         """The worker that ran the activity is gone."""

@@ -97,7 +97,7 @@ def test_options_of_one_call_replace_those_of_the_definition_and_leave_it_alone(
 def test_a_compensation_takes_arguments_by_name_the_result_and_its_own_defaults() -> None:
     undo = scheduled(charge, "o", 2).compensation
     assert undo.activity_type == "refund"
-    assert undo.arguments[0].payload.json == "2.0"
+    assert undo.arguments[0].activity_argument == 1
     assert undo.arguments[1].HasField("activity_result")
     assert undo.arguments[2].payload.json == '"rollback"'
     assert (undo.retry_policy.max_attempts, undo.start_to_close_timeout.seconds) == (9, 7)

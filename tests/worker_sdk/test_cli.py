@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
+import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -275,6 +277,20 @@ def test_help_lists_the_exit_codes() -> None:
     assert answer.code == 0
     for code in range(8):
         assert f"    {code}  " in answer.out
+
+
+def test_whoever_reads_only_the_beginning_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+        def fileno(self) -> int:
+            return os.open(os.devnull, os.O_WRONLY)
+
+    monkeypatch.setattr("sys.stdout", Closed())
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0, "and not the code of a workflow that failed"
 
 
 # Schedules ------------------------------------------------------------------------------------------------------------

@@ -234,7 +234,7 @@ async def test_an_argument_that_does_not_fit_is_named_before_anything_is_sent(
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"tsk_queue": "q"}, "start_workflow has no option 'tsk_queue'; it has id, task_queue, "),
+        ({"tsk_queue": "q"}, "start_workflow has no option 'tsk_queue'; it has task_queue, run_timeout, "),
         ({"id_conflict": "replace"}, "id_conflict is 'replace', but must be 'fail' or 'use_existing' or "),
         ({"id_reuse": True}, "id_reuse is True, but must be 'allow' or "),
         ({"run_timeout": "1h"}, "run_timeout is '1h', but must be a timedelta or a number of seconds"),

@@ -263,7 +263,7 @@ def _start(run: Run, started: WorkflowStarted) -> None:
     due_ms = NEVER_MS
     for name in sorted(spec.attributes):
         run.set_attribute(name, spec.attributes[name])
-    if spec.HasField("run_timeout"):
+    if duration_ms(spec.run_timeout):
         due_ms = _first_task_ms(run, spec) + duration_ms(spec.run_timeout)
     if started.HasField("execution_deadline"):
         run.counters.execution_deadline_ms = timestamp_ms(started.execution_deadline)

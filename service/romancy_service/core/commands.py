@@ -224,19 +224,25 @@ def _check_schedule(draft: _Draft, command: ScheduleActivity) -> None:
     if command.headers:
         check_headers("schedule_activity.headers", command.headers, draft.limits)
     if command.HasField("compensation"):
-        _check_compensation("schedule_activity.compensation", command.compensation, draft.limits)
+        compensation = command.compensation
+        _check_compensation("schedule_activity.compensation", compensation, draft.limits, len(command.arguments))
         check_event("schedule_activity", command, draft.limits)
     draft.opened.add(activity_task_id(command.activity_id))
 
 
-def _check_compensation(field_name: str, compensation: Compensation, limits: Limits) -> None:
+def _check_compensation(field_name: str, compensation: Compensation, limits: Limits, arguments: int = 0) -> None:
+    """`arguments` is how many the activity has that it undoes."""
     check_id(f"{field_name}.activity_type", compensation.activity_type, limits)
     if compensation.task_queue:
         check_id(f"{field_name}.task_queue", compensation.task_queue, limits)
     check_payloads(f"{field_name}.arguments", [argument.payload for argument in compensation.arguments], limits)
     for number, argument in enumerate(compensation.arguments):
+        name = f"{field_name}.arguments[{number}]"
         if argument.WhichOneof("value") is None:
-            raise InvalidField(f"{field_name}.arguments[{number}]", "has no value", "set payload or activity_result")
+            raise InvalidField(name, "has no value", "set payload, activity_result or activity_argument")
+        if argument.HasField("activity_argument") and argument.activity_argument >= arguments:
+            problem = f"asks for argument {argument.activity_argument}, but what is undone has {arguments}"
+            raise InvalidField(f"{name}.activity_argument", problem, value=argument.activity_argument)
     check_timeouts(field_name, compensation, _TIMEOUTS[2:])
     if compensation.HasField("retry_policy"):
         check_retry_policy(f"{field_name}.retry_policy", compensation.retry_policy, limits)
@@ -260,7 +266,7 @@ def _check_start_child(draft: _Draft, command: StartChild) -> None:
             "start_child.parent_close_policy", "is none that this service knows", value=command.parent_close_policy
         )
     if command.HasField("compensation"):
-        _check_compensation("start_child.compensation", command.compensation, draft.limits)
+        _check_compensation("start_child.compensation", command.compensation, draft.limits, len(command.spec.arguments))
     draft.opened.add(child_task_id(command.child_id))
 
 

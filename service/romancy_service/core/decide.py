@@ -201,7 +201,8 @@ def _complete_activity(emit: Emitter, trigger: CompleteActivity, limits: Limits)
         attempts.completed(emit, task, trigger.result)
     elif trigger.failure is None:
         if task.cancel_requested and not task.is_compensation:
-            attempts.cancelled(emit, task, sent=True, details=trigger.cancel_details)
+            unknown = not trigger.nothing_done
+            attempts.cancelled(emit, task, sent=True, details=trigger.cancel_details, unknown=unknown)
         else:
             failure = Failure(message="the worker cancelled the attempt by itself", type="Cancelled")
             closed = attempts.failed(emit, task, failure, trigger.leased_ms)

@@ -18,7 +18,7 @@ from romancy import _guard
 from romancy._failure import only_error, to_failure
 from romancy._handlers import Handlers
 from romancy._loop import WorkflowLoop
-from romancy._machine import ends_run, is_command, is_input
+from romancy._machine import Machine, ends_run, is_command, is_input
 from romancy.context import Recurrence, WorkflowContext, WorkflowInfo, from_ms
 from romancy.errors import ActivityCancelled, ApplicationError, RemoteError, WorkflowTaskError
 from romancy.workflow import WorkflowDefinition
@@ -74,6 +74,11 @@ class WorkflowInstance:
         """Ask the code something; nothing changes by it. Raises what its handler raises."""
         with self._loop:
             return self._handlers.query(name, arguments)
+
+    @property
+    def machine(self) -> Machine:
+        """What the code asked for."""
+        return self._loop.machine
 
     def close(self) -> None:
         """Put the run out of memory. Its code is freed as it stands: no `finally` of it runs."""
@@ -151,9 +156,11 @@ async def _live(
     try:
         args, kwargs = definition.decode_arguments(spec.arguments)
         result = definition.encode_result(await definition.begin(context, handlers)(*args, **kwargs))
-    except (GeneratorExit, KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
+        if isinstance(error, GeneratorExit) and loop.is_closed():
+            raise  # the run is put out of memory; raised by the code itself it is an error like any other
         loop.excuse_calls()
         if isinstance(recurrence := only_error(error), Recurrence):
             kind, command = "ContinueWorkflow", Command(continue_workflow=_next_run(recurrence, spec, handlers))

@@ -262,7 +262,7 @@ class WorkflowContext:
                 headers=self.info.headers,
             ),
             parent_close_policy=CLOSE_POLICIES[policy],
-            compensation=None if compensation is None else definition.undoing(compensation).of(arguments),
+            compensation=None if compensation is None else definition.undoing(compensation),
         )
         child: Child[Any] = Child(self._loop, definition.decode_result)
         child.request(command)

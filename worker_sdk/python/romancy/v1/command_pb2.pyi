@@ -241,7 +241,7 @@ class Compensation(_message.Message):
 
     @_builtins.property
     def start_to_close_timeout(self) -> _duration_pb2.Duration:
-        """Longest time for one attempt; not set: no limit."""
+        """Longest time for one attempt; not set, or zero: no limit."""
 
     @_builtins.property
     def heartbeat_timeout(self) -> _duration_pb2.Duration:
@@ -276,6 +276,9 @@ class CompensationArgument(_message.Message):
 
     PAYLOAD_FIELD_NUMBER: _builtins.int
     ACTIVITY_RESULT_FIELD_NUMBER: _builtins.int
+    ACTIVITY_ARGUMENT_FIELD_NUMBER: _builtins.int
+    activity_argument: _builtins.int
+    """The argument of the activity that is undone at this position, from 0: it need not be sent twice."""
     @_builtins.property
     def payload(self) -> _payload_pb2.Payload:
         """The value itself."""
@@ -289,12 +292,13 @@ class CompensationArgument(_message.Message):
         *,
         payload: _payload_pb2.Payload | None = ...,
         activity_result: Global___ActivityResult | None = ...,
+        activity_argument: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activity_result", b"activity_result", "payload", b"payload", "value", b"value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activity_argument", b"activity_argument", "activity_result", b"activity_result", "payload", b"payload", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_result", b"activity_result", "payload", b"payload", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_argument", b"activity_argument", "activity_result", b"activity_result", "payload", b"payload", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["payload", "activity_result"]  # noqa: Y015
+    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["payload", "activity_result", "activity_argument"]  # noqa: Y015
     _WhichOneofArgType_value: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_value) -> _WhichOneofReturnType_value | None: ...
 
@@ -376,15 +380,15 @@ class ScheduleActivity(_message.Message):
 
     @_builtins.property
     def schedule_to_close_timeout(self) -> _duration_pb2.Duration:
-        """Longest time from scheduling to the end of the last attempt; not set: no limit."""
+        """Longest time from scheduling to the end of the last attempt; not set, or zero: no limit."""
 
     @_builtins.property
     def schedule_to_start_timeout(self) -> _duration_pb2.Duration:
-        """Longest time an attempt may wait for a worker; not set: no limit. Not above `schedule_to_close_timeout`."""
+        """Longest time an attempt may wait for a worker; not set, or zero: no limit. Not above `schedule_to_close_timeout`."""
 
     @_builtins.property
     def start_to_close_timeout(self) -> _duration_pb2.Duration:
-        """Longest time for one attempt; not set: no limit. Not above `schedule_to_close_timeout`."""
+        """Longest time for one attempt; not set, or zero: no limit. Not above `schedule_to_close_timeout`."""
 
     @_builtins.property
     def heartbeat_timeout(self) -> _duration_pb2.Duration:

@@ -164,7 +164,7 @@ class WorkflowSpec(_message.Message):
 
     @_builtins.property
     def run_timeout(self) -> _duration_pb2.Duration:
-        """Longest time from start to the beginning of the rollback; not set: no limit."""
+        """Longest time from start to the beginning of the rollback; not set, or zero: no limit."""
 
     @_builtins.property
     def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
