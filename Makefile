@@ -1,7 +1,8 @@
 # Everything that people and CI do here. Needs make and Python 3.11; what is fetched goes to .venv.
 
 PYTHON ?= python3.11
-JOBS ?= 2
+# More than the cores of a small machine: tests wait more than they compute.
+JOBS ?= 3
 BIN := .venv/bin
 SDK := worker_sdk/python
 PROTOS := $(sort $(wildcard protos/romancy/v1/*.proto))

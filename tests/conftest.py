@@ -32,10 +32,13 @@ def postgres_url() -> Iterator[str]:
     # Not below pytest's folder: others than root may not look into it, and the path of a socket is short.
     folder = Path(tempfile.mkdtemp(prefix="romancy-pg-"))
     server = get_server(folder, cleanup_mode="stop")
+    # Tests end processes, never the machine: what the kernel has is safe enough, and saves most of the time. And
+    # services that were killed leave connections behind for a while.
+    settings = ("fsync = off", "full_page_writes = off", "max_connections = 400")
+    _run(server.get_uri(), *(f"alter system set {setting}" for setting in settings))
+    server.stop()
+    server.ensure_postgres_running()
     process = psutil.Process(server.get_pid())
-    # Tests end processes, never the machine: what the kernel has is safe enough, and saves most of the time.
-    _run(server.get_uri(), "alter system set fsync = off", "alter system set full_page_writes = off")
-    _run(server.get_uri(), "select pg_reload_conf()")
     try:
         yield server.get_uri()
     finally:

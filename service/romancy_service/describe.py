@@ -32,6 +32,7 @@ _ROOM_BYTES: Final = 64 * KIB
 def describe_summary(run: RunSummary) -> WorkflowInfo:
     """A line of a list."""
     info = WorkflowInfo.FromString(run.memo)
+    info.MergeFromString(run.attributes)
     info.workflow_id = run.workflow_id
     info.run_id = run.run_id
     info.workflow_type = run.workflow_type

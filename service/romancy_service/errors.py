@@ -154,6 +154,55 @@ class QueryTimeout(RomancyError):
         super().__init__(f"the query of run {run_id} was not answered in time: {waited_for}", run_id=run_id)
 
 
+class ScheduleNotFound(RomancyError):
+    """There is no schedule of that id."""
+
+    reason = "SCHEDULE_NOT_FOUND"
+
+    def __init__(self, schedule_id: str) -> None:
+        text = f"no schedule {shown(schedule_id)} in this namespace; it was never made, or is deleted"
+        super().__init__(text, schedule_id=schedule_id)
+
+
+class ScheduleExists(RomancyError):
+    """There is a schedule of that id already."""
+
+    reason = "SCHEDULE_EXISTS"
+
+    def __init__(self, schedule_id: str) -> None:
+        text = f"schedule {shown(schedule_id)} is there already; choose another id, or change it with UpdateSchedule"
+        super().__init__(text, schedule_id=schedule_id)
+
+
+class ScheduleChanged(RomancyError):
+    """The schedule has another revision than the one that the change rests on."""
+
+    reason = "SCHEDULE_CHANGED"
+
+    def __init__(self, schedule_id: str, expected: int, revision: int) -> None:
+        text = f"schedule {shown(schedule_id)} has revision {revision}, not {expected}; read it again and decide anew"
+        super().__init__(text, schedule_id=schedule_id, revision=str(revision))
+
+
+class ScheduleBusy(RomancyError):
+    """As many starts of the schedule wait as may."""
+
+    reason = "SCHEDULE_BUSY"
+
+    def __init__(self, schedule_id: str, limit: int) -> None:
+        text = f"{limit} starts of schedule {shown(schedule_id)} would wait, and more may not; ask when they are made"
+        super().__init__(text, schedule_id=schedule_id, limit=str(limit))
+
+
+class WorkflowOpen(RomancyError):
+    """The run is open: what is asked can be done only with a closed one."""
+
+    reason = "WORKFLOW_OPEN"
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"run {run_id} is open; cancel or terminate it first", run_id=run_id)
+
+
 class StaleTask(RomancyError):
     """The task is done, or another attempt or worker has it: drop its result."""
 
@@ -266,12 +315,12 @@ class QueryTooSlow(StoreUnavailable):
 
 
 class TooMuchContention(RomancyError):
-    """Others changed the run each time this was decided."""
+    """Others changed the run, or the schedule, each time this was decided."""
 
     reason = "TOO_MUCH_CONTENTION"
 
-    def __init__(self, run_id: str) -> None:
-        super().__init__(f"run {run_id} changes faster than this can be recorded; try again", run_id=run_id)
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{shown(name)} changes faster than this can be recorded; try again", name=name)
 
 
 # The service is at fault: tell its operators. -----------------------------------------------------------------------

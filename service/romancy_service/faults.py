@@ -17,9 +17,14 @@ from typing import Final, Literal, get_args
 
 Point = Literal["commit.before", "commit.after", "claim.after"]
 """Where to die or freeze: a commit is about to be made, was made and nobody knows, tasks were leased and not sent."""
+SchedulePoint = Literal["schedule.before", "schedule.started", "schedule.after"]
+"""The same for schedules: one is about to be written, its runs were started and nobody knows, it was written."""
+Between = Literal["retention.batch"]
+"""Where to die too: a batch of what is past its retention is deleted, and the next one is not."""
 Doubt = Literal["commit", "claim"]
 """What may be carried out without an answer."""
 POINTS: Final[tuple[Point, ...]] = get_args(Point)
+SCHEDULE_POINTS: Final[tuple[SchedulePoint, ...]] = get_args(SchedulePoint)
 DOUBTS: Final[tuple[Doubt, ...]] = get_args(Doubt)
 
 _reached: Counter[str] = Counter()
@@ -37,7 +42,7 @@ _LOG = os.environ.get("ROMANCY_FAULT_LOG", "")
 _ACTIVE = bool(_CRASH_AT[0] or _STOP_AT[0] or _AMBIGUOUS_AT[0] or _LOG)
 
 
-def point(name: Point) -> None:
+def point(name: Point | SchedulePoint | Between) -> None:
     """Die or freeze here if the environment says so."""
     if not _ACTIVE:
         return

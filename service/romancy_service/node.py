@@ -67,11 +67,12 @@ class Node:
             await asyncio.sleep(0)  # a long history must not hold up the rest
         return closings
 
-    def background(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Have `work` done without waiting for it; what it raises is logged."""
+    def background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Have `work` done, whether anybody waits for it or not; what it raises is logged."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
+        return task
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -15,7 +15,7 @@ import structlog
 from romancy.v1.workflow_pb2 import WorkflowOutcome
 
 from romancy_service.core.run import Run
-from romancy_service.errors import Draining, StoreUnavailable
+from romancy_service.errors import Draining, StoreUnavailable, WorkflowNotFound
 from romancy_service.store.store import Store
 
 _log = structlog.get_logger("romancy.results")
@@ -27,12 +27,16 @@ DOUBT_S: Final = 35.0
 """A statement whose answer was lost is carried out within this, or never: the statement timeout is 25 s."""
 
 
+Waiter = Callable[[WorkflowOutcome | None], None]
+"""Called with the outcome of a run; None: the run was deleted before whoever waits was told of it."""
+
+
 class Results:
     """Outcomes as they come about, on this replica or another one."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._waiters: dict[str, set[Callable[[WorkflowOutcome], None]]] = defaultdict(set)
+        self._waiters: dict[str, set[Waiter]] = defaultdict(set)
         self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._ended: set[str] = set()
         self._told_of: set[str] = set()
@@ -59,15 +63,21 @@ class Results:
         """The answer to a commit was lost: runs may be written, now or in a while, that we are not told of."""
         self._doubts_until = time.monotonic() + DOUBT_S
 
-    def _resolve(self, run_id: str, outcome: WorkflowOutcome) -> None:
+    def removed(self, run_id: str) -> None:
+        """A run was deleted here. Other replicas miss it when they look for outcomes."""
+        self._resolve(run_id, None)
+        for event in self._watchers.get(run_id, ()):
+            event.set()
+
+    def _resolve(self, run_id: str, outcome: WorkflowOutcome | None) -> None:
         for waiter in self._waiters.pop(run_id, ()):
             waiter(outcome)
 
-    def wait(self, run_id: str, waiter: Callable[[WorkflowOutcome], None]) -> None:
+    def wait(self, run_id: str, waiter: Waiter) -> None:
         """Have `waiter` called once, with the run's outcome. Ask the store afterwards: it may be there already."""
         self._waiters[run_id].add(waiter)
 
-    def forget(self, run_id: str, waiter: Callable[[WorkflowOutcome], None]) -> None:
+    def forget(self, run_id: str, waiter: Waiter) -> None:
         """Nobody waits any more."""
         waiters = self._waiters.get(run_id)
         if waiters is not None:
@@ -93,10 +103,13 @@ class Results:
             self._leaving.discard(leave)
 
     async def outcome(self, run_id: str, wait_s: float) -> WorkflowOutcome | None:
-        """The run's outcome, if it has one within `wait_s` seconds. Raises Draining when this replica stops."""
-        future: asyncio.Future[WorkflowOutcome] = asyncio.get_running_loop().create_future()
+        """The run's outcome, if it has one within `wait_s` seconds.
 
-        def resolve(outcome: WorkflowOutcome) -> None:
+        Raises Draining when this replica stops, WorkflowNotFound when the run is not kept.
+        """
+        future: asyncio.Future[WorkflowOutcome | None] = asyncio.get_running_loop().create_future()
+
+        def resolve(outcome: WorkflowOutcome | None) -> None:
             if not future.done():
                 future.set_result(outcome)
 
@@ -106,12 +119,15 @@ class Results:
 
         self.wait(run_id, resolve)
         try:
-            there = (await self._store.outcomes([run_id])).get(run_id)
-            if there is not None:
-                return there[1]
-            with self.leaving(leave):
-                async with asyncio.timeout(wait_s):
-                    return await future
+            kept = await self._store.outcomes([run_id])
+            outcome = kept[run_id][1] if run_id in kept else None
+            if outcome is None and run_id in kept:
+                with self.leaving(leave):
+                    async with asyncio.timeout(wait_s):
+                        outcome = await future
+            if outcome is None:
+                raise WorkflowNotFound(run_id)
+            return outcome
         except TimeoutError:
             return None
         finally:
@@ -165,8 +181,11 @@ class Results:
                 event.set()
         wanted = list(self._waiters) if whole else [run_id for run_id in told if run_id in self._waiters]
         if wanted:
-            for run_id, (_, outcome) in (await self._store.outcomes(wanted)).items():
-                self._resolve(run_id, outcome)
+            kept = await self._store.outcomes(wanted)
+            for run_id in wanted:
+                _, outcome = kept.get(run_id, ("", None))
+                if outcome is not None or run_id not in kept:
+                    self._resolve(run_id, outcome)
 
     async def _tell(self, run_ids: list[str]) -> None:
         # A notification holds 8,000 bytes; a run id takes 40.

@@ -16,6 +16,7 @@ from functools import partial
 import structlog
 
 from romancy.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
+from romancy.v1.schedule_service_pb2_grpc import add_ScheduleServiceServicer_to_server
 from romancy.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
 from romancy.v1.workflow_service_pb2_grpc import add_WorkflowServiceServicer_to_server
 
@@ -31,10 +32,13 @@ from romancy_service.node import Node
 from romancy_service.queries import Queries
 from romancy_service.relay import Relay
 from romancy_service.results import Results
+from romancy_service.retention import Retention
 from romancy_service.rpc.admin_service import AdminService
 from romancy_service.rpc.edge import Edge
+from romancy_service.rpc.schedule_service import ScheduleService
 from romancy_service.rpc.worker_service import WorkerService
 from romancy_service.rpc.workflow_service import WorkflowService
+from romancy_service.schedules import Schedules
 from romancy_service.starter import Starter
 from romancy_service.store.store import Store, open_store
 from romancy_service.tokens import Tokens
@@ -57,6 +61,8 @@ class Running:
     node: Node
     lobby: Lobby
     relay: Relay
+    schedules: Schedules
+    retention: Retention
     port: int
     """Where it listens, also when the configuration said 0."""
     broken: asyncio.Future[None]
@@ -67,6 +73,8 @@ class Running:
         await self.lobby.renew()
         self.relay.look_now(whole=True)
         self.node.dispatch.look_now()
+        await self.schedules.look(whole=True)
+        self.retention.look_now()
 
 
 async def serve(config: Config) -> None:
@@ -129,15 +137,18 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
     node = Node(replica_id, store, clock, limits, tokens, engine, dispatch, heartbeats, results, queries, updates)
     courier = Courier(store, engine, Starter(engine, store))
     relay = Relay(store, clock, engine, courier, limits.session_lease_ms)
+    schedules = Schedules(store, clock, engine, results)
+    retention = Retention(store, clock, limits)
     lobby = Lobby(node, relay.saw_end)
     engine.observe(results.observe)
     engine.doubt(results.doubt)
     engine.observe(relay.observe)
     engine.observe(courier.observe)
-    peers = _Peers(node, relay, edge.serves)
+    peers = _Peers(node, relay, schedules, retention, edge.serves)
     await peers.beat()
 
     add_WorkflowServiceServicer_to_server(WorkflowService(node), edge.server)
+    add_ScheduleServiceServicer_to_server(ScheduleService(node, schedules), edge.server)
     add_WorkerServiceServicer_to_server(WorkerService(node, lobby, limits), edge.server)
     add_AdminServiceServicer_to_server(AdminService(node), edge.server)
 
@@ -148,6 +159,8 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
             ("dispatch", dispatch.run()),
             ("relay", relay.run()),
             ("courier", courier.run()),
+            ("schedules", schedules.run()),
+            ("retention", retention.run()),
             ("heartbeats", heartbeats.run()),
             ("results", results.run()),
             ("queries", queries.run()),
@@ -160,7 +173,7 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
         task.add_done_callback(partial(_note_failure, broken))
     await edge.start()
     try:
-        yield Running(node, lobby, relay, edge.port, broken)
+        yield Running(node, lobby, relay, schedules, retention, edge.port, broken)
     finally:
         await _drain(edge, node, lobby, config)
         for task in tasks:
@@ -194,16 +207,27 @@ async def _drain(edge: Edge, node: Node, lobby: Lobby, config: Config) -> None:
 class _Peers:
     """The other replicas on the same database: who is alive, and what they tell."""
 
-    def __init__(self, node: Node, relay: Relay, serves: Callable[[bool], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        relay: Relay,
+        schedules: Schedules,
+        retention: Retention,
+        serves: Callable[[bool], Awaitable[None]],
+    ) -> None:
         self._node = node
         self._relay = relay
+        self._schedules = schedules
+        self._retention = retention
         self._serves = serves
 
     async def beat(self) -> None:
         """Say that this replica is alive, and learn which are."""
         node = self._node
         alive = await node.store.beat(node.replica_id, node.clock.now_ms())
-        self._relay.part, self._relay.parts = alive.index(node.replica_id), len(alive)
+        for part in (self._relay, self._schedules):
+            part.part, part.parts = alive.index(node.replica_id), len(alive)
+        self._retention.lead(alive[0] == node.replica_id)
         node.dispatch.has_peers = node.results.has_peers = node.queries.has_peers = len(alive) > 1
 
     async def run(self) -> None:

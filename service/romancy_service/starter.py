@@ -133,7 +133,7 @@ def _recorded(recorded: Recorded, key: RequestKey) -> StartWorkflowResponse:
 
 
 def _memo(request: StartWorkflowRequest) -> bytes:
-    return WorkflowInfo(memo=request.spec.memo, attributes=request.spec.attributes).SerializeToString()
+    return WorkflowInfo(memo=request.spec.memo).SerializeToString()
 
 
 def new_id() -> str:

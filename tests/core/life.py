@@ -123,7 +123,8 @@ class Life:
     def check_fold(self) -> None:
         """What the run is in memory is what its history folds to."""
         folded = fold("default", "order-1", "run-1", self.history)
-        for name in ("status", "last_event_id", "history_bytes", "counters", "cancel_requested", "failure"):
+        names = ("status", "last_event_id", "history_bytes", "counters", "cancel_requested", "failure", "attributes")
+        for name in names:
             assert getattr(folded, name) == getattr(self.run, name), name
         assert folded.saga == self.run.saga
         ours = {key: task for key, task in self.run.tasks.items() if key != WORKFLOW_TASK_ID}
@@ -158,9 +159,9 @@ class Life:
         failure = Failure(message="no", type="Declined", non_retryable=non_retryable)
         return self.do(CompleteActivity(self.fence(self.task(name)), self.now_ms, failure=failure))
 
-    def stops(self, name: str) -> Reply:
+    def stops(self, name: str, *, nothing_done: bool) -> Reply:
         """The activity stopped because it was asked to."""
-        return self.do(CompleteActivity(self.fence(self.task(name)), self.now_ms))
+        return self.do(CompleteActivity(self.fence(self.task(name)), self.now_ms, nothing_done=nothing_done))
 
     def loses(self, name: str) -> Reply:
         """The worker that ran the activity is gone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from romancy.v1.command_pb2 import COMPENSATE_WHEN_ALWAYS, Command
 from romancy.v1.history_pb2 import (
@@ -21,6 +22,7 @@ from romancy.v1.workflow_pb2 import (
 )
 
 from romancy_service.core.rollback import NeedsHistory
+from romancy_service.core.task import WORKFLOW_TASK_ID
 from romancy_service.core.triggers import RequestCancel, ResolveCompensation, Terminate
 from romancy_service.errors import CompensationNotFound, WorkflowClosed
 from tests.core.life import CANCEL, Life, cancel_activity, compensate, complete, fail, register, schedule
@@ -203,8 +205,11 @@ def test_terminate_undoes_nothing_and_says_what_is_left() -> None:
     assert not life.run.tasks
 
 
+def test_a_run_timeout_of_nothing_is_none() -> None:
+    assert not Life.begin(run_timeout=Duration()).run.tasks.keys() - {WORKFLOW_TASK_ID}
+
+
 def test_a_run_timeout_undoes_what_was_done() -> None:
-    from google.protobuf.duration_pb2 import Duration
 
     life = Life.begin(run_timeout=Duration(seconds=60))
     life.code(schedule("pay:1", "refund"))
@@ -245,12 +250,15 @@ def test_a_cancelled_activity_whose_worker_was_lost_is_undone() -> None:
     assert life.undone() == ["undo/pay:1"]
 
 
-def test_an_activity_that_stopped_when_asked_is_not_undone() -> None:
+@pytest.mark.parametrize(("nothing_done", "undone"), [(True, []), (False, ["undo/pay:1"])])
+def test_an_activity_that_stopped_when_asked_is_undone_unless_it_says_that_it_did_nothing(
+    nothing_done: bool, undone: list[str]
+) -> None:
     life = Life.begin()
     life.code(schedule("pay:1", "refund"), cancel_activity("pay:1"))
-    life.stops("pay:1")
+    life.stops("pay:1", nothing_done=nothing_done)
     life.code(fail())
-    assert life.undone() == []
+    assert life.undone() == undone
 
 
 def test_a_run_read_without_its_history_asks_for_it_before_it_rolls_back() -> None:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from romancy import TerminalError, Worker, WorkflowContext, activity, activity_info, compensation, workflow
+from romancy import NothingDone, TerminalError, Worker, WorkflowContext, activity, activity_info, compensation, workflow
 from tests.faults.ledger import Entry, Kind, read, write
 
 COUNT: Final = 20
@@ -61,7 +61,7 @@ async def part(number: int) -> int:
             (_FOLDER / "asked").touch()
             await asyncio.Event().wait()
         if number % 2 == 0:
-            raise
+            raise NothingDone("it waited, and did nothing yet") from None
         word = "do"
     if word == "fail":
         raise TerminalError(f"part {number} failed")

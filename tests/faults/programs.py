@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from romancy import (
+    Attribute,
     RetryPolicy,
     TerminalError,
     Worker,
@@ -27,6 +28,8 @@ from romancy import (
 from tests.faults.ledger import Entry, Kind, write
 
 SLOTS = 400
+STAGE = Attribute("stage", str)
+TAGS = Attribute("tags", list[str])
 _FOLDER = Path(os.environ.get("ROMANCY_TEST_FOLDER", "."))
 _DIE_IN, _, _DIE_WHEN = os.environ.get("ROMANCY_TEST_DIE", "").partition(":")
 _AT_ONCE = RetryPolicy(initial_interval=0.02, jitter=0)
@@ -104,7 +107,9 @@ async def held(number: int, gate: str) -> int:
 @workflow
 async def order(ctx: WorkflowContext, order_id: str, broken: bool) -> str:
     await reserve(order_id)
+    ctx.set_attributes({STAGE: "reserved", TAGS: [order_id, "broken" if broken else "good"]})
     await pay(order_id)
+    ctx.set_attributes({STAGE: "paid", TAGS: None})
     return await ship(order_id, broken)
 
 

@@ -10,17 +10,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import select
 
 from romancy.v1.history_pb2 import HistoryEvent
 
 from romancy import Client
-from romancy_service.store.store import open_store
+from romancy_service.store.store import Store, open_store
 from romancy_service.store.tables import runs
 from tests.faults import actor, checker, ledger
 from tests.faults.actor import Actor
-from tests.service.stored import assert_run_is_folded
+from tests.service.stored import assert_attributes_are_found, assert_run_is_folded
 
 SHORT: Final = {"session_lease_ms": 3_000, "heartbeat_interval_ms": 600, "reconnect_grace_ms": 500, "drain_ms": 2_000}
 """The usual times in short: an outage of three leases takes seconds."""
@@ -73,7 +74,7 @@ class Scene:
             command += ["--limit", f"{name}={value}"]
         self._services += 1
         service = self.start(f"service-{self._services}", *command, **environment)
-        await until(lambda: _listens(port), "the service listens", service)
+        await until(lambda: '"serving"' in service.log.read_text(), "the service is up", service)
         return service
 
     def worker(self, name: str, *, port: int = 0, **environment: str) -> Actor:
@@ -106,7 +107,10 @@ class Scene:
                 fine = (0,) if each.name.startswith("service") else (0, -signal.SIGTERM)
                 assert code in fine, f"{each.name} ended with {code}:\n{each.said()}"
         for each in self.actors:
-            assert "Traceback" not in each.log.read_text(errors="replace"), f"{each.name}:\n{each.said()}"
+            said = each.log.read_text(errors="replace")
+            # Workers show where user code failed; anything else that is raised is a fault of ours.
+            ours = "Traceback" if each.name.startswith("service") else "broke the worker's own code"
+            assert ours not in said, f"{each.name}:\n{each.said()}"
         histories = await self.histories()
         assert histories, "nothing ran"
         wrong = checker.check(histories, self.ledger, losses=losses)
@@ -115,28 +119,37 @@ class Scene:
 
     async def commits(self) -> int:
         """How often runs were written."""
-        store = open_store(self.database)
-        await store.open()
-        try:
+        async with _opened(self.database) as store:
             return sum(row["version"] for row in await store._read(select(runs.c.version)))
-        finally:
-            await store.close()
 
     async def histories(self) -> dict[str, list[HistoryEvent]]:
         """All runs; what is stored of them is compared with their fold."""
-        store = open_store(self.database)
-        await store.open()
-        try:
+        async with _opened(self.database) as store:
             rows = await store._read(select(runs.c.run_id))
             loaded = await store.load([row["run_id"] for row in rows])
+            await assert_attributes_are_found(store, loaded)
             histories = {}
             for run_id, run in loaded.items():
                 events = await store.show_history(run_id, 0, EVERYTHING, max_bytes=EVERYTHING)
                 assert_run_is_folded(run, events)
                 histories[run_id] = events
             return histories
-        finally:
-            await store.close()
+
+
+_opening: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def _opened(database: str) -> AsyncIterator[Store]:
+    """The database, once its service is gone."""
+    store = open_store(database)
+    # Alembic keeps what it works on in a module, so stores of one process are opened one after the other.
+    async with _opening.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+        await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 @asynccontextmanager
@@ -159,12 +172,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 async def until(condition: Callable[[], Any], what: str, *needed: Actor, patience_s: float = PATIENCE_S) -> None:

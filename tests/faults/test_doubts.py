@@ -12,11 +12,11 @@ import pytest
 from romancy.v1.command_pb2 import ScheduleActivity
 from romancy.v1.worker_service_pb2 import Hello
 
-from romancy_service import dispatch as dispatching
 from romancy_service.clock import DatabaseClock
 from romancy_service.core.run import Run
 from romancy_service.core.task import Task, TaskKind
 from romancy_service.dispatch import Dispatch
+from romancy_service.dispatch import dispatch as dispatching
 from romancy_service.errors import StoreUnavailable
 from romancy_service.sessions import Session, open_session
 from romancy_service.store.store import Claimed

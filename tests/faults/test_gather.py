@@ -64,7 +64,8 @@ async def test_what_was_done_or_may_have_been_is_undone_once_in_reverse_although
         await until(lambda: _is_open(handle, 1), "all but one have answered", two, service)
         assert not _count(stage, "undo/"), "nothing is undone while anything runs"
         two.kill()
-        await until(lambda: _count(stage, "undo/") == MIDDLE, "the rollback is under way", planner, service)
+        await until(lambda: len(_undoing(stage)) == MIDDLE + 1, "the rollback is under way", planner, service)
+        assert _count(stage, "undo/") == MIDDLE, "the next one has begun, and waits"
         service.kill()
         (stage.folder / "go-on").touch()
         await until(lambda: _count(stage, "undo/") == MIDDLE + 1, "its answer waits for the service", planner)
@@ -75,6 +76,12 @@ async def test_what_was_done_or_may_have_been_is_undone_once_in_reverse_although
     finished = [number for number in stopped_or_finished if number % 2]
     undone = [name for name in stage.effects() if name.startswith("undo/")]
     assert sorted(undone) == sorted(f"undo/part:{n + 1}" for n in {*done, *lost, *finished, deaf}), "each once"
+
+
+def _undoing(stage: Scene) -> list[str]:
+    return [
+        entry.activity_id for entry in stage.ledger if entry.kind == "begin" and entry.activity_id.startswith("undo/")
+    ]
 
 
 async def _is_open(handle: WorkflowHandle[int], count: int) -> bool:

@@ -5,6 +5,7 @@ was asked for happens once, and whoever asked gets an answer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
@@ -24,9 +25,8 @@ from romancy.v1.worker_service_pb2 import (
 )
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CANCELLED, WORKFLOW_STATUS_FAILED
 
-from romancy_service.store.batch import batch_of
+from romancy_service import faults
 from romancy_service.store.postgres import PostgresStore
-from romancy_service.store.postgres_commit import COMMIT, commit_values
 from tests.core.life import CANCEL, complete, fail, register, schedule, timer
 from tests.service.cluster import Cluster, Tenant, cluster, seconds, until
 from tests.service.postgres import socket_of, through
@@ -46,20 +46,28 @@ class Wire:
     url: str
     store: PostgresStore
     fate: Fate
+    committing: bool = False
     happened: bool = False
 
     def cut_next(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Have the next commit that is sent meet its fate."""
         send = self.store._fetch
 
+        def reached(point: faults.Point) -> None:
+            self.committing = point == "commit.before"  # nothing comes between this and the statement
+
         async def fetch(pool: Any, sql: str, *values: Any) -> list[asyncpg.Record]:
-            if sql is not COMMIT or self.happened:
+            committing, self.committing = self.committing, False
+            if not committing or self.happened:
                 return await send(pool, sql, *values)
             self.happened = True
-            # An empty one first: the connection is open then, the statement is known to the database, and is all that is sent.
-            await send(pool, sql, *commit_values(batch_of([], 0)))
+            # First the database learns the statement, on the connection that comes next: then it is all that is sent.
+            async with pool.acquire() as connection:
+                with contextlib.suppress(asyncpg.InterfaceError):
+                    await connection.fetch(sql)  # without its values
             return await self._meet_fate(send(pool, sql, *values))
 
+        monkeypatch.setattr(faults, "point", reached)
         monkeypatch.setattr(self.store, "_fetch", fetch)
 
     async def _meet_fate(self, commit: Awaitable[list[asyncpg.Record]]) -> list[asyncpg.Record]:

@@ -16,6 +16,7 @@ from google.rpc.status_pb2 import Status
 from romancy.v1.admin_service_pb2_grpc import AdminServiceStub
 from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.payload_pb2 import Payload
+from romancy.v1.schedule_service_pb2_grpc import ScheduleServiceStub
 from romancy.v1.worker_service_pb2 import Hello
 from romancy.v1.workflow_pb2 import Signal, WorkflowOutcome, WorkflowSpec
 from romancy.v1.workflow_service_pb2 import (
@@ -124,6 +125,7 @@ class Tenant:
     def __post_init__(self) -> None:
         self.channel = self.open_channel()
         self.workflows = WorkflowServiceStub(self.channel)
+        self.schedules = ScheduleServiceStub(self.channel)
         self.admin = AdminServiceStub(self.channel)
 
     def open_channel(self, port: int | None = None) -> grpc.aio.Channel:

@@ -34,7 +34,7 @@ from romancy.v1.worker_service_pb2 import (
 )
 from romancy.v1.worker_service_pb2_grpc import WorkerServiceStub
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """So long is anything waited for that must come: only a test that fails takes so long."""
 Item = TypeVar("Item")
 

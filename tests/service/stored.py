@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sqlalchemy import select
+
 from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_RUNNING
 from romancy.v1.workflow_service_pb2 import WorkflowFilter
@@ -11,7 +13,9 @@ from romancy_service.core.replay import is_input
 from romancy_service.core.run import OPEN_STATUSES, Run
 from romancy_service.core.task import WORKFLOW_TASK_ID, Task, TaskKind
 from romancy_service.core.times import timestamp_ms
+from romancy_service.store.rows import attribute_rows
 from romancy_service.store.store import Store
+from romancy_service.store.tables import attributes
 
 _EVERYTHING = 2**40
 _SAME = (
@@ -29,6 +33,7 @@ _SAME = (
     "cancel_requested",
     "closing_status",
     "failure",
+    "attributes",
 )
 _LEASE = ("owner", "owner_epoch", "leased_ms", "heartbeat_ms", "relay_ms")
 
@@ -39,6 +44,7 @@ async def assert_stored_is_folded(store: Store, namespace: str) -> int:
     count = 0
     while page := await store.list_runs(namespace, WorkflowFilter(), after, 500):
         loaded = await store.load([summary.run_id for summary in page])
+        await assert_attributes_are_found(store, loaded)
         for run_id, run in loaded.items():
             events = await store.show_history(run_id, 0, _EVERYTHING, max_bytes=_EVERYTHING)
             # More may have been recorded since the run was read.
@@ -66,6 +72,21 @@ def assert_run_is_folded(run: Run, events: list[HistoryEvent]) -> None:
             del folded.tasks[task_id]
     assert _tasks(run) == _tasks(folded), f"{about}: tasks"
     _assert_code_will_see_all(run, events, about)
+
+
+async def assert_attributes_are_found(store: Store, loaded: dict[str, Run]) -> None:
+    """What lists are filtered on is what the runs have."""
+    rows = await store._read(select(attributes).where(attributes.c.run_id.in_(loaded)))
+    found: dict[str, set[tuple[object, ...]]] = {run_id: set() for run_id in loaded}
+    for row in rows:
+        found[row["run_id"]].add(tuple(row[column.name] for column in attributes.columns))
+    has = {
+        run_id: {row for name in run.attributes for row in attribute_rows(run, name)} for run_id, run in loaded.items()
+    }
+    doubtful = [run_id for run_id in loaded if found[run_id] != has[run_id]]
+    now = await store.load(doubtful)
+    # They may have been changed, or deleted, since they were read.
+    assert not [run_id for run_id in doubtful if run_id in now and now[run_id].version == loaded[run_id].version]
 
 
 def _tasks(run: Run) -> dict[str, dict[str, object]]:

@@ -319,6 +319,12 @@ BAD_COMMANDS: list[tuple[str, list[Command], str]] = [
     ("activity id skipped", [_schedule(activity_id="pay:2")], "schedule_activity.activity_id"),
     ("activity id twice", [schedule("pay:1"), schedule("pay:1")], "commands[1].schedule_activity.activity_id"),
     ("activity without a type", [_schedule(activity_type="", activity_id=":1")], "schedule_activity.activity_type"),
+    (
+        "argument that is not there",
+        [_undo(arguments=[CompensationArgument(activity_argument=0)])],
+        "schedule_activity.compensation.arguments[0].activity_argument",
+    ),
+    ("type of a compensation", [_schedule(activity_type="undo/pay", activity_id="undo/pay:1")], "schedule_activity.activity_type"),
     ("NUL in the queue", [_schedule(task_queue="\x00")], "schedule_activity.task_queue"),
     ("long type", [_schedule(activity_type="x" * 256, activity_id="x" * 256 + ":1")], "schedule_activity.activity_type"),
     ("large argument", [_schedule(arguments=[payload_of(2 * MIB + 1)])], "schedule_activity.arguments[0]"),

@@ -16,12 +16,26 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
-from romancy.v1 import admin_service_pb2, worker_service_pb2, workflow_service_pb2
+from romancy.v1 import admin_service_pb2, schedule_service_pb2, worker_service_pb2, workflow_service_pb2
 from romancy.v1.admin_service_pb2_grpc import AdminServiceStub
+from romancy.v1.schedule_pb2 import Schedule, ScheduleAction
+from romancy.v1.schedule_service_pb2 import (
+    BackfillScheduleRequest,
+    CreateScheduleRequest,
+    DeleteScheduleRequest,
+    GetScheduleRequest,
+    ListSchedulesRequest,
+    PauseScheduleRequest,
+    ResumeScheduleRequest,
+    TriggerScheduleRequest,
+    UpdateScheduleRequest,
+)
+from romancy.v1.schedule_service_pb2_grpc import ScheduleServiceStub
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_RUNNING, WORKFLOW_STATUS_TERMINATED, WorkflowSpec
 from romancy.v1.workflow_service_pb2 import (
     CancelWorkflowRequest,
     CountWorkflowsRequest,
+    DeleteWorkflowRequest,
     GetHistoryRequest,
     GetWorkflowRequest,
     GetWorkflowResultRequest,
@@ -76,13 +90,15 @@ def _start(workflow_id: str, **fields: Any) -> StartWorkflowRequest:
 def test_every_rpc_of_the_workflow_service_answers(grpc_stub: WorkflowServiceStub) -> None:
     run = grpc_stub.StartWorkflow(_start("every"))
     ref = WorkflowRef(run_id=run.run_id)
+    other = WorkflowRef(run_id=grpc_stub.StartWorkflow(_start("other")).run_id)
+    grpc_stub.TerminateWorkflow(TerminateWorkflowRequest(workflow=other))
     assert grpc_stub.StartWorkflows(StartWorkflowsRequest(requests=[_start("many")])).results[0].response.started
     assert grpc_stub.GetWorkflow(GetWorkflowRequest(workflow=ref)).info.status == WORKFLOW_STATUS_RUNNING
     wait = GetWorkflowResultRequest(workflow=ref)
     wait.wait.FromMilliseconds(10)
     assert not grpc_stub.GetWorkflowResult(wait).HasField("outcome")
-    assert len(grpc_stub.ListWorkflows(ListWorkflowsRequest()).workflows) == 2
-    assert grpc_stub.CountWorkflows(CountWorkflowsRequest()).count == 2
+    assert len(grpc_stub.ListWorkflows(ListWorkflowsRequest()).workflows) == 3
+    assert grpc_stub.CountWorkflows(CountWorkflowsRequest()).count == 3
     assert grpc_stub.CancelWorkflow(CancelWorkflowRequest(workflow=ref)).run_id == run.run_id
     with pytest.raises(grpc.RpcError):
         grpc_stub.ResolveCompensation(
@@ -92,6 +108,7 @@ def test_every_rpc_of_the_workflow_service_answers(grpc_stub: WorkflowServiceStu
     assert len(grpc_stub.GetHistory(GetHistoryRequest(workflow=ref)).events) == 3
     watched = [event for page in grpc_stub.WatchHistory(WatchHistoryRequest(workflow=ref)) for event in page.events]
     assert [event.event_id for event in watched] == [1, 2, 3]
+    assert grpc_stub.DeleteWorkflow(DeleteWorkflowRequest(workflow=other)).run_id == other.run_id
     answers = list(grpc_stub.WaitResults(iter([WaitResultsRequest(run_ids=[run.run_id])])))
     assert answers[0].results[0].outcome.status == WORKFLOW_STATUS_TERMINATED
 
@@ -100,6 +117,30 @@ def test_every_rpc_of_the_admin_service_answers(grpc_channel: grpc.Channel) -> N
     stub = AdminServiceStub(grpc_channel)
     assert not stub.ListSessions(admin_service_pb2.ListSessionsRequest()).sessions
     stub.DescribeTaskQueue(admin_service_pb2.DescribeTaskQueueRequest(task_queue="default"))
+    request = admin_service_pb2.SetNamespaceRequest(namespace="tenant")
+    request.retention.FromSeconds(7_200)
+    said = stub.SetNamespace(request).namespace
+    assert said in stub.ListNamespaces(admin_service_pb2.ListNamespacesRequest()).namespaces
+
+
+def test_every_rpc_of_the_schedule_service_answers(grpc_channel: grpc.Channel) -> None:
+    stub = ScheduleServiceStub(grpc_channel)
+    schedule = Schedule(action=ScheduleAction(workflow=WorkflowSpec(workflow_type="order", task_queue="default")))
+    schedule.spec.crons.add(expression="0 0 1 1 *")
+    named: Any = {"namespace": "schedules", "schedule_id": "yearly"}
+    assert stub.CreateSchedule(CreateScheduleRequest(**named, schedule=schedule)).revision == 1
+    assert stub.GetSchedule(GetScheduleRequest(**named)).info.workflow_type == "order"
+    assert [each.schedule_id for each in stub.ListSchedules(ListSchedulesRequest(namespace="schedules")).schedules] == [
+        "yearly"
+    ]
+    assert stub.UpdateSchedule(UpdateScheduleRequest(**named, schedule=schedule, revision=1)).revision == 2
+    stub.PauseSchedule(PauseScheduleRequest(**named))
+    stub.ResumeSchedule(ResumeScheduleRequest(**named))
+    assert stub.TriggerSchedule(TriggerScheduleRequest(**named)).workflow_id.startswith("yearly-")
+    backfill = BackfillScheduleRequest(**named)
+    backfill.end_time.FromSeconds(1_700_000_000)
+    assert stub.BackfillSchedule(backfill).starts == 54
+    stub.DeleteSchedule(DeleteScheduleRequest(**named))
 
 
 def test_an_error_carries_reason_and_metadata_in_the_standard_form(grpc_stub: WorkflowServiceStub) -> None:
@@ -115,7 +156,8 @@ def test_an_error_carries_reason_and_metadata_in_the_standard_form(grpc_stub: Wo
 
 def test_health_is_served_for_the_whole_and_for_each_service(grpc_channel: grpc.Channel) -> None:
     stub = health_pb2_grpc.HealthStub(grpc_channel)
-    for service in ("", "romancy.v1.WorkflowService", "romancy.v1.WorkerService", "romancy.v1.AdminService"):
+    for name in ("WorkflowService", "ScheduleService", "WorkerService", "AdminService", ""):
+        service = f"romancy.v1.{name}" if name else ""
         answer = stub.Check(health_pb2.HealthCheckRequest(service=service))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING, service
 
@@ -187,11 +229,12 @@ def test_reflection_lists_and_describes_all_that_is_served(grpc_channel: grpc.Ch
     reflected = Reflected(grpc_channel)
     assert {
         "romancy.v1.WorkflowService",
+        "romancy.v1.ScheduleService",
         "romancy.v1.WorkerService",
         "romancy.v1.AdminService",
         "grpc.health.v1.Health",
     } <= set(reflected.services())
-    for contract in (workflow_service_pb2, worker_service_pb2, admin_service_pb2):
+    for contract in (workflow_service_pb2, schedule_service_pb2, worker_service_pb2, admin_service_pb2):
         for service in contract.DESCRIPTOR.services_by_name.values():
             described = reflected.describe(service.full_name)
             assert [method.name for method in described.methods] == [method.name for method in service.methods]

@@ -57,7 +57,7 @@ async def test_a_history_that_cannot_be_read_fails_only_those_who_ask_for_it(ten
     worker = await tenant.worker()
     bad, good = await tenant.start(), await tenant.start()
     tasks = {task.run_id: task for task in [await worker.workflow_task() for _ in range(2)]}
-    whole = {run_id: await tenant.cluster.store.read_history(run_id, 0, 10, max_bytes=1 << 20) for run_id in tasks}
+    whole = {run_id: await tenant.cluster.store.show_history(run_id, 0, 10, 1 << 20) for run_id in tasks}
     store = tenant.cluster.store
     await store._write(update(history).where(history.c.run_id == bad.run_id).values(events=b"\xff"))
     try:
@@ -76,7 +76,7 @@ async def test_a_history_that_cannot_be_read_fails_only_those_who_ask_for_it(ten
     await tenant.terminate(bad.run_id)
 
 
-def _miss(token: bytes) -> ConnectRequest:
+def _miss(token: str) -> ConnectRequest:
     missed = WorkflowTaskCompletion(token=token, miss=WorkflowTaskMiss())
     return ConnectRequest(workflow_task_completions=[missed])
 

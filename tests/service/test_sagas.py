@@ -158,7 +158,7 @@ async def test_cancelling_tells_code_and_activities_and_then_undoes(tenant: Tena
     await worker.command(task, CANCEL)
     assert not worker.activities, "nothing is undone while an activity runs"
     stopped = ActivityCompletion(token=shipping.token)
-    stopped.cancelled.SetInParent()
+    stopped.cancelled.nothing_done = True
     await worker.report(stopped)
     assert [task.activity_type for task in await _undone(worker, 2)] == ["refund", "cancel"]
     outcome = await tenant.result(run_id)
@@ -308,7 +308,7 @@ async def test_twenty_at_once_with_failures_losses_and_some_still_running_are_un
     stopped, finished = running[1:4], running[4:6]
     for task in stopped:
         completion = ActivityCompletion(token=task.token)
-        completion.cancelled.SetInParent()
+        completion.cancelled.nothing_done = True
         await two.report(completion)
     for task in finished:
         await two.complete(task)

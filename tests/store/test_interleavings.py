@@ -165,8 +165,8 @@ async def test_batches_that_want_the_same_new_keys_in_opposite_order_do_not_dead
     # Somebody has the key in the middle, so that each batch stops with its first ones inserted.
     if key == "workflow id":
         await other.execute(
-            "insert into runs select 'other', 'default', 'm', 'order', 'main', 0, '', '', 1, 1, 1, 0, 1, 1, 1, 0, '{}',"
-            " false, 0, null, null, '', 0"
+            "insert into runs select 'other', 'default', 'm', 'order', 'main', 0, '', '', 1, '', 1, 1, 0, 1, 1, 1, 0,"
+            " '{}', false, 0, null, null, '', 0"
         )
     else:
         await other.execute("insert into requests values ('default', 'm', 'other', 'StartWorkflow', '', 1)")

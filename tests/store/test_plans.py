@@ -19,8 +19,8 @@ from romancy_service.store.store import DUE, open_store
 Node = dict[str, Any]
 
 _FILL_RUNS = """
-insert into runs select 'run-' || n, 'default', 'order-' || n, 'order', 'main', 0, '', '', n, 1, 1, 0, 1, n, 1, 0, '{}',
-    false, 0, null, null, '', 0 from generate_series(1, 20000) as n
+insert into runs select 'run-' || n, 'default', 'order-' || n, 'order', 'main', 0, '', '', n, '', 1, 1, 0, 1, n, 1, 0,
+    '{}', false, 0, null, null, '', 0 from generate_series(1, 20000) as n
 """
 _FILL_TASKS = """
 insert into tasks select 'run-' || n, 'w', 'default', 1, 'main', 'order', 0, 1, n, null, n, 1e18, 1e18, 1e18, 1e18,

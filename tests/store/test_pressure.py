@@ -67,7 +67,7 @@ async def test_slow_searches_of_clients_do_not_hold_up_what_clients_find_by_key(
 
     assert await store.find_runs([(NAMESPACE, "order-1", "")]) == [run.run_id]
     assert len(await store.show_history(run.run_id, 0, 10, 1_000)) == 1
-    assert await store.outcomes([run.run_id]) == {}
+    assert await store.outcomes([run.run_id]) == {run.run_id: (NAMESPACE, None)}
     assert not any(task.done() for task in slow)
 
     await _stop(slow)

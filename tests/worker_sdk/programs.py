@@ -9,6 +9,7 @@ from typing import Any
 
 from romancy import (
     ActivityError,
+    Attribute,
     ChildError,
     ChildNotStarted,
     CompensationError,
@@ -327,6 +328,11 @@ class Interpreter:
     async def register(self, number: int) -> None:
         self.ctx.compensate_with(undo, number, None)
 
+    async def mark(self, number: int) -> int | None:
+        key = Attribute(f"mark {number % 3}", int)
+        self.ctx.set_attributes({key: number if number % 4 else None})
+        return self.ctx.attribute(key)
+
     async def undo_all(self, number: int) -> None:
         try:
             await self.ctx.compensate()
@@ -336,7 +342,7 @@ class Interpreter:
 
 LEAVES = ["call", "careful", "sleep", "nap", "pause", "draw", "named", "orphan", "generate", "open_gate", "wait_gate",
           "put", "get", "register", "undo_all", "listen", "step", "condition", "take", "patch", "child", "stop_child",
-          "tell", "again"]  # fmt: skip
+          "tell", "again", "mark"]  # fmt: skip
 WRAPPERS = ["stubborn", "tidy", "timeout", "wait_for", "shield", "spawn", "locked"]
 BRANCHES = ["seq", "gather", "group", "first", "among", "each"]
 

@@ -21,6 +21,7 @@ from romancy.v1.history_pb2 import (
     ActivityCompleted,
     ActivityFailed,
     ActivityScheduled,
+    AttributesSet,
     ChildCancelRequested,
     ChildClosed,
     ChildRequested,
@@ -297,6 +298,8 @@ class SimulatedService:
                 return {"send_requested": SendRequested(command=command.send)}
             case "accept_update" | "reject_update" | "complete_update":
                 return self._answer_update(command)
+            case "set_attributes":
+                return {"attributes_set": AttributesSet(command=command.set_attributes)}
         self.closed = True
         match command.WhichOneof("attributes"):
             case "complete_workflow":

@@ -97,7 +97,7 @@ def test_options_of_one_call_replace_those_of_the_definition_and_leave_it_alone(
 def test_a_compensation_takes_arguments_by_name_the_result_and_its_own_defaults() -> None:
     undo = scheduled(charge, "o", 2).compensation
     assert undo.activity_type == "refund"
-    assert undo.arguments[0].payload.json == "2.0"
+    assert undo.arguments[0].activity_argument == 1
     assert undo.arguments[1].HasField("activity_result")
     assert undo.arguments[2].payload.json == '"rollback"'
     assert (undo.retry_policy.max_attempts, undo.start_to_close_timeout.seconds) == (9, 7)
@@ -505,3 +505,8 @@ def test_an_error_of_another_run_is_the_activity_s_own_when_it_lets_it_through()
     assert charge.encode_failure(error).source == FAILURE_SOURCE_APPLICATION
     assert error.failure is not None
     assert error.failure.source == FAILURE_SOURCE_TIMEOUT
+
+
+def test_no_activity_may_be_called_as_compensations_are() -> None:
+    with pytest.raises(DefinitionError, match="'undo/' is how the ids of compensations begin"):
+        activity(name="undo/pay")(charge.fn)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
+import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -341,3 +343,122 @@ def test_help_lists_the_exit_codes() -> None:
     assert answer.code == 0
     for code in range(8):
         assert f"    {code}  " in answer.out
+
+
+def test_whoever_reads_only_the_beginning_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+        def fileno(self) -> int:
+            return os.open(os.devnull, os.O_WRONLY)
+
+    monkeypatch.setattr("sys.stdout", Closed())
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0, "and not the code of a workflow that failed"
+
+
+# Schedules ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_schedule_is_made_shown_paused_triggered_and_deleted(romancy: Romancy) -> None:
+    options = (
+        "--cron",
+        "30 6 * * MON-FRI",
+        "--time-zone",
+        "Europe/Berlin",
+        "--every",
+        "3600",
+        "--overlap",
+        "buffer_one",
+    )
+    made = await romancy("schedule", "create", "s", "trip", *options, "--input", '"Ritz"', "--note", "first")
+    assert (made.code, made.out) == (0, "Schedule s is made.\n")
+    shown = await romancy("schedule", "describe", "s")
+    for text in ("30 6 * * MON-FRI Europe/Berlin", "1:00:00", "buffer_one", "active", '["Ritz"]', "first"):
+        assert text in shown.out
+    assert (await romancy("schedule", "pause", "s", "--note", f"holiday {UNSAFE}")).code == 0
+    listed = await romancy("schedule", "list")
+    assert "paused" in listed.out
+    assert UNSAFE not in listed.out
+    triggered = await romancy("schedule", "trigger", "s", "--json")
+    result = await romancy("workflow", "result", triggered.json["workflow_id"])
+    assert result.json["hotel"] == "Ritz booked"
+    assert triggered.json["workflow_id"] in (await romancy("schedule", "describe", "s")).out
+    assert (await romancy("schedule", "resume", "s")).out == "Schedule s is active.\n"
+    (line,) = (await romancy("schedule", "list", "--json")).json_lines
+    assert (line["schedule_id"], line["workflow_type"], line["revision"]) == ("s", "trip", 1)
+    assert (await romancy("schedule", "delete", "s", "--json")).json == {"schedule_id": "s"}
+    gone = await romancy("schedule", "describe", "s", "--json")
+    assert (gone.code, json.loads(gone.err)["reason"]) == (3, "SCHEDULE_NOT_FOUND")
+
+
+async def test_a_schedule_is_changed_in_what_is_given_alone(romancy: Romancy) -> None:
+    first = (
+        "--every",
+        "60",
+        "--jitter",
+        "1.5",
+        "--max-actions",
+        "9",
+        "--pause-on-failure",
+        "--input",
+        "1",
+        "--input",
+        "2",
+    )
+    await romancy("schedule", "create", "s", "trip", *first, "--starts", "2026-01-01", "--paused")
+    before = (await romancy("schedule", "describe", "s", "--json")).json["schedule"]
+    for change, name, value in (
+        (("--cron", "0 0 1 1 *"), "spec.crons", [{"expression": "0 0 1 1 *", "time_zone": "UTC"}]),
+        (("--jitter", "2"), "spec.jitter", 2.0),
+        (("--max-actions", "0"), "max_actions", None),
+        (("--no-pause-on-failure",), "pause_on_failure", None),
+        (("--overlap", "allow_all"), "overlap_policy", "ALLOW_ALL"),
+        (("--input", "3"), "action.workflow.arguments", [3]),
+        (("--type", "sleeper"), "action.workflow.workflow_type", "sleeper"),
+        (("--prefix", "p"), "action.workflow_id_prefix", "p"),
+        (("--run-timeout", "7"), "action.workflow.run_timeout", 7.0),
+    ):
+        assert (await romancy("schedule", "update", "s", *change)).code == 0
+        if name == "spec.crons":
+            del before["spec"]["intervals"]
+        *path, last = name.split(".")
+        owner = before
+        for step in path:
+            owner = owner[step]
+        owner[last] = value
+        if value is None:
+            del owner[last]
+        assert (await romancy("schedule", "describe", "s", "--json")).json["schedule"] == before, name
+
+
+async def test_a_backfill_says_how_many_starts_it_asked_for(romancy: Romancy) -> None:
+    await romancy("schedule", "create", "s", "trip", "--cron", "0 6 * * *", "--input", '"Ritz"', "--paused")
+    answer = await romancy("schedule", "backfill", "s", "2026-01-01", "2026-01-04", "--overlap", "allow_all")
+    assert answer.out == "Schedule s starts 3 more.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (("create", "s", "trip"), 5, "crons"),
+        (("create", "s", "trip", "--cron", "0 0 30 2 *"), 5, "expression"),
+        (("create", "s", "trip", "--every", "-1"), 2, "interval"),
+        (("create", "s", "trip", "--every", "nan"), 2, "interval"),
+        (("create", "s", "trip", "--every", "9", "--time-zone", "UTC"), 2, "--cron"),
+        (("create", "s", "trip", "--cron", "0 0 1 1 *", "--offset", "1"), 2, "--every"),
+        (("create", "s", "trip", "--every", "9", "--input", "{"), 2, "--input number 1"),
+        (("create", "s", "trip", "--every", "9", "--overlap", "wait"), 2, "wait"),
+        (("update", "none", "--every", "9"), 3, "none"),
+        (("backfill", "none", "2026-01-01", "soon"), 2, "soon"),
+        (("trigger", "none"), 3, "none"),
+    ],
+)
+async def test_what_cannot_be_of_a_schedule_is_refused(
+    romancy: Romancy, arguments: tuple[str, ...], code: int, text: str
+) -> None:
+    answer = await romancy("schedule", *arguments)
+    assert answer.code == code
+    assert text in answer.err

@@ -46,7 +46,7 @@ from romancy.v1.workflow_service_pb2 import (
 )
 from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceServicer, add_WorkflowServiceServicer_to_server
 
-from romancy import Client, WorkflowCancelled, WorkflowContext, WorkflowFailed, workflow
+from romancy import Attribute, Client, WorkflowCancelled, WorkflowContext, WorkflowFailed, workflow
 from romancy.errors import ConversionError
 from romancy.refusals import (
     AccessDenied,
@@ -234,13 +234,14 @@ async def test_an_argument_that_does_not_fit_is_named_before_anything_is_sent(
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"tsk_queue": "q"}, "start_workflow has no option 'tsk_queue'; it has id, task_queue, "),
+        ({"tsk_queue": "q"}, "start_workflow has no option 'tsk_queue'; it has task_queue, run_timeout, "),
         ({"id_conflict": "replace"}, "id_conflict is 'replace', but must be 'fail' or 'use_existing' or "),
         ({"id_reuse": True}, "id_reuse is True, but must be 'allow' or "),
         ({"run_timeout": "1h"}, "run_timeout is '1h', but must be a timedelta or a number of seconds"),
         ({"priority": "high"}, "priority is 'high', but must be a whole number"),
         ({"id": 5}, "id is 5, but must be a text"),
-        ({"attributes": {"tier": "gold"}}, "attribute 'tier' is 'gold', but must be an AttributeValue"),
+        ({"attributes": {"tier": "gold"}}, "the key of an attribute is 'tier', but must be an Attribute"),
+        ({"attributes": {Attribute("tier", int): "gold"}}, "attribute 'tier' is 'gold', but must be a whole number"),
         ({"attributes": "gold"}, "attributes is 'gold', but must be a mapping"),
         ({"headers": {"trace": 5}}, "header 'trace' is 5, but must be a text"),
     ],

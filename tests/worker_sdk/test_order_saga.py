@@ -56,18 +56,18 @@ async def test_an_order_that_cannot_be_shipped_fails_with_what_undoes_it(
 ) -> None:
     run = Driver(saga.order_processing, order(saga, "FAIL"))
     run.start()
-    compensations = [run.commands[0].schedule_activity.compensation]
+    asked = [run.commands[0].schedule_activity]
     run.complete("reserve_inventory:1", await run_task(run, saga.reserve_inventory))
-    compensations.append(run.commands[0].schedule_activity.compensation)
+    asked.append(run.commands[0].schedule_activity)
     run.complete("process_payment:1", await run_task(run, saga.process_payment))
     with pytest.raises(TerminalError) as raised:
         await run_task(run, saga.ship_order)
     failure = saga.ship_order.encode_failure(raised.value)
     assert run.step(activity_failed={"activity_id": "ship_order:1", "failure": failure}) == ["fail_workflow"]
     assert run.failure().message == "shipping service unavailable"
-    assert [payload.payload.json for undo in reversed(compensations) for payload in undo.arguments] == [
-        '"ORD-12345"',
-        "109.97",
-        '"ORD-12345"',
+    undone_with = [
+        [command.arguments[argument.activity_argument].json for argument in command.compensation.arguments]
+        for command in reversed(asked)
     ]
+    assert undone_with == [['"ORD-12345"', "109.97"], ['"ORD-12345"']]
     assert "Refunding" not in capsys.readouterr().out  # undoing is the service's

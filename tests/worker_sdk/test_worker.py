@@ -36,7 +36,16 @@ from romancy.v1.worker_service_pb2 import (
 )
 from romancy.v1.workflow_pb2 import WorkflowSpec
 
-from romancy import TerminalError, WorkflowContext, activity, activity_info, compensation, heartbeat, workflow
+from romancy import (
+    NothingDone,
+    TerminalError,
+    WorkflowContext,
+    activity,
+    activity_info,
+    compensation,
+    heartbeat,
+    workflow,
+)
 from romancy.errors import DefinitionError
 from romancy.worker import Worker, WorkerStopped
 from tests.worker_sdk.scripted import PATIENCE_S, ScriptedService, ScriptedStream, duration, scripted_service
@@ -100,6 +109,15 @@ def poll_for_ever() -> None:
 
 
 @activity
+async def think_again() -> None:
+    heartbeat("thinking")
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        raise NothingDone("it only thought") from None
+
+
+@activity
 async def progress(count: int) -> None:
     for number in range(count):
         heartbeat(number)
@@ -150,6 +168,7 @@ ALL: dict[str, Any] = {
             unencodable,
             wait_for_ever,
             poll_for_ever,
+            think_again,
             progress,
             who,
             pay,
@@ -328,7 +347,19 @@ async def test_a_cancelled_async_activity_is_interrupted(service: ScriptedServic
         await send(stream, activity_tasks=[activity_task("wait_for_ever")])
         assert (await stream.frame()).activity_heartbeats[0].details.json == '"waiting"'
         await send(stream, cancellations=[Cancellation(token="a")])
-        assert (await next_completion(stream)).WhichOneof("outcome") == "cancelled"
+        completion = await next_completion(stream)
+        assert completion.WhichOneof("outcome") == "cancelled"
+        assert not completion.cancelled.nothing_done, "nobody knows what the await that was interrupted has done"
+
+
+async def test_an_activity_that_is_asked_to_stop_can_say_that_it_did_nothing(service: ScriptedService) -> None:
+    async with working(service) as (_, stream):
+        await send(stream, activity_tasks=[activity_task("think_again")])
+        assert (await stream.frame()).activity_heartbeats
+        await send(stream, cancellations=[Cancellation(token="a")])
+        completion = await next_completion(stream)
+        assert completion.WhichOneof("outcome") == "cancelled"
+        assert completion.cancelled.nothing_done
 
 
 async def test_a_cancelled_sync_activity_hears_of_it_at_its_next_heartbeat(service: ScriptedService) -> None:

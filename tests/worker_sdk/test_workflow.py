@@ -671,3 +671,14 @@ def test_a_call_may_be_awaited_later_or_belong_to_a_task_that_never_began() -> N
     assert run.start() == ["schedule_activity say:1"]
     assert run.complete("say:1", "x") == ["schedule_activity do:1"]
     assert Driver(forgets, "in a task that is cancelled before it begins").start() == ["schedule_activity say:1"]
+
+
+@workflow
+async def closes_itself(ctx: WorkflowContext) -> None:
+    raise GeneratorExit("enough")
+
+
+def test_an_error_that_python_uses_to_close_generators_fails_a_workflow_as_any_other_does() -> None:
+    run = Driver(closes_itself)
+    assert run.start() == ["fail_workflow"]
+    assert run.commands[0].fail_workflow.failure.type == "GeneratorExit"

@@ -66,6 +66,7 @@ def fold(namespace: str, workflow_id: str, run_id: str, events: list[HistoryEven
         apply(run, event)
     run.touched.clear()
     run.rewritten.clear()
+    run.set_attributes.clear()
     return run
 
 
@@ -144,6 +145,12 @@ def apply(run: Run, event: HistoryEvent) -> None:
                 run.saga.fail(gone.compensation_id, gone.failure)
         case "compensation_resolved":
             _resolve(run, event.compensation_resolved)
+        case "attributes_set":
+            change = event.attributes_set.command
+            for name in change.unset:
+                run.set_attribute(name, None)
+            for name in sorted(change.set):
+                run.set_attribute(name, change.set[name])
         case "workflow_completed":
             outcome = WorkflowOutcome(status=WORKFLOW_STATUS_COMPLETED, result=event.workflow_completed.result)
             _end(run, WORKFLOW_STATUS_COMPLETED, outcome)
@@ -254,7 +261,9 @@ def _start(run: Run, started: WorkflowStarted) -> None:
         parent = started.parent
         run.counters.parent = (parent.run_id, parent.child_id, parent.workflow_id)
     due_ms = NEVER_MS
-    if spec.HasField("run_timeout"):
+    for name in sorted(spec.attributes):
+        run.set_attribute(name, spec.attributes[name])
+    if duration_ms(spec.run_timeout):
         due_ms = _first_task_ms(run, spec) + duration_ms(spec.run_timeout)
     if started.HasField("execution_deadline"):
         run.counters.execution_deadline_ms = timestamp_ms(started.execution_deadline)

@@ -90,6 +90,12 @@ def check_timeouts(field: str, message: Message, names: Sequence[str]) -> None:
             raise InvalidField(f"{field}.{inner}", problem, "make it shorter, or leave one of them out")
 
 
+def check_timestamp(field: str, time: Timestamp) -> None:
+    """A moment in the years 1 to 9999."""
+    if not (_FIRST_SECOND <= time.seconds <= _LAST_SECOND and 0 <= time.nanos < _NANOS):
+        raise InvalidField(field, f"{time.seconds} s and {time.nanos} ns are no moment in the years 1 to 9999")
+
+
 def check_payload(field: str, value: Payload, limits: Limits) -> None:
     """One value of the user's."""
     _check_payload_bytes(field, value.ByteSize(), limits.payload_bytes)
@@ -179,12 +185,6 @@ def check_retry_policy(field: str, policy: RetryPolicy, limits: Limits) -> None:
         raise InvalidField(f"{field}.non_retryable_types", problem, value=types, limit=limits.non_retryable_types)
     for name in policy.non_retryable_types:
         check_id(f"{field}.non_retryable_types", name, limits)
-
-
-def check_timestamp(field: str, time: Timestamp) -> None:
-    """A moment in the years 1 to 9999."""
-    if not (_FIRST_SECOND <= time.seconds <= _LAST_SECOND and 0 <= time.nanos < 10**9):
-        raise InvalidField(field, f"{time.seconds} s and {time.nanos} ns are no moment in the years 1 to 9999")
 
 
 def check_count(field: str, count: int, most: int) -> None:

@@ -6,7 +6,7 @@ All commands of a task are checked before the first one is recorded, so that a r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -25,6 +25,7 @@ from romancy.v1.command_pb2 import (
 from romancy.v1.history_pb2 import (
     ActivityCancelRequested,
     ActivityScheduled,
+    AttributesSet,
     ChildCancelRequested,
     ChildRequested,
     CompensateRequested,
@@ -40,8 +41,9 @@ from romancy.v1.history_pb2 import (
     UpdateRejected,
     WorkflowCompleted,
 )
-from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CANCELLED, WORKFLOW_STATUS_FAILED
+from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CANCELLED, WORKFLOW_STATUS_FAILED, AttributeValue
 
+from romancy_service.core.attributes import check_change
 from romancy_service.core.check import (
     check_duration,
     check_event,
@@ -61,6 +63,7 @@ from romancy_service.core.limits import Limits
 from romancy_service.core.run import Run
 from romancy_service.core.spec import check_signal, check_spec
 from romancy_service.core.task import (
+    COMPENSATION_ID_PREFIX,
     DEADLINE_TASK_ID,
     WORKFLOW_TASK_ID,
     activity_task_id,
@@ -97,6 +100,10 @@ class _Draft:
     patches: set[str] = field(default_factory=set)
     updates: dict[str, bool | None] = field(default_factory=dict)
     """Whether they were accepted in this task; None: answered."""
+    attributes: Mapping[str, AttributeValue] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.attributes = self.run.attributes
 
     def is_open(self, task_id: str) -> bool:
         return (task_id in self.run.tasks or task_id in self.opened) and task_id not in self.dropped
@@ -152,6 +159,9 @@ def _check(draft: _Draft, command: Command) -> None:
             draft.compensates += 1
             expected = str(draft.run.counters.compensates + draft.compensates)
             _check_counted("compensate.compensate_id", command.compensate.compensate_id, expected)
+        case "set_attributes":
+            changed = check_change("set_attributes", draft.attributes, command.set_attributes, draft.limits)
+            draft.attributes = changed
         case "complete_workflow":
             check_payload("complete_workflow.result", command.complete_workflow.result, draft.limits)
         case "fail_workflow":
@@ -192,6 +202,14 @@ def _check_counted(field_name: str, value: str, expected: str) -> None:
 
 def _check_schedule(draft: _Draft, command: ScheduleActivity) -> None:
     check_id("schedule_activity.activity_type", command.activity_type, draft.limits)
+    if command.activity_type.startswith(COMPENSATION_ID_PREFIX):
+        # Else its idempotency key could be that of a compensation.
+        raise InvalidField(
+            "schedule_activity.activity_type",
+            f"begins with {COMPENSATION_ID_PREFIX!r}, as the ids of compensations do",
+            "give the activity another name",
+            value=command.activity_type,
+        )
     if command.task_queue:
         check_id("schedule_activity.task_queue", command.task_queue, draft.limits)
     draft.activities[command.activity_type] += 1
@@ -206,19 +224,25 @@ def _check_schedule(draft: _Draft, command: ScheduleActivity) -> None:
     if command.headers:
         check_headers("schedule_activity.headers", command.headers, draft.limits)
     if command.HasField("compensation"):
-        _check_compensation("schedule_activity.compensation", command.compensation, draft.limits)
+        compensation = command.compensation
+        _check_compensation("schedule_activity.compensation", compensation, draft.limits, len(command.arguments))
         check_event("schedule_activity", command, draft.limits)
     draft.opened.add(activity_task_id(command.activity_id))
 
 
-def _check_compensation(field_name: str, compensation: Compensation, limits: Limits) -> None:
+def _check_compensation(field_name: str, compensation: Compensation, limits: Limits, arguments: int = 0) -> None:
+    """`arguments` is how many the activity has that it undoes."""
     check_id(f"{field_name}.activity_type", compensation.activity_type, limits)
     if compensation.task_queue:
         check_id(f"{field_name}.task_queue", compensation.task_queue, limits)
     check_payloads(f"{field_name}.arguments", [argument.payload for argument in compensation.arguments], limits)
     for number, argument in enumerate(compensation.arguments):
+        name = f"{field_name}.arguments[{number}]"
         if argument.WhichOneof("value") is None:
-            raise InvalidField(f"{field_name}.arguments[{number}]", "has no value", "set payload or activity_result")
+            raise InvalidField(name, "has no value", "set payload, activity_result or activity_argument")
+        if argument.HasField("activity_argument") and argument.activity_argument >= arguments:
+            problem = f"asks for argument {argument.activity_argument}, but what is undone has {arguments}"
+            raise InvalidField(f"{name}.activity_argument", problem, value=argument.activity_argument)
     check_timeouts(field_name, compensation, _TIMEOUTS[2:])
     if compensation.HasField("retry_policy"):
         check_retry_policy(f"{field_name}.retry_policy", compensation.retry_policy, limits)
@@ -245,7 +269,7 @@ def _check_start_child(draft: _Draft, command: StartChild) -> None:
             "start_child.parent_close_policy", "is none that this service knows", value=command.parent_close_policy
         )
     if command.HasField("compensation"):
-        _check_compensation("start_child.compensation", command.compensation, draft.limits)
+        _check_compensation("start_child.compensation", command.compensation, draft.limits, len(command.spec.arguments))
     draft.opened.add(child_task_id(command.child_id))
 
 
@@ -369,6 +393,8 @@ def record_command(emit: Emitter, command: Command, limits: Limits) -> None:
             emit.command(compensation_registered=CompensationRegistered(compensation=compensation))
         case "compensate":
             emit.command(compensate_requested=CompensateRequested(compensate_id=command.compensate.compensate_id))
+        case "set_attributes":
+            emit.command(attributes_set=AttributesSet(command=command.set_attributes))
         case "complete_workflow":
             emit.command(workflow_completed=WorkflowCompleted(result=command.complete_workflow.result))
         case "fail_workflow":

@@ -34,7 +34,6 @@ from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_RUNNING,
     WORKFLOW_STATUS_TIMED_OUT,
     Signal,
-    WorkflowInfo,
     WorkflowSpec,
 )
 
@@ -202,7 +201,8 @@ def _complete_activity(emit: Emitter, trigger: CompleteActivity, limits: Limits)
         attempts.completed(emit, task, trigger.result)
     elif trigger.failure is None:
         if task.cancel_requested and not task.is_compensation:
-            attempts.cancelled(emit, task, sent=True, details=trigger.cancel_details)
+            unknown = not trigger.nothing_done
+            attempts.cancelled(emit, task, sent=True, details=trigger.cancel_details, unknown=unknown)
         else:
             failure = Failure(message="the worker cancelled the attempt by itself", type="Cancelled")
             closed = attempts.failed(emit, task, failure, trigger.leased_ms)
@@ -283,7 +283,7 @@ def _continue(
     spec.CopyFrom(command.spec)
     spec.task_queue = spec.task_queue or run.task_queue
     spec.ClearField("attributes")
-    for name, value in WorkflowInfo.FromString(run.memo).attributes.items():
+    for name, value in run.attributes.items():
         spec.attributes[name].CopyFrom(value)
     inputs: list[Signal | UpdateReceived | WorkflowCancelRequested] = list(command.unread_signals)
     for event in unseen:

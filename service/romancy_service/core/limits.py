@@ -54,11 +54,15 @@ class Limits:
     memo_bytes: int = 32 * KIB
     """All of a memo: each row of a list carries it, and a page has 1,000."""
     attributes: int = 32
-    """Typed attributes of a run: each will be a row in an index."""
+    """Typed attributes of a run: each is a row, in an index."""
     attributes_bytes: int = 16 * KIB
     """All attributes together."""
-    attribute_text_bytes: int = 2 * KIB
-    """One text attribute: what fits into an index."""
+    attribute_texts: int = 32
+    """Texts in one attribute: each is a row of its own."""
+    attribute_filters: int = 10
+    """Attributes that one list is filtered on: each is a look into an index for each run."""
+    attribute_values: int = 100
+    """Alternatives for one attribute that a list is filtered on."""
     reason_bytes: int = 4 * KIB
     """Why somebody cancels, terminates or resolves: a text for people."""
     failure_message_bytes: int = 4 * KIB
@@ -69,6 +73,16 @@ class Limits:
     """Causes of causes; deeper ones are cut."""
     priority: int = 1_000_000
     """Priorities lie between minus and plus this."""
+    crons: int = 16
+    """Cron expressions of a schedule: each is searched for its next time, which takes up to 20 ms for rare ones."""
+    intervals: int = 16
+    """Intervals of a schedule, as many as crons."""
+    jitter_ms: int = 86_400_000
+    """A schedule's jitter: what is spread over more than a day is not meant for a time any more."""
+    least_catch_up_ms: int = 10_000
+    """The shortest catch-up window: a restart takes some seconds, and must not lose a start."""
+    waiting_starts: int = 1_000
+    """Starts of a schedule that wait, and times of a backfill: they are written anew with each change of its state."""
     non_retryable_types: int = 100
     """Failure types in one retry policy: they are gone through for each failure."""
 
@@ -86,6 +100,12 @@ class Limits:
 
     history_bytes: int = 50 * MIB
     """All events of a run: read, sent and replayed within a workflow task's time, at some 10 MB/s."""
+
+    # What is kept.
+    retention_ms: int = 30 * 86_400_000
+    """How long closed runs are kept in namespaces that do not say: a month's questions can be answered."""
+    shortest_retention_ms: int = 3_600_000
+    """The least that a namespace may say: clients that were cut off come back for their results."""
 
     # What is answered.
     page_runs: int = 100
@@ -163,7 +183,7 @@ _WITHIN: Final = (
     ("client_message_bytes", "connect_message_bytes"),
     ("chunk_bytes", "connect_message_bytes"),
     ("frame_bytes", "connect_message_bytes"),
-    ("attribute_text_bytes", "attributes_bytes"),
+    ("shortest_retention_ms", "retention_ms"),
     ("page_runs", "max_page_runs"),
     ("page_events", "max_page_events"),
     ("reconnect_grace_ms", "session_lease_ms"),

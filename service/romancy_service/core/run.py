@@ -11,10 +11,12 @@ from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_COMPENSATING,
     WORKFLOW_STATUS_RUNNING,
     WORKFLOW_STATUS_UNSPECIFIED,
+    AttributeValue,
     WorkflowOutcome,
     WorkflowStatus,
 )
 
+from romancy_service.core.attributes import comparables
 from romancy_service.core.limits import KIB
 from romancy_service.core.saga import Saga
 from romancy_service.core.task import WORKFLOW_TASK_ID, Task, TaskKind
@@ -22,6 +24,8 @@ from romancy_service.core.task import WORKFLOW_TASK_ID, Task, TaskKind
 OPEN_STATUSES = (WORKFLOW_STATUS_RUNNING, WORKFLOW_STATUS_COMPENSATING)
 _RUN_BYTES = 3 * KIB
 """What a run takes in memory besides what users put into it, as measured."""
+_ATTRIBUTE_BYTES = KIB // 4
+"""What an attribute takes besides its value; a run has few."""
 _EVENT_BYTES = KIB // 2
 """The same for an event that is kept."""
 
@@ -97,7 +101,9 @@ class Run:
     saga: Saga | None = None
     """What a rollback undoes; None when it was not folded (the run was read without its history)."""
     memo: bytes = b""
-    """Serialised `WorkflowInfo` with only memo and attributes; written once, by the start."""
+    """Serialised `WorkflowInfo` with only the memo; written once, by the start."""
+    attributes: dict[str, AttributeValue] = field(default_factory=dict)
+    """What lists are filtered on."""
 
     # What the next commit writes, as net changes.
     new_events: list[HistoryEvent] = field(default_factory=list)
@@ -105,6 +111,8 @@ class Run:
     """Tasks changed since the last commit -> whether their row was there before."""
     rewritten: set[str] = field(default_factory=set)
     """Those of them whose lease is dropped with the change."""
+    set_attributes: dict[str, int] = field(default_factory=dict)
+    """Attributes changed since the last commit -> by how many values they were stored before."""
 
     def begin(self) -> Run:
         """A new run with the ids of this one, of which nothing was decided yet."""
@@ -117,8 +125,9 @@ class Run:
 
     @property
     def bytes_in_memory(self) -> int:
-        """About how much memory it takes. Adds up what is counted already, so it costs nothing to ask."""
+        """About how much memory it takes. Adds up what is counted already, so it costs little to ask."""
         kept = self.held_bytes + (self.saga.held_bytes if self.saga is not None else 0)
+        kept += sum(_ATTRIBUTE_BYTES + value.ByteSize() for value in self.attributes.values())
         return _RUN_BYTES + len(self.memo) + kept + (self.failure.ByteSize() if self.failure is not None else 0)
 
     @property
@@ -174,9 +183,21 @@ class Run:
         self.held_bytes -= sum(_EVENT_BYTES + e.ByteSize() for e in self.unseen if e.event_id <= seen_event_id)
         self.unseen = [event for event in self.unseen if event.event_id > seen_event_id]
 
+    def set_attribute(self, name: str, value: AttributeValue | None) -> None:
+        """Give an attribute a value, or take it away."""
+        before = self.attributes.get(name)
+        if value is None and before is None:
+            return
+        self.set_attributes.setdefault(name, len(comparables(before)) if before is not None else 0)
+        if value is None:
+            del self.attributes[name]
+        else:
+            self.attributes[name] = value
+
     def committed(self) -> None:
         """The changes since the last commit are stored: forget them."""
         self.version += 1
         self.new_events = []
         self.touched = {}
         self.rewritten = set()
+        self.set_attributes = {}

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from romancy.v1.command_pb2 import COMPENSATE_WHEN_ALWAYS, Compensation, ScheduleActivity, StartChild
+from romancy.v1.command_pb2 import (
+    COMPENSATE_WHEN_ALWAYS,
+    Compensation,
+    CompensationArgument,
+    ScheduleActivity,
+    StartChild,
+)
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.payload_pb2 import Payload
 
 from romancy_service.core.limits import KIB
+from romancy_service.core.task import COMPENSATION_ID_PREFIX
 
 _NULL = Payload(json="null")
 _UNDO_BYTES = KIB // 2
@@ -28,6 +36,8 @@ class Undo:
     compensation: Compensation
     result: Payload | None = None
     """What the activity returned; None when its outcome is unknown or it failed."""
+    arguments: Sequence[Payload] = ()
+    """What the activity, or the child, was called with."""
     child_id: str = ""
     """The child that is undone, where it is one."""
 
@@ -36,25 +46,31 @@ class Undo:
         """Its name in events and for operators."""
         if self.child_id:
             return f"undo-child/{self.child_id}"
-        return f"undo/{self.activity_id}" if self.activity_id else f"undo/#{self.event_id}"
+        return COMPENSATION_ID_PREFIX + (self.activity_id or f"#{self.event_id}")
 
     def command(self) -> ScheduleActivity:
-        """The activity that undoes it, with the result filled in where the compensation asks for it."""
+        """The activity that undoes it, with what the compensation asks for filled in."""
         compensation = self.compensation
         return ScheduleActivity(
             activity_id=self.compensation_id,
             activity_type=compensation.activity_type,
             task_queue=compensation.task_queue or self.task_queue,
-            arguments=[
-                argument.payload if argument.WhichOneof("value") == "payload" else (self.result or _NULL)
-                for argument in compensation.arguments
-            ],
+            arguments=[self._value(argument) for argument in compensation.arguments],
             retry_policy=compensation.retry_policy if compensation.HasField("retry_policy") else None,
             start_to_close_timeout=(
                 compensation.start_to_close_timeout if compensation.HasField("start_to_close_timeout") else None
             ),
             heartbeat_timeout=compensation.heartbeat_timeout if compensation.HasField("heartbeat_timeout") else None,
         )
+
+    def _value(self, argument: CompensationArgument) -> Payload:
+        match argument.WhichOneof("value"):
+            case "activity_result":
+                return self.result or _NULL
+            case "activity_argument":
+                return self.arguments[argument.activity_argument]
+            case _:
+                return argument.payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +115,8 @@ class Saga:
             return
         always = attempt > 0 and command.compensation.when == COMPENSATE_WHEN_ALWAYS
         if result is not None or unknown or always:
-            self.ledger.append(Undo(event_id, activity_id, command.task_queue, command.compensation, result))
+            queue, compensation, arguments = command.task_queue, command.compensation, command.arguments
+            self.ledger.append(Undo(event_id, activity_id, queue, compensation, result, arguments))
             self.held_bytes += result.ByteSize() if result is not None else 0
         else:
             self.held_bytes -= _UNDO_BYTES + command.ByteSize()
@@ -114,7 +131,9 @@ class Saga:
         command = self.open_children.pop(child_id, None)
         if command is not None and result is not None:
             queue = command.spec.task_queue
-            self.ledger.append(Undo(event_id, "", queue, command.compensation, result, child_id))
+            self.ledger.append(
+                Undo(event_id, "", queue, command.compensation, result, command.spec.arguments, child_id)
+            )
 
     def newest(self, up_to_event_id: int) -> Undo | None:
         """What is undone next among what was closed by then."""

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from romancy.v1.payload_pb2 import Payload
-from romancy.v1.workflow_pb2 import AttributeValue, Signal, WorkflowSpec
+from romancy.v1.workflow_pb2 import Signal, WorkflowSpec
 
+from romancy_service.core.attributes import check_attributes
 from romancy_service.core.check import (
-    check_count,
     check_durations,
     check_headers,
     check_id,
     check_payloads,
     check_priority,
     check_size,
-    check_text,
-    check_timestamp,
 )
 from romancy_service.core.limits import Limits
-from romancy_service.errors import InvalidField
 
 
 def check_spec(field: str, spec: WorkflowSpec, limits: Limits) -> None:
@@ -35,30 +31,13 @@ def check_spec(field: str, spec: WorkflowSpec, limits: Limits) -> None:
     check_priority(f"{field}.priority", spec.priority, limits)
     check_headers(f"{field}.headers", spec.headers, limits)
     _check_memo(f"{field}.memo", spec.memo, limits)
-    _check_attributes(f"{field}.attributes", spec.attributes, limits)
+    check_attributes(f"{field}.attributes", spec.attributes, limits)
 
 
 def _check_memo(field: str, memo: Mapping[str, Payload], limits: Limits) -> None:
     for key in memo:
         check_id(f"{field} key", key, limits)
     check_size(field, sum(len(key.encode()) + value.ByteSize() for key, value in memo.items()), limits.memo_bytes)
-
-
-def _check_attributes(field: str, attributes: Mapping[str, AttributeValue], limits: Limits) -> None:
-    check_count(field, len(attributes), limits.attributes)
-    for key, value in attributes.items():
-        check_id(f"{field} key", key, limits)
-        match value.WhichOneof("value"):
-            case "text":
-                check_text(f"{field}[{key!r}]", value.text, limits.attribute_text_bytes)
-            case "number" if not math.isfinite(value.number):
-                raise InvalidField(f"{field}[{key!r}]", f"is {value.number}", "give a finite number")
-            case "time":
-                check_timestamp(f"{field}[{key!r}]", value.time)
-            case None:
-                raise InvalidField(f"{field}[{key!r}]", "has no value", "give it one, or leave the key out")
-    size = sum(len(key.encode()) + value.ByteSize() for key, value in attributes.items())
-    check_size(field, size, limits.attributes_bytes)
 
 
 def check_signal(field: str, signal: Signal, limits: Limits) -> None:

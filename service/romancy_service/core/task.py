@@ -18,7 +18,8 @@ WORKFLOW_TASK_ID: Final = "w"
 DEADLINE_TASK_ID: Final = "d"
 REPORT_TASK_ID: Final = "r"
 COMPENSATION_PREFIX: Final = "c/"
-"""`c/` and not `a/undo/`, so that an activity type that begins with `undo/` cannot pass for a compensation."""
+COMPENSATION_ID_PREFIX: Final = "undo/"
+"""The ids of compensations begin so, and no activity type may."""
 
 _TASK_BYTES: Final = 3 * KIB // 2
 """What a task takes in memory besides its command and failure, as measured."""

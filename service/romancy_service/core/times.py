@@ -18,6 +18,16 @@ def timestamp_ms(time: Timestamp) -> int:
     return time.seconds * 1000 + time.nanos // 1_000_000
 
 
+def rfc3339(ms: int) -> str:
+    """The moment as text, as in 2026-01-31T10:00:00Z; with milliseconds if it has any."""
+    return timestamp(ms).ToJsonString()
+
+
+def timestamp_us(time: Timestamp) -> int:
+    """Microseconds since the epoch; what is finer is cut off."""
+    return time.seconds * 1_000_000 + time.nanos // 1_000
+
+
 def duration(ms: int) -> Duration:
     """A length of `ms` milliseconds."""
     return Duration(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)

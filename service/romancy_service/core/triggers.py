@@ -53,6 +53,8 @@ class CompleteActivity:
     result: Payload | None = None
     failure: Failure | None = None
     cancel_details: Sequence[Payload] = ()
+    nothing_done: bool = False
+    """It was cancelled and had no effect, or took it back."""
     then: Then | None = None
     successor_run_id: str = ""
     """What the next run is called, should `then` continue the workflow."""

@@ -100,7 +100,8 @@ class Claiming:
             session = self._roster.current(want.session_id, want.epoch)
             if session is not None:
                 session.free[want.kind] += want.slots - count
-                session.wake.set()  # if it leaves: nothing is on its way to it any more
+                if session.leaving:
+                    session.wake.set()  # nothing is on its way to it any more
             if count < want.slots:
                 self._backlog.settle(key, noted)
 

@@ -151,7 +151,7 @@ class Drafting:
             change = self._succeed(draft, new.begin(), start).change
         elif reply.successor is not None:
             run_id, start = reply.successor
-            memo = WorkflowInfo(memo=start.spec.memo, attributes=start.spec.attributes).SerializeToString()
+            memo = WorkflowInfo(memo=start.spec.memo).SerializeToString()
             self._succeed(draft, Run(draft.run.namespace, draft.run.workflow_id, run_id, memo=memo), start)
         request = submission.request
         if request is not None:

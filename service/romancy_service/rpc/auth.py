@@ -3,7 +3,7 @@
 An access file has one line for each credential: `CREDENTIAL PRINCIPAL NAMESPACE[,NAMESPACE] RIGHT[,RIGHT]`.
 
 - CREDENTIAL is `token:HEX`, the SHA-256 of a token, or `cert:NAME`, a name in a client's certificate.
-- NAMESPACE may be `*`: all of them. RIGHT is `read`, `write` (implies read) or `work`.
+- NAMESPACE may be `*`: all of them. RIGHT is `read`, `write` (implies read), `admin` (implies write) or `work`.
 - Empty lines and what follows a `#` at the beginning of a line do not count.
 
 Without a file every certificate that the client CA signed may do everything.
@@ -33,11 +33,14 @@ class Right(StrEnum):
     """Look at workflows, histories, workers and queues."""
     WRITE = "write"
     """Start and change workflows."""
+    ADMIN = "admin"
+    """Delete workflows, and say how long they are kept."""
     WORK = "work"
     """Run workflow code and activities."""
 
 
 _WORKFLOWS = "/romancy.v1.WorkflowService"
+_SCHEDULES = "/romancy.v1.ScheduleService"
 _ADMIN = "/romancy.v1.AdminService"
 RIGHTS: Final[dict[str, Right]] = {
     f"{_WORKFLOWS}/StartWorkflow": Right.WRITE,
@@ -49,6 +52,7 @@ RIGHTS: Final[dict[str, Right]] = {
     f"{_WORKFLOWS}/TerminateWorkflow": Right.WRITE,
     f"{_WORKFLOWS}/ResolveCompensation": Right.WRITE,
     f"{_WORKFLOWS}/QueryWorkflow": Right.READ,
+    f"{_WORKFLOWS}/DeleteWorkflow": Right.ADMIN,
     f"{_WORKFLOWS}/GetWorkflow": Right.READ,
     f"{_WORKFLOWS}/GetWorkflowResult": Right.READ,
     f"{_WORKFLOWS}/WaitResults": Right.READ,
@@ -56,8 +60,19 @@ RIGHTS: Final[dict[str, Right]] = {
     f"{_WORKFLOWS}/CountWorkflows": Right.READ,
     f"{_WORKFLOWS}/GetHistory": Right.READ,
     f"{_WORKFLOWS}/WatchHistory": Right.READ,
+    f"{_SCHEDULES}/CreateSchedule": Right.WRITE,
+    f"{_SCHEDULES}/UpdateSchedule": Right.WRITE,
+    f"{_SCHEDULES}/PauseSchedule": Right.WRITE,
+    f"{_SCHEDULES}/ResumeSchedule": Right.WRITE,
+    f"{_SCHEDULES}/TriggerSchedule": Right.WRITE,
+    f"{_SCHEDULES}/BackfillSchedule": Right.WRITE,
+    f"{_SCHEDULES}/DeleteSchedule": Right.WRITE,
+    f"{_SCHEDULES}/GetSchedule": Right.READ,
+    f"{_SCHEDULES}/ListSchedules": Right.READ,
     f"{_ADMIN}/ListSessions": Right.READ,
     f"{_ADMIN}/DescribeTaskQueue": Right.READ,
+    f"{_ADMIN}/ListNamespaces": Right.READ,
+    f"{_ADMIN}/SetNamespace": Right.ADMIN,
     "/romancy.v1.WorkerService/Connect": Right.WORK,
 }
 """The right that each method needs. A method that stands nowhere here is refused to everybody."""
@@ -89,9 +104,13 @@ class Grant:
         if needed is None or needed not in self.rights:
             raise PermissionDenied(self.principal, f"call {method.rpartition('/')[2]}, which needs `{needed}`")
 
+    def has(self, namespace: str) -> bool:
+        """Whether the principal may act in the namespace."""
+        return EVERYWHERE in self.namespaces or namespace in self.namespaces
+
     def check_namespace(self, namespace: str) -> None:
         """Raise PermissionDenied unless the principal may act in the namespace."""
-        if EVERYWHERE not in self.namespaces and namespace not in self.namespaces:
+        if not self.has(namespace):
             raise PermissionDenied(self.principal, f"act in namespace {namespace[:80]!r}")
 
 
@@ -187,8 +206,12 @@ def _rights(fault: str, text: str) -> frozenset[Right]:
     try:
         rights = {Right(right) for right in text.split(",")}
     except ValueError as error:
-        raise InvalidConfig(f"{fault} has the rights {text!r}; allowed are read, write and work") from error
-    return frozenset(rights | {Right.READ} if Right.WRITE in rights else rights)
+        raise InvalidConfig(f"{fault} has the rights {text!r}; allowed are read, write, admin and work") from error
+    if Right.ADMIN in rights:
+        rights.add(Right.WRITE)
+    if Right.WRITE in rights:
+        rights.add(Right.READ)
+    return frozenset(rights)
 
 
 CALLER: Final[ContextVar[Grant | None]] = ContextVar("caller", default=None)

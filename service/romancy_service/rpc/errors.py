@@ -23,6 +23,10 @@ from romancy_service.errors import (
     QueryTooSlow,
     RequestIdReused,
     RomancyError,
+    ScheduleBusy,
+    ScheduleChanged,
+    ScheduleExists,
+    ScheduleNotFound,
     SessionGone,
     SessionSuperseded,
     StaleTask,
@@ -36,6 +40,7 @@ from romancy_service.errors import (
     WorkflowClosed,
     WorkflowIdUsed,
     WorkflowNotFound,
+    WorkflowOpen,
 )
 
 _log = structlog.get_logger("romancy.rpc")
@@ -58,6 +63,11 @@ STATUS: Final[dict[type[RomancyError], grpc.StatusCode]] = {
     TooManyUpdates: grpc.StatusCode.RESOURCE_EXHAUSTED,
     UpdateAborted: grpc.StatusCode.ABORTED,
     QueryTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
+    ScheduleNotFound: grpc.StatusCode.NOT_FOUND,
+    ScheduleExists: grpc.StatusCode.ALREADY_EXISTS,
+    ScheduleChanged: grpc.StatusCode.FAILED_PRECONDITION,
+    ScheduleBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    WorkflowOpen: grpc.StatusCode.FAILED_PRECONDITION,
     StaleTask: grpc.StatusCode.FAILED_PRECONDITION,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,

@@ -9,10 +9,13 @@ from collections.abc import Sequence
 
 from google.protobuf.duration_pb2 import Duration
 
+from romancy.v1.admin_service_pb2 import SetNamespaceRequest
 from romancy.v1.worker_service_pb2 import Hello
 from romancy.v1.workflow_pb2 import WorkflowStatus
 from romancy.v1.workflow_service_pb2 import (
+    AttributeFilter,
     CancelWorkflowRequest,
+    DeleteWorkflowRequest,
     IdConflictPolicy,
     IdReusePolicy,
     QueryWorkflowRequest,
@@ -27,6 +30,7 @@ from romancy.v1.workflow_service_pb2 import (
     WorkflowRef,
 )
 
+from romancy_service.core.attributes import check_attribute
 from romancy_service.core.check import (
     check_count,
     check_duration,
@@ -77,7 +81,8 @@ def check_ref(field: str, ref: WorkflowRef, limits: Limits) -> None:
 
 
 def check_change(
-    request: CancelWorkflowRequest | TerminateWorkflowRequest | ResolveCompensationRequest, limits: Limits
+    request: CancelWorkflowRequest | TerminateWorkflowRequest | ResolveCompensationRequest | DeleteWorkflowRequest,
+    limits: Limits,
 ) -> None:
     """A request that changes a run: which one, why, and who asks."""
     check_ref("workflow", request.workflow, limits)
@@ -125,6 +130,48 @@ def check_filter(field: str, wanted: WorkflowFilter, limits: Limits) -> None:
             check_id(f"{field}.{name}", value, limits)
     for name in ("started_from", "started_before", "closed_from", "closed_before"):
         check_timestamp(f"{field}.{name}", getattr(wanted, name))
+    check_count(f"{field}.attributes", len(wanted.attributes), limits.attribute_filters)
+    for number, attribute in enumerate(wanted.attributes):
+        _check_attribute_filter(f"{field}.attributes[{number}]", attribute, limits)
+
+
+_ORDERED = ("less", "less_or_equal", "greater", "greater_or_equal")
+
+
+def _check_attribute_filter(field: str, wanted: AttributeFilter, limits: Limits) -> None:
+    check_id(f"{field}.name", wanted.name, limits)
+    condition = wanted.WhichOneof("condition")
+    if condition is None:
+        raise InvalidField(f"{field}.condition", "is not set", "set one of those that AttributeFilter has")
+    if condition == "exists":
+        return
+    if condition == "one_of":
+        values = list(wanted.one_of.values)
+        if not 1 <= len(values) <= limits.attribute_values:
+            problem = f"has {len(values)} values, allowed are 1 to {limits.attribute_values}"
+            raise InvalidField(f"{field}.one_of", problem, value=len(values), limit=limits.attribute_values)
+        if len({value.WhichOneof("value") for value in values}) > 1:
+            raise InvalidField(f"{field}.one_of", "has values of several types", "give values of one type")
+    else:
+        values = [getattr(wanted, condition)]
+    for value in values:
+        check_attribute(f"{field}.{condition}", value, limits)
+        if value.WhichOneof("value") == "texts":
+            raise InvalidField(
+                f"{field}.{condition}", "is a list of texts", "give a text: lists are compared with each"
+            )
+        if value.WhichOneof("value") == "flag" and condition in _ORDERED:
+            raise InvalidField(f"{field}.{condition}", "orders flags", "compare a flag by equal or not_equal")
+
+
+def check_namespace(request: SetNamespaceRequest, limits: Limits) -> None:
+    """What a namespace is to be."""
+    _check_optional_ids(request, ("request_id", "identity"), limits)
+    check_duration("retention", request.retention)
+    given, least = duration_ms(request.retention), limits.shortest_retention_ms
+    if given < least:
+        problem = f"is {given / 1000:g} s, at least {least / 1000:g} s are needed"
+        raise InvalidField("retention", problem, "delete single workflows by DeleteWorkflow", value=given, limit=least)
 
 
 def page_size(field: str, asked: int, usual: int, most: int) -> int:
@@ -188,6 +235,8 @@ def _check_optional_ids(
     | ResolveCompensationRequest
     | SignalWorkflowRequest
     | UpdateWorkflowRequest
+    | DeleteWorkflowRequest
+    | SetNamespaceRequest
     | Hello,
     names: tuple[str, ...],
     limits: Limits,

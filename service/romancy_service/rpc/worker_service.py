@@ -97,7 +97,8 @@ class WorkerService(WorkerServiceServicer):
             goodbye = await connection.serve(request_iterator)
         finally:
             self._node.queries.left(session)
-            await self._lobby.leave(session, goodbye=goodbye)
+            # A call whose peer is gone may be cancelled more than once; what is to be written then must not be cut off.
+            await asyncio.shield(self._node.background(self._lobby.leave(session, goodbye=goodbye)))
 
 
 async def _first_frame(frames: AsyncIterator[ConnectRequest], joiner: Joiner, patience_s: float) -> Hello:
@@ -157,24 +158,27 @@ class _Connection:
 
     async def _write(self) -> bool:
         """Until the worker has left (True)."""
-        session = self._session
+        session, clock = self._session, asyncio.get_running_loop().time
+        written_at = clock()
         while True:
             frame = session.take_frame(self._limits.frame_bytes)
-            if frame is None and session.closed:
-                raise session.closed_why or Draining()
-            if frame is None and session.has_left:
-                return True
             if frame is None:
+                if session.closed:
+                    raise session.closed_why or Draining()
+                if session.has_left:
+                    return True
                 session.wake.clear()
                 try:
-                    async with asyncio.timeout(self._interval_s):
+                    # From the last frame on, not from the last wake: what wakes need not have anything to say.
+                    async with asyncio.timeout_at(written_at + self._interval_s):
                         await session.wake.wait()
                     # What else this round of the event loop has to say joins the frame: an answer, the task after it.
                     await asyncio.sleep(0)
+                    continue
                 except TimeoutError:
-                    await self.write(ConnectResponse())
-                continue
+                    frame = ConnectResponse()
             await self.write(frame)
+            written_at = clock()
 
     async def write(self, frame: ConnectResponse) -> None:
         """Send one frame, in pieces if it is large and the worker joins them."""
@@ -289,6 +293,7 @@ class _Connection:
             result=completion.result if kind == "result" else None,
             failure=cut(completion.failure, self._limits) if kind == "failure" else None,
             cancel_details=completion.cancelled.details,
+            nothing_done=completion.cancelled.nothing_done,
             then=completion.then if completion.HasField("then") else None,
             successor_run_id=_successor_run_id(completion.then.commands),
         )

@@ -7,9 +7,10 @@ import base64
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import grpc
+import structlog
 
 from romancy.v1.history_pb2 import HistoryEvent, UpdateReceived
 from romancy.v1.workflow_pb2 import Signal, WorkflowInfo, WorkflowOutcome
@@ -19,6 +20,8 @@ from romancy.v1.workflow_service_pb2 import (
     CancelWorkflowResponse,
     CountWorkflowsRequest,
     CountWorkflowsResponse,
+    DeleteWorkflowRequest,
+    DeleteWorkflowResponse,
     Error,
     GetHistoryRequest,
     GetHistoryResponse,
@@ -76,10 +79,13 @@ from romancy_service.errors import (
     RomancyError,
     WorkflowClosed,
     WorkflowNotFound,
+    WorkflowOpen,
 )
 from romancy_service.node import Node
+from romancy_service.results import Waiter
 from romancy_service.rpc.auth import identity_of
 from romancy_service.rpc.errors import hidden, status_of
+from romancy_service.rpc.once import once
 from romancy_service.rpc.validate import (
     check_change,
     check_filter,
@@ -95,10 +101,14 @@ from romancy_service.rpc.validate import (
     wait_ms,
 )
 from romancy_service.starter import Starter, new_id
+from romancy_service.store.store import Request
 from romancy_service.submission import Recorded, RequestKey
 
 # The generated servicer names its methods as the contract does.
 
+_audit = structlog.get_logger("romancy.audit")
+
+_DELETE: Final = "DeleteWorkflow"
 Context = grpc.aio.ServicerContext[Any, Any]
 Change = CancelWorkflowRequest | TerminateWorkflowRequest | ResolveCompensationRequest
 Changed = TypeVar(
@@ -238,7 +248,9 @@ class WorkflowService(WorkflowServiceServicer):
                         return
                     continue
                 summary = await store.get_summary(run_id)
-                if summary is None or (summary.status not in OPEN_STATUSES and summary.last_event_id <= after):
+                if summary is None:
+                    raise WorkflowNotFound(run_id)
+                if summary.status not in OPEN_STATUSES and summary.last_event_id <= after:
                     return
                 with results.leaving(grown.set):
                     await grown.wait()
@@ -270,6 +282,31 @@ class WorkflowService(WorkflowServiceServicer):
         identity = identity_of(request.identity)
         trigger = ResolveCompensation(request.compensation_id, request.resolution, request.reason, identity)
         return await self._change("ResolveCompensation", request, trigger, ResolveCompensationResponse, lambda _: {})
+
+    async def DeleteWorkflow(self, request: DeleteWorkflowRequest, context: Context) -> DeleteWorkflowResponse:
+        """Forget a closed run."""
+        check_change(request, self._node.limits)
+        namespace = namespace_of(request.workflow.namespace, self._node.limits)
+        request_id = request.request_id or new_id()
+
+        async def carry_out() -> DeleteWorkflowResponse:
+            return await self._delete(request, namespace, request_id)
+
+        return await once(self._node.store, namespace, request_id, _DELETE, DeleteWorkflowResponse, carry_out)
+
+    async def _delete(self, request: DeleteWorkflowRequest, namespace: str, request_id: str) -> DeleteWorkflowResponse:
+        store = self._node.store
+        run_id = await self._find(request.workflow)
+        response = DeleteWorkflowResponse(run_id=run_id)
+        asked = Request(namespace, request_id, run_id, _DELETE, response.SerializeToString())
+        workflow_id = await store.remove_run(asked, self._node.clock.latest_ms())
+        if workflow_id is None:
+            raise WorkflowOpen(run_id) if await store.outcomes([run_id]) else WorkflowNotFound(run_id)
+        identity = identity_of(request.identity)
+        facts = {"namespace": namespace, "workflow_id": workflow_id, "run_id": run_id, "request_id": request_id}
+        _audit.info("workflow deleted", identity=identity, reason=request.reason, **facts)
+        self._node.results.removed(run_id)
+        return response
 
     # Telling ------------------------------------------------------------------------------------------------------
 
@@ -382,7 +419,7 @@ class _Waiting:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._open: dict[str, Callable[[WorkflowOutcome], None]] = {}
+        self._open: dict[str, Waiter] = {}
         self._ready: list[RunResult] = []
         self._wake = asyncio.Event()
         self._complete = False
@@ -428,11 +465,18 @@ class _Waiting:
                 self._open[run_id] = waiter = self._waiter(run_id)
                 self._node.results.wait(run_id, waiter)
         waited_for = [run_id for run_id in run_ids if run_id in self._open]
-        for run_id, (_, outcome) in (await self._node.store.outcomes(waited_for)).items():
-            self._answer(RunResult(run_id=run_id, outcome=outcome))
+        kept = await self._node.store.outcomes(waited_for)
+        for run_id in waited_for:
+            _, outcome = kept.get(run_id, ("", None))
+            if outcome is not None or run_id not in kept:
+                self._waiter(run_id)(outcome)
 
-    def _waiter(self, run_id: str) -> Callable[[WorkflowOutcome], None]:
-        return lambda outcome: self._answer(RunResult(run_id=run_id, outcome=outcome))
+    def _waiter(self, run_id: str) -> Waiter:
+        def answer(outcome: WorkflowOutcome | None) -> None:
+            error = _error(WorkflowNotFound(run_id)) if outcome is None else None
+            self._answer(RunResult(run_id=run_id, outcome=outcome, error=error))
+
+        return answer
 
     def _answer(self, result: RunResult) -> None:
         waiter = self._open.pop(result.run_id, None)

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Boolean, Integer, LargeBinary, Table, Text
+from sqlalchemy import BigInteger, Boolean, Double, Integer, LargeBinary, Table, Text
 
-_TYPES: Final = {Text: "text", BigInteger: "bigint", Integer: "int", Boolean: "bool", LargeBinary: "bytea"}
+_TYPES: Final = {
+    Text: "text",
+    BigInteger: "bigint",
+    Integer: "int",
+    Double: "float8",
+    Boolean: "bool",
+    LargeBinary: "bytea",
+}
 
 _AS_TEXT: Final = frozenset({"bigint", "int", "bool"})
 """Arrays that travel as the text of their literal: the driver looks at each element of an array, not into a text."""

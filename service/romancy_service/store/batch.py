@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from romancy_service.core.run import Run
-from romancy_service.store.rows import events_bytes, run_row, task_row, unowned_relay_ms
+from romancy_service.store.rows import attribute_rows, events_bytes, run_row, task_row, unowned_relay_ms
 from romancy_service.store.store import Change
 
 Rows = list[tuple[Any, ...]]
@@ -35,6 +35,10 @@ class Batch:
     """unit, the columns of `tasks`, `relay_ms` if it is not leased after all."""
     asked: Rows = field(default_factory=list)
     """unit, the columns of `requests`."""
+    shown: Rows = field(default_factory=list)
+    """unit, the columns of `attributes`."""
+    hidden: Rows = field(default_factory=list)
+    """Attributes that are stored by fewer rows than before: unit, run id, name, how many stay."""
     session_ids: set[str] = field(default_factory=set)
     """Who is to get tasks."""
 
@@ -50,6 +54,7 @@ def batch_of(changes: Sequence[Change], now_ms: int) -> Batch:
         unit = units.setdefault(change.after or change.run.run_id, len(units) + 1)
         _add_run(batch, change, unit)
         _add_tasks(batch, change, unit)
+        _add_attributes(batch, change.run, unit)
     return batch
 
 
@@ -87,6 +92,14 @@ def _add_tasks(batch: Batch, change: Change, unit: int) -> None:
         row = task_row(run, task, owner, epoch, batch.now_ms)
         batch.put.append((unit, *row, unowned_relay_ms(task, batch.now_ms)))
     batch.session_ids.update(lease.session_id for lease in change.leases.values())
+
+
+def _add_attributes(batch: Batch, run: Run, unit: int) -> None:
+    for name, before in run.set_attributes.items():
+        rows = attribute_rows(run, name) if name in run.attributes else []
+        batch.shown.extend((unit, *row) for row in rows)
+        if len(rows) < before:
+            batch.hidden.append((unit, run.run_id, name, len(rows)))
 
 
 def _use(run: Run, task_id: str) -> int:

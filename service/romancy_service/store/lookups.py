@@ -6,7 +6,6 @@ found by key, `_search` what may walk over many rows.
 
 from __future__ import annotations
 
-import sys
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from sqlalchemy import (
     bindparam,
     case,
     func,
-    literal,
     null,
     select,
     text,
@@ -34,9 +32,9 @@ from romancy.v1.workflow_service_pb2 import WorkflowFilter
 from romancy_service.core.limits import COUNTED, MIB, Limits
 from romancy_service.core.run import Run
 from romancy_service.core.task import TaskKind
-from romancy_service.core.times import timestamp_ms
 from romancy_service.store.presence import served_types
 from romancy_service.store.rows import Row, events_of, loaded_run, outcome_of
+from romancy_service.store.selection import select_runs
 from romancy_service.store.sql import Statements, among
 from romancy_service.store.tables import CLAIMABLE, TEXT, history, runs, sessions, tasks
 
@@ -61,6 +59,7 @@ class RunSummary:
     close_ms: int
     last_event_id: int
     memo: bytes
+    attributes: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +130,7 @@ _LATEST: Final = (
     .order_by(runs.c.start_ms.desc(), runs.c.run_id.desc())
     .limit(1)
 )
-_OUTCOMES: Final = select(runs.c.run_id, runs.c.namespace, runs.c.outcome).where(
-    among(runs.c.run_id, "run_ids"), runs.c.outcome.is_not(None)
-)
+_OUTCOMES: Final = select(runs.c.run_id, runs.c.namespace, runs.c.outcome).where(among(runs.c.run_id, "run_ids"))
 
 
 def _history_page() -> Select[tuple[bytes]]:
@@ -230,10 +227,10 @@ class Lookups(Statements):
         rows = await self._show(_LATEST, namespace=namespace, workflow_id=workflow_id)
         return (rows[0]["run_id"], rows[0]["status"]) if rows else None
 
-    async def outcomes(self, run_ids: Sequence[str]) -> dict[str, tuple[str, WorkflowOutcome]]:
-        """By run id: the namespace and outcome of the runs that have one."""
+    async def outcomes(self, run_ids: Sequence[str]) -> dict[str, tuple[str, WorkflowOutcome | None]]:
+        """By run id: the namespace and, if there is one, the outcome of those runs that are kept."""
         rows = await self._show(_OUTCOMES, run_ids=run_ids)
-        return {row["run_id"]: (row["namespace"], outcome) for row in rows if (outcome := outcome_of(row)) is not None}
+        return {row["run_id"]: (row["namespace"], outcome_of(row)) for row in rows}
 
     async def get_summary(self, run_id: str) -> RunSummary | None:
         """A line of a list."""
@@ -274,16 +271,12 @@ class Lookups(Statements):
         self, namespace: str, selection: WorkflowFilter, after: tuple[int, str] | None, limit: int
     ) -> list[RunSummary]:
         """Runs, newest first; with `after`, those behind the run of that (start_ms, run id)."""
-        statement = select(*_SUMMARY).where(*_conditions(namespace, selection))
-        if after is not None:
-            start_ms, run_id = literal(after[0], BigInteger), literal(after[1], TEXT)
-            statement = statement.where(tuple_(runs.c.start_ms, runs.c.run_id) < tuple_(start_ms, run_id))
-        statement = statement.order_by(runs.c.start_ms.desc(), runs.c.run_id.desc()).limit(limit)
+        statement = select_runs(namespace, selection).newest_first(*_SUMMARY, after=after).limit(limit)
         return [_summary(row) for row in await self._search(statement)]
 
     async def count_runs(self, namespace: str, selection: WorkflowFilter) -> tuple[int, bool]:
         """How many, and whether that is an estimate: it is above 10,000."""
-        matching: Select[tuple[str]] = select(runs.c.run_id).where(*_conditions(namespace, selection))
+        matching: Select[tuple[str]] = select_runs(namespace, selection).of(runs.c.run_id)
         counted = select(func.count().label("count")).select_from(matching.limit(COUNTED + 1).subquery())
         count: int = (await self._search(counted))[0]["count"]
         return (count, False) if count <= COUNTED else (max(await self._estimate(matching), count), True)
@@ -340,39 +333,3 @@ async def _history(
 
 def _summary(row: Row) -> RunSummary:
     return RunSummary(**{name: row[name] for name in RunSummary.__slots__})
-
-
-def _conditions(namespace: str, selection: WorkflowFilter) -> list[ColumnElement[bool]]:
-    """What a run must be to be selected."""
-    conditions = [runs.c.namespace == namespace]
-    if selection.statuses:
-        conditions.append(runs.c.status.in_(sorted(set(selection.statuses))))
-    if selection.workflow_type:
-        conditions.append(runs.c.workflow_type == selection.workflow_type)
-    if selection.workflow_id:
-        conditions.append(runs.c.workflow_id == selection.workflow_id)
-    if prefix := selection.workflow_id_prefix:
-        conditions.append(runs.c.workflow_id >= prefix)
-        if (end := _end_of_prefix(prefix)) is not None:
-            conditions.append(runs.c.workflow_id < end)
-    if selection.HasField("started_from"):
-        conditions.append(runs.c.start_ms >= timestamp_ms(selection.started_from))
-    if selection.HasField("started_before"):
-        conditions.append(runs.c.start_ms < timestamp_ms(selection.started_before))
-    if selection.HasField("closed_from") or selection.HasField("closed_before"):
-        conditions.append(runs.c.close_ms > 0)
-    if selection.HasField("closed_from"):
-        conditions.append(runs.c.close_ms >= timestamp_ms(selection.closed_from))
-    if selection.HasField("closed_before"):
-        conditions.append(runs.c.close_ms < timestamp_ms(selection.closed_before))
-    return conditions
-
-
-def _end_of_prefix(prefix: str) -> str | None:
-    """The first text after all that begin with `prefix`; None if there is none. UTF-8 sorts as code points do."""
-    kept = prefix.rstrip(chr(sys.maxunicode))
-    if not kept:
-        return None
-    following = ord(kept[-1]) + 1
-    # Surrogates are no characters of their own.
-    return kept[:-1] + chr(0xE000 if following == 0xD800 else following)

@@ -2,8 +2,8 @@
 
 Connections by what their statements need, and by whom nobody may be held up: the lanes and whatever else finds rows by
 key; claims, which walk along an index; the service's own lookups, whose plans depend on what is looked for; one that
-only renews leases, so that no load can make sessions look lost; one that listens; and, cut off after a while, those of
-clients: what they find by key, and what they search for.
+only renews leases, so that no load can make sessions look lost; one that deletes; one that listens; and, cut off after
+a while, those of clients: what they find by key, and what they search for.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeAlias, TypeVar
 
 import asyncpg
 import structlog
@@ -31,7 +31,17 @@ from romancy_service.errors import BatchRejected, QueryTooSlow, StoreUnavailable
 from romancy_service.store.batch import batch_of
 from romancy_service.store.migrate import upgrade
 from romancy_service.store.postgres_commit import BY_KEY, commit_statement
+from romancy_service.store.postgres_removal import (
+    CLEAR_HISTORY,
+    FORGET_REQUESTS,
+    REMOVE,
+    REMOVE_EXPIRED,
+    SET_NAMESPACE,
+    clear,
+    forget,
+)
 from romancy_service.store.postgres_tasks import CLAIM, HEARTBEAT, LEASED, LEASES, LOAD, RELEASE, WANTS
+from romancy_service.store.removal import BELONGINGS, PIECE_BYTES, PIECE_ROWS, PIECE_RUNS
 from romancy_service.store.rows import Row, loaded_run
 from romancy_service.store.sql import CLIENT_READ_S, compiled
 from romancy_service.store.store import (
@@ -40,6 +50,8 @@ from romancy_service.store.store import (
     Claimed,
     CommitResult,
     LeasedRow,
+    Namespace,
+    Request,
     Store,
     StoreRefused,
     Want,
@@ -47,6 +59,9 @@ from romancy_service.store.store import (
 )
 
 _log = structlog.get_logger("romancy.store")
+
+T = TypeVar("T")
+_Borrowed: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 
 OLDEST_VERSION: Final = 14
 ANSWER_S: Final = 30.0
@@ -133,6 +148,7 @@ class PostgresStore(Store):
             self._shows = await self._pool(1, SHOWS, for_clients)
             self._searches = await self._pool(1, SEARCHES, for_clients)
             self._apart = await self._pool(1, 1, BY_KEY)
+            self._removing = await self._pool(1, 1, WALKING)
 
     async def migrate(self) -> None:
         try:
@@ -169,7 +185,13 @@ class PostgresStore(Store):
                 pool.terminate()
 
     async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
-        settings = {**_SETTINGS, "statement_timeout": "0", "lock_timeout": "60s"}
+        # Between the statements of a migration Alembic works, which takes seconds where many start on one machine.
+        settings = {
+            **_SETTINGS,
+            "statement_timeout": "0",
+            "lock_timeout": "60s",
+            "idle_in_transaction_session_timeout": "20s",
+        }
         return await asyncpg.connect(self._url, timeout=CONNECT_S, server_settings=settings)
 
     async def _pool(self, fewest: int, most: int, settings: dict[str, str]) -> asyncpg.Pool[asyncpg.Record]:
@@ -189,11 +211,15 @@ class PostgresStore(Store):
 
     async def _fetch(self, pool: asyncpg.Pool[asyncpg.Record], sql: str, *values: Any) -> list[asyncpg.Record]:
         """Run a statement that is a transaction of its own, again if it lost against another one."""
+        return await self._transact(pool, lambda connection: connection.fetch(sql, *values))
+
+    async def _transact(self, pool: asyncpg.Pool[asyncpg.Record], work: Callable[[_Borrowed], Awaitable[T]]) -> T:
+        """Do `work`, which is one transaction, on a connection of the pool; again if it lost against another one."""
         for _ in range(CLASHES):
             try:
                 with _unavailable():
                     async with _connection(pool) as connection:
-                        return await connection.fetch(sql, *values)
+                        return await work(connection)
             except _CLASHES as error:
                 _log.info("statement clashed with another one, trying again", error=str(error))
                 await asyncio.sleep(random.uniform(0, 0.05))
@@ -228,6 +254,21 @@ class PostgresStore(Store):
         sql, arguments = compiled(statement, DIALECT, values)
         return await self._fetch(self._apart, sql, *arguments)
 
+    async def _write_both(self, first: Executable, second: Executable, **values: Any) -> Sequence[Row]:
+        async def write(connection: _Borrowed) -> Sequence[Row]:
+            async with connection.transaction():
+                sql, arguments = compiled(first, DIALECT, values)
+                rows = await connection.fetch(sql, *arguments)
+                if rows:
+                    sql, arguments = compiled(second, DIALECT, values)
+                    await connection.fetch(sql, *arguments)
+                return rows
+
+        try:
+            return await self._transact(self._lookups, write)
+        except _BAD_DATA as error:
+            raise _rejected(error) from error
+
     # Runs ---------------------------------------------------------------------------------------------------------
 
     async def commit(self, changes: Sequence[Change], now_ms: int) -> CommitResult:
@@ -236,7 +277,7 @@ class PostgresStore(Store):
             statement, values = commit_statement(batch_of(changes, now_ms))
             row = (await self._fetch(self._by_key, statement, *values))[0]
         except (*_BAD_DATA, ValueError, TypeError) as error:
-            raise BatchRejected(str(error), conflict=isinstance(error, asyncpg.UniqueViolationError)) from error
+            raise _rejected(error) from error
         faults.point("commit.after")
         if faults.ambiguous("commit"):
             await self._by_key.expire_connections()
@@ -246,6 +287,39 @@ class PostgresStore(Store):
     async def load(self, run_ids: Sequence[str]) -> dict[str, Run]:
         rows = await self._fetch(self._by_key, LOAD, run_ids)
         return {row["run_id"]: loaded_run(row, row["tasks"], row["batches"]) for row in rows}
+
+    # Removal ------------------------------------------------------------------------------------------------------
+
+    async def remove_run(self, request: Request, now_ms: int) -> str | None:
+        rows = await self._remember(REMOVE, request, now_ms)
+        return str(rows[0]["workflow_id"]) if rows else None
+
+    async def remove_expired(self, namespace: str, before_ms: int, now_ms: int, limit: int) -> int:
+        return await self._count(REMOVE_EXPIRED, namespace, before_ms, now_ms, limit)
+
+    async def forget_requests(self, namespace: str, before_ms: int, limit: int) -> int:
+        return await self._count(FORGET_REQUESTS, namespace, before_ms, limit)
+
+    async def clear_removed(self, before_ms: int) -> int:
+        which = (before_ms, PIECE_RUNS)
+        cleared = await self._count(CLEAR_HISTORY, *which, PIECE_ROWS, PIECE_BYTES)
+        for table in BELONGINGS:
+            if table != "history":
+                cleared += await self._count(clear(table), *which, PIECE_ROWS)
+        return cleared + await self._count(forget(BELONGINGS), *which)
+
+    async def set_namespace(self, namespace: Namespace, request: Request, now_ms: int) -> None:
+        await self._remember(SET_NAMESPACE, request, now_ms, namespace.retention_ms)
+
+    async def _remember(self, sql: str, request: Request, now_ms: int, *values: Any) -> list[asyncpg.Record]:
+        remembered = (request.namespace, request.request_id, request.run_id, request.method, request.reply, now_ms)
+        try:
+            return await self._fetch(self._removing, sql, *remembered, *values)
+        except asyncpg.UniqueViolationError as error:
+            raise BatchRejected(str(error), conflict=True) from error
+
+    async def _count(self, sql: str, *values: Any) -> int:
+        return int((await self._fetch(self._removing, sql, *values))[0]["count"])
 
     # Tasks --------------------------------------------------------------------------------------------------------
 
@@ -315,8 +389,12 @@ class PostgresStore(Store):
             connection.terminate()
 
 
+def _rejected(error: Exception) -> BatchRejected:
+    return BatchRejected(str(error), conflict=isinstance(error, asyncpg.UniqueViolationError))
+
+
 @asynccontextmanager
-async def _connection(pool: asyncpg.Pool[asyncpg.Record]) -> AsyncIterator[PoolConnectionProxy[asyncpg.Record]]:
+async def _connection(pool: asyncpg.Pool[asyncpg.Record]) -> AsyncIterator[_Borrowed]:
     """A connection of the pool. When it does not answer it is cut: nobody waits for what became of its statement."""
     try:
         connection = await pool.acquire(timeout=CONNECT_S)

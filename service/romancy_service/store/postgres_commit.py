@@ -36,6 +36,7 @@ _UNIT: Final = (("unit", "int"),)
 _RUN: Final = columns_of(tables.runs)
 _TASK: Final = columns_of(tables.tasks)
 _REQUEST: Final = columns_of(tables.requests)
+_ATTRIBUTE: Final = columns_of(tables.attributes)
 _LISTS: Final[dict[str, Columns]] = {
     "change": (*_UNIT, *_RUN, ("writes", "bool"), ("peer", "text"), ("first_event_id", "bigint"), ("events", "bytea")),
     "used": (
@@ -50,6 +51,8 @@ _LISTS: Final[dict[str, Columns]] = {
     ),
     "put": (*_UNIT, *_TASK, ("unowned_relay_ms", "bigint")),
     "asked": (*_UNIT, *_REQUEST),
+    "shown": (*_UNIT, *_ATTRIBUTE),
+    "hidden": (*_UNIT, ("run_id", "text"), ("name", "text"), ("kept", "int")),
     "session": (("session_id", "text"),),
 }
 _VERSION: Final = 1 + [name for name, _ in _RUN].index("version")
@@ -73,6 +76,10 @@ class Shape:
     """Some of the tasks it puts go in leased."""
     asks: bool = True
     """Carries out requests of clients."""
+    shows: bool = True
+    """Gives attributes to runs."""
+    hides: bool = True
+    """Takes attributes away."""
 
     @classmethod
     def of(cls, batch: Batch) -> Shape:
@@ -88,11 +95,21 @@ class Shape:
             puts=bool(batch.put),
             leases=bool(batch.session_ids),
             asks=bool(batch.asked),
+            shows=bool(batch.shown),
+            hides=bool(batch.hidden),
         )
 
     def lists(self) -> Arrays:
         """The parameters of the statement."""
-        there = {"change": True, "used": self.uses, "put": self.puts, "asked": self.asks, "session": self.leases}
+        there = {
+            "change": True,
+            "used": self.uses,
+            "put": self.puts,
+            "asked": self.asks,
+            "shown": self.shows,
+            "hidden": self.hides,
+            "session": self.leases,
+        }
         return Arrays(**{name: columns for name, columns in _LISTS.items() if there[name]})
 
 
@@ -192,6 +209,17 @@ def _writes(shape: Shape, lists: Arrays) -> Iterator[str]:
         where events is not null and {_GOOD.format("change")})"""
     if shape.puts:
         yield from _put(shape, lists)
+    if shape.shows:
+        yield f"""shown_now as (
+            insert into attributes ({_names(_ATTRIBUTE)}) select {_names(_ATTRIBUTE)} from {lists.rows("shown")}
+            where {_GOOD.format("shown")} on conflict (run_id, name, position)
+            do update set {_assignments(_ATTRIBUTE, "excluded", but=tables.KEPT_ATTRIBUTE_COLUMNS)})"""
+    if shape.hides:
+        # Other rows than those that are shown now: a statement may touch each only once.
+        yield f"""hidden_now as (
+            delete from attributes using {lists.rows("hidden")}
+            where attributes.run_id = hidden.run_id and attributes.name = hidden.name
+            and attributes.position >= hidden.kept and {_GOOD.format("hidden")})"""
     if shape.marks:
         now = f"${lists.next_parameter}::bigint"
         yield f"""marked as (
@@ -227,6 +255,8 @@ def commit_statement(batch: Batch) -> tuple[str, list[Any]]:
         used=batch.used,
         put=batch.put,
         asked=batch.asked,
+        shown=batch.shown,
+        hidden=batch.hidden,
         session=[(session_id,) for session_id in batch.session_ids],
     )
     return sql, [*arrays, *([batch.now_ms] if shape.marks else [])]

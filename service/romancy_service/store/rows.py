@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Final, Protocol
 from zlib import crc32
 
 from romancy.v1.command_pb2 import ScheduleActivity, Send, StartChild
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.history_pb2 import HistoryEvent
-from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_RUNNING, WorkflowOutcome
+from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_RUNNING, AttributeValue, WorkflowInfo, WorkflowOutcome
 from romancy.v1.workflow_service_pb2 import GetHistoryResponse
 
+from romancy_service.core.attributes import comparables
 from romancy_service.core.replay import is_input
 from romancy_service.core.run import Counters, Run
 from romancy_service.core.task import Task, TaskKind
@@ -27,6 +28,17 @@ class Row(Protocol):
     """What a driver returns for a row."""
 
     def __getitem__(self, column: str, /) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A client's request that was carried out, and what it was answered."""
+
+    namespace: str
+    request_id: str
+    run_id: str
+    method: str
+    reply: bytes
 
 
 class _Message(Protocol):
@@ -50,6 +62,7 @@ def run_row(run: Run) -> tuple[Any, ...]:
         run.build_id,
         run.memo,
         run.start_ms,
+        attributes_bytes(run.attributes),
         run.version + 1,
         run.status,
         run.close_ms,
@@ -93,7 +106,21 @@ def run_of(row: Row) -> Run:
         sticky_session=row["sticky_session"],
         sticky_event_id=row["sticky_event_id"],
         memo=row["memo"],
+        attributes=dict(WorkflowInfo.FromString(row["attributes"]).attributes) if row["attributes"] else {},
     )
+
+
+def attributes_bytes(attributes: Mapping[str, AttributeValue]) -> bytes:
+    """The attributes of a run as its row keeps them: a `WorkflowInfo` with nothing else."""
+    return WorkflowInfo(attributes=attributes).SerializeToString() if attributes else b""
+
+
+def attribute_rows(run: Run, name: str) -> list[tuple[Any, ...]]:
+    """An attribute of a run as it is found: the columns of `attributes` in their order."""
+    return [
+        (run.run_id, name, position, run.namespace, *comparable, run.start_ms)
+        for position, comparable in enumerate(comparables(run.attributes[name]))
+    ]
 
 
 def outcome_of(row: Row) -> WorkflowOutcome | None:

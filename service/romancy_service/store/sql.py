@@ -79,3 +79,10 @@ class Statements(ABC):
     @abstractmethod
     async def _write_apart(self, statement: Executable, **values: Any) -> Sequence[Row]:
         """As `_write`, on a connection that nothing else keeps busy."""
+
+    @abstractmethod
+    async def _write_both(self, first: Executable, second: Executable, **values: Any) -> Sequence[Row]:
+        """Carry out two statements in one transaction, the second if the first returns rows; these rows.
+
+        Raises BatchRejected, and writes nothing, when the database refuses what is to be written.
+        """

@@ -32,8 +32,20 @@ from romancy_service.store.migrate import upgrade
 from romancy_service.store.rows import Row
 from romancy_service.store.sql import CLIENT_READ_S, compiled
 from romancy_service.store.sqlite_commit import commit
+from romancy_service.store.sqlite_removal import clear_removed, forget_requests, remove, remove_expired, set_namespace
 from romancy_service.store.sqlite_tasks import beat, claim, leased, load, release
-from romancy_service.store.store import Beat, Change, Claimed, CommitResult, LeasedRow, Store, StoreRefused, Want
+from romancy_service.store.store import (
+    Beat,
+    Change,
+    Claimed,
+    CommitResult,
+    LeasedRow,
+    Namespace,
+    Request,
+    Store,
+    StoreRefused,
+    Want,
+)
 
 _log = structlog.get_logger("romancy.store")
 
@@ -158,8 +170,7 @@ class SqliteStore(Store):
             batch = batch_of(changes, now_ms)
             result = await self._writing.run(lambda connection: _commit(connection, batch))
         except _BAD_DATA as error:
-            conflict = getattr(error, "sqlite_errorcode", None) in _TAKEN
-            raise BatchRejected(f"{type(error).__name__}: {error}", conflict=conflict) from error
+            raise _rejected(error) from error
         faults.point("commit.after")
         if faults.ambiguous("commit"):
             raise StoreUnavailable("what became of a commit is unknown, because a test asked for it")
@@ -167,6 +178,31 @@ class SqliteStore(Store):
 
     async def load(self, run_ids: Sequence[str]) -> dict[str, Run]:
         return await self._reading.run(lambda connection: load(connection, run_ids))
+
+    # Removal ------------------------------------------------------------------------------------------------------
+
+    async def remove_run(self, request: Request, now_ms: int) -> str | None:
+        return await self._remember(lambda connection: remove(connection, request, now_ms))
+
+    async def remove_expired(self, namespace: str, before_ms: int, now_ms: int, limit: int) -> int:
+        return await self._writing.run(
+            lambda connection: remove_expired(connection, namespace, before_ms, now_ms, limit)
+        )
+
+    async def forget_requests(self, namespace: str, before_ms: int, limit: int) -> int:
+        return await self._writing.run(lambda connection: forget_requests(connection, namespace, before_ms, limit))
+
+    async def clear_removed(self, before_ms: int) -> int:
+        return await self._writing.run(lambda connection: clear_removed(connection, before_ms))
+
+    async def set_namespace(self, namespace: Namespace, request: Request, now_ms: int) -> None:
+        await self._remember(lambda connection: set_namespace(connection, namespace, request, now_ms))
+
+    async def _remember(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return await self._writing.run(work)
+        except sqlite3.IntegrityError as error:
+            raise BatchRejected(str(error), conflict=error.sqlite_errorcode in _TAKEN) from error
 
     # Tasks --------------------------------------------------------------------------------------------------------
 
@@ -202,6 +238,18 @@ class SqliteStore(Store):
 
     async def _write_apart(self, statement: Executable, **values: Any) -> Sequence[Row]:
         return await self._write(statement, **values)
+
+    async def _write_both(self, first: Executable, second: Executable, **values: Any) -> Sequence[Row]:
+        def write(connection: sqlite3.Connection) -> Sequence[Row]:
+            rows = _execute(connection, first, values)
+            if rows:
+                _execute(connection, second, values)
+            return rows
+
+        try:
+            return await self._writing.run(write)
+        except _BAD_DATA as error:
+            raise _rejected(error) from error
 
     async def _estimate(self, query: Select[tuple[str]]) -> int:
         rows = await self._search(
@@ -321,6 +369,11 @@ def _execute(connection: sqlite3.Connection, statement: Executable, values: dict
     encoded = [json.dumps(list(value)) if isinstance(value, list | tuple) else value for value in arguments]
     rows: list[sqlite3.Row] = connection.execute(sql, encoded).fetchall()
     return rows
+
+
+def _rejected(error: Exception) -> BatchRejected:
+    conflict = getattr(error, "sqlite_errorcode", None) in _TAKEN
+    return BatchRejected(f"{type(error).__name__}: {error}", conflict=conflict)
 
 
 def _upgrade(connection: sqlite3.Connection) -> None:

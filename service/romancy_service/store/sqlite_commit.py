@@ -18,6 +18,7 @@ from romancy_service.store.store import CommitResult
 
 _RUN: Final = [column.name for column in tables.runs.columns]
 _TASK: Final = [column.name for column in tables.tasks.columns]
+_ATTRIBUTE: Final = [column.name for column in tables.attributes.columns]
 _VERSION: Final = 1 + _RUN.index("version")
 _NAMESPACE: Final = 1 + _RUN.index("namespace")
 _WORKFLOW_ID: Final = 1 + _RUN.index("workflow_id")
@@ -55,6 +56,12 @@ _PUT: Final = (
     + " on conflict (run_id, task_id) do update set "
     + ", ".join(f"{name} = excluded.{name}" for name in _TASK if name not in tables.KEPT_TASK_COLUMNS)
 )
+_SHOW: Final = (
+    _insert(tables.attributes)
+    + " on conflict (run_id, name, position) do update set "
+    + ", ".join(f"{name} = excluded.{name}" for name in _ATTRIBUTE if name not in tables.KEPT_ATTRIBUTE_COLUMNS)
+)
+_HIDE: Final = "delete from attributes where run_id = ? and name = ? and position >= ?"
 _MARK_TASK: Final = """
 update tasks set cancel_requested = 1, relay_ms = case when owner = '' then ?1 else relay_ms end
 where run_id = ?2 and task_id = ?3
@@ -80,6 +87,8 @@ def commit(connection: sqlite3.Connection, batch: Batch) -> CommitResult:
     used = [row for row in batch.used if row[0] not in bad]
     connection.executemany(_DROP_TASK, [row[1:3] for row in used if row[-1] == DROP])
     connection.executemany(_MARK_TASK, [(batch.now_ms, *row[1:3]) for row in used if row[-1] == MARK])
+    connection.executemany(_HIDE, [row[1:] for row in batch.hidden if row[0] not in bad])
+    connection.executemany(_SHOW, [row[1:] for row in batch.shown if row[0] not in bad])
     unleased = _put(connection, batch, bad)
     return CommitResult({row[1] for row in good_runs}, unleased)
 

@@ -17,9 +17,11 @@ from romancy_service.config import InvalidConfig
 from romancy_service.core.run import Run
 from romancy_service.core.task import Fence, Task, TaskKind
 from romancy_service.store.lookups import Lookups, RunSummary, RunView
+from romancy_service.store.namespaces import Namespace, Namespaces
 from romancy_service.store.presence import Presence, SessionInfo, SessionRow
 from romancy_service.store.questions import Questions
-from romancy_service.store.rows import Row, task_of
+from romancy_service.store.rows import Request, Row, task_of
+from romancy_service.store.schedules import Schedules
 from romancy_service.store.sql import among
 from romancy_service.store.tables import OWNED, RELAYED, keys, requests, sessions, tasks
 
@@ -31,6 +33,7 @@ __all__ = [
     "DueTask",
     "Lease",
     "LeasedRow",
+    "Namespace",
     "Request",
     "RunSummary",
     "RunView",
@@ -42,17 +45,6 @@ __all__ = [
     "claimed_of",
     "open_store",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A client's request that was carried out, and what it was answered."""
-
-    namespace: str
-    request_id: str
-    run_id: str
-    method: str
-    reply: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +194,7 @@ _TO_CANCEL: Final = select(*_WITHOUT_VALUES).where(
 _KEYS: Final = select(keys).order_by(keys.c.created_ms.desc(), keys.c.key_id.desc()).limit(2)
 
 
-class Store(Lookups, Presence, Questions):
+class Store(Lookups, Presence, Schedules, Namespaces, Questions):
     """All that is stored."""
 
     lanes: int
@@ -247,6 +239,30 @@ class Store(Lookups, Presence, Questions):
                 request = Request(namespace, row["request_id"], row["run_id"], row["method"], row["reply"])
                 found[namespace, request.request_id] = request
         return found
+
+    @abstractmethod
+    async def remove_run(self, request: Request, now_ms: int) -> str | None:
+        """Delete the request's run if it is closed, and remember the request. Returns its workflow id; None: it is open
+        or not there, and nothing is remembered. Raises BatchRejected when the request id is taken.
+
+        The run is gone at once; `clear_removed` clears away what belongs to it.
+        """
+
+    @abstractmethod
+    async def remove_expired(self, namespace: str, before_ms: int, now_ms: int, limit: int) -> int:
+        """Delete runs that closed before `before_ms`, the oldest first. Returns how many: at most `limit`."""
+
+    @abstractmethod
+    async def forget_requests(self, namespace: str, before_ms: int, limit: int) -> int:
+        """Forget requests that are older. Returns how many: at most `limit`."""
+
+    @abstractmethod
+    async def clear_removed(self, before_ms: int) -> int:
+        """Clear away a piece of what belonged to runs that were deleted by then. Returns how many rows; 0: all is."""
+
+    @abstractmethod
+    async def set_namespace(self, namespace: Namespace, request: Request, now_ms: int) -> None:
+        """Keep the namespace so, and remember the request. Raises BatchRejected when the request id is taken."""
 
     @abstractmethod
     async def claim(self, wants: Sequence[Want], now_ms: int) -> list[Claimed]:

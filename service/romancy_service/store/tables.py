@@ -13,6 +13,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Double,
     Index,
     Integer,
     LargeBinary,
@@ -35,10 +36,14 @@ _BUSY: Final = {"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.02, "autov
 # The predicates of partial indexes. A query uses such an index only if it says the same, in the same words.
 OPEN: Final = "status in (1, 2)"
 """Runs to which something can still happen."""
+CLOSED: Final = "status > 2"
+"""Runs that are deleted once they are past their retention."""
 CLAIMABLE: Final = "owner = '' and not cancel_requested and kind in (1, 2)"
 """Tasks that a worker may be given once they are due."""
 RELAYED: Final = f"relay_ms < {NEVER_MS}"
 """Tasks that the service must look at some day."""
+LOOKED_AT: Final = f"look_ms < {NEVER_MS}"
+"""Schedules that the service must look at some day."""
 OWNED: Final = "owner <> ''"
 """Tasks that a session has."""
 
@@ -79,6 +84,7 @@ runs = Table(
     _text("build_id"),
     _bytes("memo"),
     _ms("start_ms"),
+    _bytes("attributes"),
     _ms("version"),
     _integer("status"),
     _ms("close_ms"),
@@ -119,6 +125,7 @@ Index("runs_open", runs.c.namespace, runs.c.workflow_id, unique=True, **_where(O
 Index("runs_by_id", runs.c.namespace, runs.c.workflow_id, runs.c.start_ms, runs.c.run_id)
 Index("runs_by_start", runs.c.namespace, runs.c.start_ms, runs.c.run_id)
 Index("runs_by_status", runs.c.namespace, runs.c.status, runs.c.start_ms, runs.c.run_id)
+Index("runs_by_close", runs.c.namespace, runs.c.close_ms, **_where(CLOSED))
 Index("runs_by_type", runs.c.namespace, runs.c.workflow_type, runs.c.start_ms, runs.c.run_id)
 
 history = Table(
@@ -130,6 +137,41 @@ history = Table(
     _bytes("events"),
     PrimaryKeyConstraint("run_id", "first_event_id", name="history_pk"),
     CheckConstraint("1 <= first_event_id and first_event_id <= last_event_id", name="history_event_ids"),
+)
+
+attributes = Table(
+    "attributes",
+    metadata,
+    _text("run_id"),
+    _text("name"),
+    _integer("position"),
+    _text("namespace"),
+    _integer("type"),
+    _text("text_value"),
+    _ms("integer_value"),
+    Column("number_value", Double, nullable=False),
+    _ms("start_ms"),
+    PrimaryKeyConstraint("run_id", "name", "position", name="attributes_pk"),
+    CheckConstraint("type between 1 and 5", name="attributes_type"),
+)
+"""What lists are filtered on: of each attribute one row, of a list of texts one for each. The run has them whole.
+
+A value stands in the column of its type, and the others have nothing: so one index serves all types, and gives the runs
+that have a value in the order in which lists show them.
+"""
+KEPT_ATTRIBUTE_COLUMNS: Final = ("run_id", "name", "position", "namespace", "start_ms")
+"""What a new value leaves as it is."""
+
+Index(
+    "attributes_by_value",
+    attributes.c.namespace,
+    attributes.c.name,
+    attributes.c.type,
+    attributes.c.text_value,
+    attributes.c.integer_value,
+    attributes.c.number_value,
+    attributes.c.start_ms,
+    attributes.c.run_id,
 )
 
 tasks = Table(
@@ -198,6 +240,8 @@ requests = Table(
     PrimaryKeyConstraint("namespace", "request_id", name="requests_pk"),
 )
 
+Index("requests_by_age", requests.c.namespace, requests.c.created_ms)
+
 queries = Table(
     "queries",
     metadata,
@@ -208,6 +252,50 @@ queries = Table(
     PrimaryKeyConstraint("query_id", name="queries_pk"),
 )
 """Questions between replicas; each is here for as long as somebody waits for its answer."""
+
+namespaces = Table(
+    "namespaces",
+    metadata,
+    _text("namespace"),
+    _ms("retention_ms"),
+    _ms("created_ms"),
+    PrimaryKeyConstraint("namespace", name="namespaces_pk"),
+    CheckConstraint("retention_ms > 0", name="namespaces_retention"),
+)
+"""Those of which something was said; the others have defaults."""
+
+removals = Table(
+    "removals",
+    metadata,
+    _text("run_id"),
+    _ms("removed_ms"),
+    PrimaryKeyConstraint("run_id", name="removals_pk"),
+)
+"""Runs that are deleted, whose history and all that belongs to them is still to be cleared away."""
+
+Index("removals_by_age", removals.c.removed_ms)
+
+schedules = Table(
+    "schedules",
+    metadata,
+    _text("namespace"),
+    _text("schedule_id"),
+    _text("uid"),
+    _text("workflow_type"),
+    _bytes("definition"),
+    _bytes("state"),
+    _ms("revision"),
+    _ms("version"),
+    _ms("create_ms"),
+    _ms("update_ms"),
+    _integer("part_hash"),
+    _ms("due_ms"),
+    _ms("look_ms"),
+    PrimaryKeyConstraint("namespace", "schedule_id", name="schedules_pk"),
+    CheckConstraint("revision >= 1 and version >= 1", name="schedules_version"),
+    postgresql_with=_BUSY,
+)
+Index("schedules_look", schedules.c.look_ms, **_where(LOOKED_AT))
 
 sessions = Table(
     "sessions",

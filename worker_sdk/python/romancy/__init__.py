@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         heartbeat,
         is_cancelled,
     )
+    from romancy.attributes import Attribute
     from romancy.children import Child, OtherWorkflow
     from romancy.client import Client
     from romancy.context import WorkflowContext, WorkflowInfo
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         DefinitionError,
         Divergence,
         NonDeterminism,
+        NothingDone,
         OutsideActivity,
         OutsideWorkflow,
         QueryError,
@@ -60,13 +62,18 @@ if TYPE_CHECKING:
         AccessDenied,
         QueryTimeout,
         RequestRefused,
+        ScheduleChanged,
+        ScheduleExists,
+        ScheduleNotFound,
         ServiceUnavailable,
         UpdateAborted,
         WorkflowAlreadyOpen,
         WorkflowClosed,
         WorkflowIdUsed,
         WorkflowNotFound,
+        WorkflowOpen,
     )
+    from romancy.schedules import Cron, Every, ScheduleHandle
     from romancy.worker import Worker, WorkerStopped
     from romancy.workflow import (
         DeterminismWarning,
@@ -85,6 +92,7 @@ __all__ = [
     "ActivityOptions",
     "ActivityTimeout",
     "ApplicationError",
+    "Attribute",
     "Child",
     "ChildCancelled",
     "ChildError",
@@ -92,10 +100,13 @@ __all__ = [
     "Client",
     "CompensationError",
     "ConversionError",
+    "Cron",
     "DefinitionError",
     "DeterminismWarning",
     "Divergence",
+    "Every",
     "NonDeterminism",
+    "NothingDone",
     "OtherWorkflow",
     "OutsideActivity",
     "OutsideWorkflow",
@@ -105,6 +116,10 @@ __all__ = [
     "RequestRefused",
     "RetryPolicy",
     "RomancyError",
+    "ScheduleChanged",
+    "ScheduleExists",
+    "ScheduleHandle",
+    "ScheduleNotFound",
     "SendError",
     "ServiceUnavailable",
     "StepError",
@@ -125,6 +140,7 @@ __all__ = [
     "WorkflowIdUsed",
     "WorkflowInfo",
     "WorkflowNotFound",
+    "WorkflowOpen",
     "WorkflowTaskError",
     "WorkflowTerminated",
     "WorkflowTimedOut",
@@ -138,7 +154,8 @@ __all__ = [
 ]
 
 _HOMES: Final = (
-    "errors", "options", "activity", "children", "context", "workflow", "refusals", "handle", "client", "worker",
+    "errors", "options", "activity", "attributes", "children", "context", "workflow", "refusals", "handle", "schedules",
+    "client", "worker",
 )  # fmt: skip
 """The modules that have the public names, each after those that it needs."""
 

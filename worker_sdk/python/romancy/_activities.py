@@ -27,7 +27,7 @@ from romancy._failure import to_failure
 from romancy._threads import DaemonPool
 from romancy._watch import Watch
 from romancy.activity import ActivityContext, ActivityDefinition, ActivityInfo, current_activity
-from romancy.errors import ApplicationError, RemoteError, RomancyError
+from romancy.errors import ApplicationError, NothingDone, RemoteError, RomancyError
 
 _log = logging.getLogger("romancy.worker")
 
@@ -105,11 +105,16 @@ class _Attempt:
         self.context = ActivityContext(_info(task), self.heartbeats.send)
         self.asyncio_task: asyncio.Task[None] | None = None
         """Set once the function runs; None for a sync one."""
+        self.begun = False
+        """The function was called: from then on it may have had its effect."""
 
     def failed(self, error: BaseException) -> ActivityCompletion:
         """The completion after the function raised."""
-        if isinstance(error, asyncio.CancelledError) and self.context.cancelled.is_set():
-            return ActivityCompletion(token=self.task.token, cancelled=ActivityCancelledOutcome())
+        if self.context.cancelled.is_set() and isinstance(error, asyncio.CancelledError | NothingDone):
+            # Where a cancellation interrupts an await nobody knows whether what was awaited has happened.
+            nothing_done = isinstance(error, NothingDone) or not self.begun
+            outcome = ActivityCancelledOutcome(nothing_done=nothing_done)
+            return ActivityCompletion(token=self.task.token, cancelled=outcome)
         failure = self.definition.encode_failure(error)
         # An error that the code means to raise is no news to whoever runs it; any other one is to be found at once.
         meant = isinstance(error, (ApplicationError, RemoteError, asyncio.CancelledError, *self.definition.raises))
@@ -237,6 +242,7 @@ class Activities:
             if context.cancelled.is_set():
                 raise asyncio.CancelledError
             args, kwargs = definition.decode_arguments(attempt.task.arguments)
+            attempt.begun = True
             result = definition.encode_result(await definition.fn(*args, **kwargs))
             completion = ActivityCompletion(token=attempt.task.token, result=result)
         except BaseException as error:
@@ -252,6 +258,7 @@ class Activities:
             if context.cancelled.is_set():
                 raise asyncio.CancelledError
             args, kwargs = definition.decode_arguments(attempt.task.arguments)
+            attempt.begun = True
             result = definition.encode_result(definition.fn(*args, **kwargs))
             completion = ActivityCompletion(token=attempt.task.token, result=result)
         except BaseException as error:

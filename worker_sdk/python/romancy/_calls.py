@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 
 from romancy.v1.admin_service_pb2_grpc import AdminServiceStub
+from romancy.v1.schedule_service_pb2_grpc import ScheduleServiceStub
 from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceStub
 
 from romancy._channel import Endpoint, error_details
@@ -19,6 +20,7 @@ from romancy.refusals import refusal_of
 
 if TYPE_CHECKING:
     from romancy.v1.admin_service_pb2_grpc import AdminServiceAsyncStub
+    from romancy.v1.schedule_service_pb2_grpc import ScheduleServiceAsyncStub
     from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceAsyncStub
 
 _Request = TypeVar("_Request")
@@ -44,6 +46,7 @@ class Calls:
         self._closing: set[asyncio.Task[None]] = set()
         self._workflows: WorkflowServiceAsyncStub | None = None
         self._admin: AdminServiceAsyncStub | None = None
+        self._schedules: ScheduleServiceAsyncStub | None = None
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -64,6 +67,13 @@ class Calls:
             self._admin = AdminServiceStub(self._open())
         return self._admin
 
+    @property
+    def schedules(self) -> ScheduleServiceAsyncStub:
+        """ScheduleService on the current channel."""
+        if self._schedules is None:
+            self._schedules = ScheduleServiceStub(self._open())
+        return self._schedules
+
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:
             self._channel = self._endpoint.open()
@@ -72,7 +82,7 @@ class Calls:
     def reopen(self) -> None:
         """Leave the connection behind: it gave no answer in time. Other calls on it may end by themselves."""
         channel, self._channel = self._channel, None
-        self._workflows = self._admin = None
+        self._workflows = self._admin = self._schedules = None
         if channel is not None:
             task = asyncio.get_running_loop().create_task(channel.close(_CLOSING_S))
             self._closing.add(task)
@@ -85,7 +95,7 @@ class Calls:
         await asyncio.gather(*self._closing, return_exceptions=True)
         if self._channel is not None:
             await self._channel.close(None)
-        self._channel = self._workflows = self._admin = None
+        self._channel = self._workflows = self._admin = self._schedules = None
 
     async def call(
         self,

@@ -18,7 +18,7 @@ from romancy import _guard
 from romancy._failure import only_error, to_failure
 from romancy._handlers import Handlers
 from romancy._loop import WorkflowLoop
-from romancy._machine import ends_run, is_command, is_input
+from romancy._machine import Machine, ends_run, is_command, is_input
 from romancy.context import Recurrence, WorkflowContext, WorkflowInfo, from_ms
 from romancy.errors import ActivityCancelled, ApplicationError, RemoteError, WorkflowTaskError
 from romancy.workflow import WorkflowDefinition
@@ -74,6 +74,11 @@ class WorkflowInstance:
         """Ask the code something; nothing changes by it. Raises what its handler raises."""
         with self._loop:
             return self._handlers.query(name, arguments)
+
+    @property
+    def machine(self) -> Machine:
+        """What the code asked for."""
+        return self._loop.machine
 
     def close(self) -> None:
         """Put the run out of memory. Its code is freed as it stands: no `finally` of it runs."""
@@ -131,9 +136,8 @@ class WorkflowInstance:
             continued_from_run_id=started.continued_from_run_id,
             first_run_id=started.first_run_id or self._run_id,
         )
-        code = _live(
-            loop, self._handlers, self._definition, WorkflowContext(loop, self._handlers, info, self._definition), spec
-        )
+        context = WorkflowContext(loop, self._handlers, info, self._definition, spec.attributes)
+        code = _live(loop, self._handlers, self._definition, context, spec)
         # A context of its own: what the worker's thread has set is no part of the history.
         self._main = loop.create_task(code, name="workflow", context=Context())
 
@@ -152,9 +156,11 @@ async def _live(
     try:
         args, kwargs = definition.decode_arguments(spec.arguments)
         result = definition.encode_result(await definition.begin(context, handlers)(*args, **kwargs))
-    except (GeneratorExit, KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
+        if isinstance(error, GeneratorExit) and loop.is_closed():
+            raise  # the run is put out of memory; raised by the code itself it is an error like any other
         loop.excuse_calls()
         if isinstance(recurrence := only_error(error), Recurrence):
             kind, command = "ContinueWorkflow", Command(continue_workflow=_next_run(recurrence, spec, handlers))

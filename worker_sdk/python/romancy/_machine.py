@@ -29,6 +29,7 @@ from romancy.v1.command_pb2 import (
     RejectUpdate,
     ScheduleActivity,
     Send,
+    SetAttributes,
     StartChild,
     StartTimer,
 )
@@ -268,6 +269,10 @@ class Machine:
         command = Command(register_compensation=RegisterCompensation(compensation=compensation))
         self._issue("RegisterCompensation", compensation.activity_type, command)
 
+    def set_attributes(self, command: SetAttributes) -> None:
+        """Change the run's attributes."""
+        self._issue("SetAttributes", _attribute_names(command), Command(set_attributes=command))
+
     def compensate(self, resolve: Resolve) -> str:
         """Ask to undo what is on the saga's list."""
         self._compensate_count += 1
@@ -386,6 +391,10 @@ def _is_patch(event: HistoryEvent) -> bool:
     return event.HasField("patch_marked")
 
 
+def _attribute_names(command: SetAttributes) -> str:
+    return ", ".join([*sorted(command.set), *(f"without {name}" for name in sorted(command.unset))])
+
+
 def _recorded(event: HistoryEvent) -> str:
     """The command that an event records, in the words of `_issue`."""
     match event.WhichOneof("attributes"):
@@ -399,6 +408,8 @@ def _recorded(event: HistoryEvent) -> str:
             return f"CancelTimer {event.timer_cancelled.timer_id}"
         case "compensation_registered":
             return f"RegisterCompensation {event.compensation_registered.compensation.activity_type}"
+        case "attributes_set":
+            return f"SetAttributes {_attribute_names(event.attributes_set.command)}"
         case "compensate_requested":
             return f"Compensate {event.compensate_requested.compensate_id}"
         case "step_recorded":

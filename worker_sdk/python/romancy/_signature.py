@@ -131,9 +131,10 @@ def local_names(fn: Callable[..., Any]) -> dict[str, Any]:
     """The names around a function that is being defined inside of another one: its annotations may use them."""
     if "<locals>" not in getattr(fn, "__qualname__", ""):
         return {}
+    defined = inspect.unwrap(fn).__globals__  # a decorator's function has those of another module
     frame = inspect.currentframe()
     while frame is not None:
-        if frame.f_globals is fn.__globals__:
+        if frame.f_globals is defined:
             return dict(frame.f_locals)
         frame = frame.f_back
     return {}

@@ -32,6 +32,7 @@ from romancy.v1.worker_service_pb2 import (
 
 from romancy._failure import to_failure
 from romancy._instance import Activation, WorkflowInstance
+from romancy._interrupt import Interrupt
 from romancy._watch import Watch
 from romancy.errors import RomancyError
 from romancy.workflow import WorkflowDefinition
@@ -104,6 +105,7 @@ class Workflows:
         self._results = Results([], [], [], [])
         self._jobs: SimpleQueue[tuple[Callable[[Any], None], Any] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._main, name="romancy-workflows", daemon=True)
+        self._interrupt = Interrupt()
         self._watch = Watch(
             self._thread,
             lambda answer: self._post(lambda _: answer(), None),
@@ -134,8 +136,9 @@ class Workflows:
             self._post(self._acknowledge, ours)
 
     def check(self) -> None:
-        """Report it when a workflow's code blocks the others. To be called now and then."""
+        """Report it when a workflow's code blocks the others, and end it at last. To be called now and then."""
         self._watch.check()
+        self._interrupt.check()
 
     def forget_all(self) -> None:
         """The service knows nothing of what is held here."""
@@ -226,7 +229,8 @@ class Workflows:
         return WorkflowInstance(definition, workflow_id=workflow_id, run_id=run_id)
 
     def _activate(self, held: _Held, events: Sequence[HistoryEvent]) -> Activation:
-        activation = held.instance.activate(events)
+        with self._interrupt.watching(held.instance.machine):
+            activation = held.instance.activate(events)
         opened = held.open_activities
         for event in events:
             match event.WhichOneof("attributes"):

@@ -32,6 +32,7 @@ from romancy._attempt import (
     is_cancelled,
 )
 from romancy._checks import check_choice, check_type, refuse_unknown
+from romancy._effect import check_undo, knows_whether_done
 from romancy._failure import failed_for_good, only_error, stopped, to_failure
 from romancy._loop import running_loop
 from romancy._signature import Signature, is_declaration, local_names
@@ -97,8 +98,10 @@ class ActivityDefinition(Generic[P, R]):
         self._always = compensate == "always"
         self._signature = Signature(fn, self.name, names=names)
         self._schedule = self.activity_options.schedule(self.name)
+        if compensation is not None and not self.is_declared:
+            check_undo(self.name, fn, compensation.name, compensation.fn)
         self._compensation = (
-            None if compensation is None else Undoing(self.name, self._signature, compensation, always=self._always)
+            None if compensation is None else undoing(self.name, self._signature, compensation, always=self._always)
         )
         self.__doc__ = fn.__doc__
         self.__name__ = fn.__name__
@@ -179,7 +182,7 @@ class ActivityDefinition(Generic[P, R]):
         command.MergeFrom(self._schedule)
         command.arguments.extend(arguments)
         if self._compensation is not None:
-            command.compensation.CopyFrom(self._compensation.of(arguments))
+            command.compensation.CopyFrom(self._compensation)
         return command
 
     def compensation_command(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compensation:
@@ -201,45 +204,38 @@ class ActivityDefinition(Generic[P, R]):
                 raise stopped(event.activity_cancelled)
 
 
-class Undoing:
-    """How a compensation gets its arguments from what it undoes: by the names of its parameters."""
+def undoing(name: str, signature: Signature, undo: ActivityDefinition[..., Any], *, always: bool) -> Compensation:
+    """How `undo` undoes a call of `name`, with where each of its arguments comes from: by the names of its parameters.
 
-    def __init__(self, name: str, signature: Signature, undo: ActivityDefinition[..., Any], *, always: bool) -> None:
-        """Raises DefinitionError when a parameter of `undo` is none of `signature`, and not `result`."""
-        own = {parameter.name: place for place, parameter in enumerate(signature.parameters)}
-        if _RESULT in own:
+    Raises DefinitionError when one is none of those of `signature`, and not `result`.
+    """
+    own = {parameter.name: place for place, parameter in enumerate(signature.parameters)}
+    if _RESULT in own:
+        raise DefinitionError(
+            f"{name} has a parameter called 'result', which is what its compensation {undo.name} would call "
+            "its result: rename the parameter"
+        )
+    arguments: list[CompensationArgument] = []
+    for parameter in undo._signature.parameters:
+        if parameter.name == _RESULT:
+            if undo._signature.is_evaluable():  # else check() does it, once all names are defined
+                _check_takes_none(undo)
+            arguments.append(CompensationArgument(activity_result=ActivityResult()))
+        elif parameter.name in own:
+            arguments.append(CompensationArgument(activity_argument=own[parameter.name]))
+        elif parameter.default is not inspect.Parameter.empty:
+            payload = codec(Any).encode(parameter.default, f"default of {parameter.name!r} of {undo.name}")
+            arguments.append(CompensationArgument(payload=payload))
+        else:
             raise DefinitionError(
-                f"{name} has a parameter called 'result', which is what its compensation {undo.name} would call "
-                "its result: rename the parameter"
+                f"{undo.name} cannot undo {name}: its parameter {parameter.name!r} is none of "
+                f"{', '.join([*own, _RESULT])}"
             )
-        self._places: list[int | CompensationArgument] = []
-        for parameter in undo._signature.parameters:
-            if parameter.name == _RESULT:
-                if undo._signature.is_evaluable():  # else check() does it, once all names are defined
-                    _check_takes_none(undo)
-                self._places.append(CompensationArgument(activity_result=ActivityResult()))
-            elif parameter.name in own:
-                self._places.append(own[parameter.name])
-            elif parameter.default is not inspect.Parameter.empty:
-                payload = codec(Any).encode(parameter.default, f"default of {parameter.name!r} of {undo.name}")
-                self._places.append(CompensationArgument(payload=payload))
-            else:
-                raise DefinitionError(
-                    f"{undo.name} cannot undo {name}: its parameter {parameter.name!r} is none of "
-                    f"{', '.join([*own, _RESULT])}"
-                )
-        self._template = undo.activity_options.compensation(undo.name)
-        if always:
-            self._template.when = COMPENSATE_WHEN_ALWAYS
-
-    def of(self, arguments: Sequence[Payload]) -> Compensation:
-        """The compensation of one call."""
-        compensation = Compensation()
-        compensation.CopyFrom(self._template)
-        for place in self._places:
-            argument = CompensationArgument(payload=arguments[place]) if isinstance(place, int) else place
-            compensation.arguments.append(argument)
-        return compensation
+    template = undo.activity_options.compensation(undo.name)
+    if always or knows_whether_done(undo.fn):
+        template.when = COMPENSATE_WHEN_ALWAYS
+    template.arguments.extend(arguments)
+    return template
 
 
 class AsyncActivity(ActivityDefinition[P, R]):
@@ -265,6 +261,8 @@ def _check_definition(
     of = f" of {fn.__name__}"
     if name is not None:
         check_type(f"name{of}", name, str, "a text", DefinitionError)
+    if str(name).startswith("undo/"):
+        raise DefinitionError(f"name{of} is {name!r}: 'undo/' is how the ids of compensations begin, give another one")
     check_choice(f"compensate{of}", compensate, ("unless_failed", "always"), DefinitionError)
     if compensation is not None:
         expected = "a function decorated with @compensation"

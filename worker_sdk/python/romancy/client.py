@@ -7,23 +7,24 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
-
-from google.protobuf.duration_pb2 import Duration
+from typing import Any, Final, Literal, TypeVar, TypeVarTuple, Unpack, overload
 
 from romancy.v1.admin_service_pb2 import (
     DescribeTaskQueueRequest,
     DescribeTaskQueueResponse,
+    ListNamespacesRequest,
     ListSessionsRequest,
+    Namespace,
     Session,
+    SetNamespaceRequest,
 )
+from romancy.v1.schedule_pb2 import ScheduleInfo
+from romancy.v1.schedule_service_pb2 import ListSchedulesRequest
 from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_COMPLETED,
-    AttributeValue,
     Signal,
     WorkflowInfo,
     WorkflowOutcome,
-    WorkflowSpec,
 )
 from romancy.v1.workflow_service_pb2 import (
     ID_CONFLICT_POLICY_FAIL,
@@ -50,11 +51,13 @@ from romancy._checks import check_choice, check_type, refuse_unknown
 from romancy._failure import outcome_error
 from romancy._methods import HandlerMethod
 from romancy._results import Results
+from romancy._spec import SpecOptions, check_spec, to_spec
 from romancy._starts import Starts
 from romancy.context import WorkflowContext
 from romancy.converter import codec
 from romancy.handle import WorkflowHandle, new_id
 from romancy.options import Seconds, check_seconds, in_seconds, to_duration
+from romancy.schedules import CreateScheduleOptions, ScheduleHandle, Times, to_schedule
 from romancy.workflow import WorkflowDefinition, definition_of
 
 _R = TypeVar("_R")
@@ -73,33 +76,15 @@ _CONFLICT: Final[Mapping[str, IdConflictPolicy.ValueType]] = {
 _PAGE: Final = 256
 
 
-class StartOptions(TypedDict, total=False):
-    """How a workflow is started."""
+class StartOptions(SpecOptions, total=False):
+    """How a workflow is started, and how it runs."""
 
     id: str | None
     """The name of the workflow; without one the service makes it."""
-    task_queue: str
-    """Where its workers are; without one, "default"."""
     id_reuse: Literal["allow", "allow_if_failed", "reject"]
     """Whether an id may be used again after its last run closed; "allow" unless said."""
     id_conflict: Literal["fail", "use_existing", "terminate_existing"]
     """What happens when a run of the id is open; "fail" unless said."""
-    run_timeout: Seconds | None
-    """Longest time until it is undone; without one, no limit."""
-    execution_timeout: Seconds | None
-    """The same through all runs that continue it."""
-    start_delay: Seconds | None
-    """Its code runs so much later, and timeouts count from then on."""
-    priority: int
-    """Smaller is sooner; 0 is ordinary."""
-    headers: Mapping[str, str]
-    """Context that travels with every task of the workflow."""
-    memo: Mapping[str, Any]
-    """Values for people, shown with the workflow."""
-    attributes: Mapping[str, AttributeValue]
-    """Typed values, shown with the workflow."""
-    build_id: str
-    """The build that it is for; any unless said."""
     request_id: str
     """The same one never starts twice; without one, each call has its own."""
 
@@ -182,24 +167,10 @@ class Client:
 
     def _start_request(self, workflow: Any, args: tuple[Any, ...], options: StartOptions) -> StartWorkflowRequest:
         _check(options)
-        name, arguments = _encode(definition_of(workflow), args)
-        spec = WorkflowSpec(
-            workflow_type=name,
-            task_queue=options.get("task_queue", ""),
-            arguments=arguments,
-            run_timeout=_optional(options.get("run_timeout")),
-            execution_timeout=_optional(options.get("execution_timeout")),
-            start_delay=_optional(options.get("start_delay")),
-            priority=options.get("priority", 0),
-            headers=options.get("headers"),
-            memo={key: codec(Any).encode(value, f"memo {key!r}") for key, value in options.get("memo", {}).items()},
-            attributes=options.get("attributes"),
-            build_id=options.get("build_id", ""),
-        )
         return StartWorkflowRequest(
             namespace=self.namespace,
             workflow_id=options.get("id") or "",
-            spec=spec,
+            spec=to_spec(workflow, args, options),
             request_id=options.get("request_id") or new_id(),
             id_reuse_policy=_REUSE[options.get("id_reuse", "allow")],
             id_conflict_policy=_CONFLICT[options.get("id_conflict", "fail")],
@@ -259,6 +230,60 @@ class Client:
         """
         return WorkflowHandle(self, workflow_id, run_id, _decoder(definition_of(workflow)))
 
+    # Schedules ------------------------------------------------------------------------------------------------------
+
+    @overload
+    async def create_schedule(
+        self,
+        schedule_id: str,
+        times: Times,
+        workflow: Callable[[WorkflowContext, *_Args], Coroutine[Any, Any, _R]],
+        *args: *_Args,
+        **options: Unpack[CreateScheduleOptions],
+    ) -> ScheduleHandle[_R]: ...
+    @overload
+    async def create_schedule(
+        self, schedule_id: str, times: Times, workflow: str, *args: Any, **options: Unpack[CreateScheduleOptions]
+    ) -> ScheduleHandle[Any]: ...
+    async def create_schedule(  # type: ignore[misc]  # as start_workflow
+        self, schedule_id: str, times: Times, workflow: Any, *args: Any, **options: Unpack[CreateScheduleOptions]
+    ) -> ScheduleHandle[Any]:
+        """Have the service start a workflow with these arguments at given times; durable when this returns.
+
+        Raises ScheduleExists, ConversionError, and RequestRefused for what else is wrong.
+        """
+        handle = ScheduleHandle[Any](self, schedule_id, workflow)
+        await handle.create(
+            to_schedule(times, workflow, args, options),
+            paused=options.get("paused", False),
+            note=options.get("note", ""),
+            request_id=options.get("request_id", ""),
+        )
+        return handle
+
+    @overload
+    def get_schedule_handle(
+        self, schedule_id: str, *, workflow: Callable[[WorkflowContext, *tuple[Any, ...]], Coroutine[Any, Any, _R]]
+    ) -> ScheduleHandle[_R]: ...
+    @overload
+    def get_schedule_handle(self, schedule_id: str) -> ScheduleHandle[Any]: ...
+    def get_schedule_handle(self, schedule_id: str, *, workflow: Any = "") -> ScheduleHandle[Any]:
+        """A schedule that was made before, here or elsewhere; nothing is asked of the service yet."""
+        return ScheduleHandle(self, schedule_id, workflow)
+
+    async def list_schedules(self, *, limit: int | None = None) -> AsyncIterator[ScheduleInfo]:
+        """Schedules, by their ids; all of them, or `limit`."""
+        request = ListSchedulesRequest(namespace=self.namespace, page_size=min(limit or _PAGE, _PAGE))
+        left = limit
+        while True:
+            page = await self.calls.call(lambda calls: calls.schedules.ListSchedules, request)
+            for info in page.schedules[:left]:
+                yield info
+            left = None if left is None else left - len(page.schedules)
+            if not page.next_page_token or (left is not None and left <= 0):
+                return
+            request.page_token = page.next_page_token
+
     # Looking --------------------------------------------------------------------------------------------------------
 
     async def list_workflows(
@@ -286,6 +311,28 @@ class Client:
         request = ListSessionsRequest(namespace=self.namespace, task_queue=task_queue)
         return (await self.calls.call(lambda calls: calls.admin.ListSessions, request)).sessions
 
+    async def list_namespaces(self) -> AsyncIterator[Namespace]:
+        """The namespaces that were set or are used, by name; of these, the ones that our credentials allow."""
+        request = ListNamespacesRequest(page_size=_PAGE)
+        while True:
+            page = await self.calls.call(lambda calls: calls.admin.ListNamespaces, request)
+            for namespace in page.namespaces:
+                yield namespace
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def set_namespace(self, retention: Seconds) -> Namespace:
+        """Say how long this client's namespace keeps closed workflows. What is older is deleted within minutes."""
+        check_seconds("retention", retention)
+        request = SetNamespaceRequest(
+            namespace=self.namespace,
+            retention=to_duration(retention),
+            request_id=new_id(),
+            identity=self.identity,
+        )
+        return (await self.calls.call(lambda calls: calls.admin.SetNamespace, request)).namespace
+
     async def describe_task_queue(self, task_queue: str = "") -> DescribeTaskQueueResponse:
         """What waits in a queue ("default" unless said), and who serves it."""
         request = DescribeTaskQueueRequest(namespace=self.namespace, task_queue=task_queue)
@@ -297,25 +344,8 @@ def _check(options: StartOptions) -> None:
     refuse_unknown("start_workflow", options, StartOptions.__annotations__)
     check_choice("id_reuse", options.get("id_reuse", "allow"), _REUSE)
     check_choice("id_conflict", options.get("id_conflict", "fail"), _CONFLICT)
-    for name in ("run_timeout", "execution_timeout", "start_delay"):
-        check_seconds(name, options.get(name))
-    check_type("priority", options.get("priority", 0), int, "a whole number")
     check_type("id", options.get("id") or "", str, "a text")
-    check_type("task_queue", options.get("task_queue", ""), str, "the name of a queue")
-    for name in ("headers", "memo", "attributes"):
-        check_type(name, options.get(name, {}), Mapping, "a mapping of names to values")
-    for name, value in options.get("headers", {}).items():
-        check_type(f"header {name!r}", value, str, "a text")
-    for name, attribute in options.get("attributes", {}).items():
-        check_type(f"attribute {name!r}", attribute, AttributeValue, "an AttributeValue, as AttributeValue(text=...)")
-
-
-def _encode(workflow: Any, args: tuple[Any, ...]) -> tuple[str, list[Any]]:
-    if isinstance(workflow, WorkflowDefinition):
-        return workflow.name, workflow.encode_arguments(args, {})
-    if isinstance(workflow, str):
-        return workflow, [codec(Any).encode(value, f"argument {n} of {workflow}") for n, value in enumerate(args, 1)]
-    raise TypeError(f"{workflow!r} is no workflow: give a function decorated with @workflow, or the name of one")
+    check_spec(options)
 
 
 def _decoder(workflow: Any) -> Callable[[WorkflowOutcome], Any]:
@@ -327,7 +357,3 @@ def _decoder(workflow: Any) -> Callable[[WorkflowOutcome], Any]:
         return codec(Any).decode(outcome.result, f"the result of {workflow or 'the workflow'}")
 
     return decode
-
-
-def _optional(span: Seconds | None) -> Duration | None:
-    return None if span is None else to_duration(span)

@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn, ParamSpec, Protocol, TypeVar, TypeVarTu
 
 from romancy.v1.command_pb2 import RecordStep, StartChild
 from romancy.v1.payload_pb2 import Payload
-from romancy.v1.workflow_pb2 import WorkflowSpec
+from romancy.v1.workflow_pb2 import AttributeValue, WorkflowSpec
 
 from romancy._checks import check_choice, check_type, refuse_unknown
 from romancy._failure import from_failure, step_error, to_failure
@@ -22,12 +22,14 @@ from romancy._handlers import Handlers, handler_of
 from romancy._loop import WorkflowLoop
 from romancy._signature import Signature, local_names
 from romancy.activity import ActivityDefinition
+from romancy.attributes import Attribute, attributes_command
 from romancy.children import CLOSE_POLICIES, Child, ChildOptions, OtherWorkflow
 from romancy.errors import CompensationError
 from romancy.options import Seconds, check_seconds, to_duration
 
 P = ParamSpec("P")
 _T = TypeVar("_T")
+_A = TypeVar("_A", str, int, float, bool, datetime, list[str])
 _Args = TypeVarTuple("_Args")
 
 LONG_HISTORY: Final = 4_096
@@ -74,10 +76,18 @@ class Definition(Protocol):
 class WorkflowContext:
     """What workflow code may call. The first argument of every workflow function."""
 
-    def __init__(self, loop: WorkflowLoop, handlers: Handlers, info: WorkflowInfo, definition: Definition) -> None:
+    def __init__(
+        self,
+        loop: WorkflowLoop,
+        handlers: Handlers,
+        info: WorkflowInfo,
+        definition: Definition,
+        attributes: Mapping[str, AttributeValue],
+    ) -> None:
         self._loop = loop
         self._handlers = handlers
         self._definition = definition
+        self._attributes = dict(attributes)
         self.info = info
 
     @property
@@ -119,6 +129,22 @@ class WorkflowContext:
     @cached_property
     def _uuids(self) -> Random:
         return Random(f"{self.info.run_id}/uuid4")
+
+    def set_attributes(self, attributes: Mapping[Attribute[Any], Any]) -> None:
+        """Change the workflow's attributes: `ctx.set_attributes({STAGE: "paid", TOTAL: 99.9})`. None takes one away.
+
+        Those that are not named stay. Raises TypeError or ValueError for a value that is not of its key's type.
+        """
+        command = attributes_command(attributes)
+        if command.set or command.unset:
+            self._loop.machine.set_attributes(command)
+        for name in command.unset:
+            self._attributes.pop(name, None)
+        self._attributes.update(command.set)
+
+    def attribute(self, key: Attribute[_A]) -> _A | None:
+        """The attribute as the code set it last, or as the workflow was started; None if there is none of the type."""
+        return key.read(self._attributes)
 
     async def sleep(self, duration: Seconds) -> None:
         """Wait durably. A duration of zero or less is over at once, and recorded all the same."""
@@ -251,7 +277,7 @@ class WorkflowContext:
                 headers=self.info.headers,
             ),
             parent_close_policy=CLOSE_POLICIES[policy],
-            compensation=None if compensation is None else definition.undoing(compensation).of(arguments),
+            compensation=None if compensation is None else definition.undoing(compensation),
         )
         child: Child[Any] = Child(self._loop, definition.decode_result)
         child.request(command)

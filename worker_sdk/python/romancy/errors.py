@@ -44,6 +44,13 @@ class TerminalError(ApplicationError):
         super().__init__(message, *details, type=type, non_retryable=True)
 
 
+class NothingDone(TerminalError):
+    """Raised by an activity that is asked to stop and surely had no effect, or took it back: it is not undone.
+
+    One that lets the cancellation through instead may have been interrupted after its effect, and is undone.
+    """
+
+
 class RemoteError(RomancyError):
     """An error that was raised elsewhere: its type and text, the raiser's details, and what it was caused by."""
 

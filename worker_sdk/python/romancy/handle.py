@@ -20,6 +20,7 @@ from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CONTINUED, Signal, WorkflowO
 from romancy.v1.workflow_service_pb2 import (
     UPDATE_STAGE_ACCEPTED,
     CancelWorkflowRequest,
+    DeleteWorkflowRequest,
     GetHistoryRequest,
     GetWorkflowRequest,
     GetWorkflowResponse,
@@ -114,6 +115,13 @@ class WorkflowHandle(Generic[_R_co]):
         )
         answer = await self._client.calls.call(lambda calls: calls.workflows.TerminateWorkflow, request)
         return list(answer.not_undone)
+
+    async def delete(self, reason: str = "") -> None:
+        """Forget the workflow, which must be closed, with its history. Nobody can find it any more."""
+        request = DeleteWorkflowRequest(
+            workflow=self._ref, reason=reason, request_id=new_id(), identity=self._client.identity
+        )
+        await self._client.calls.call(lambda calls: calls.workflows.DeleteWorkflow, request)
 
     # Talking to its code ----------------------------------------------------------------------------------------------
 

@@ -53,6 +53,22 @@ class QueryTimeout(RequestRefused):
     """No worker answered the query in time."""
 
 
+class ScheduleNotFound(RequestRefused):
+    """There is no schedule of that id."""
+
+
+class ScheduleExists(RequestRefused):
+    """There is a schedule of that id already."""
+
+
+class ScheduleChanged(RequestRefused):
+    """Somebody else changed the schedule meanwhile."""
+
+
+class WorkflowOpen(RequestRefused):
+    """The run is open: what was asked can be done only with a closed one."""
+
+
 class AccessDenied(RequestRefused):
     """The credentials are missing, wrong, or not enough."""
 
@@ -71,6 +87,10 @@ _BY_REASON: Final[Mapping[str, type[RequestRefused]]] = {
     "WORKFLOW_ALREADY_OPEN": WorkflowAlreadyOpen,
     "WORKFLOW_ID_USED": WorkflowIdUsed,
     "WORKFLOW_CLOSED": WorkflowClosed,
+    "SCHEDULE_NOT_FOUND": ScheduleNotFound,
+    "SCHEDULE_EXISTS": ScheduleExists,
+    "SCHEDULE_CHANGED": ScheduleChanged,
+    "WORKFLOW_OPEN": WorkflowOpen,
 }
 _BY_CODE: Final[Mapping[grpc.StatusCode, type[RequestRefused]]] = {
     grpc.StatusCode.UNAUTHENTICATED: AccessDenied,

@@ -79,7 +79,7 @@ class LocalService:
         length = length if isinstance(length, timedelta) else timedelta(seconds=length)
         await self._quiet(patience)
         end_ms = self._clock.now_ms() + int(length.total_seconds() * 1000)
-        while (next_ms := self._next_due_ms()) <= end_ms:
+        while (next_ms := await self._next_due_ms()) <= end_ms:
             await self._move_to(next_ms, patience)
         await self._move_to(end_ms, patience)
 
@@ -88,10 +88,11 @@ class LocalService:
         await self.running.time_moved()
         await self._quiet(patience)
 
-    def _next_due_ms(self) -> int:
+    async def _next_due_ms(self) -> int:
+        scheduled_ms = await self.running.schedules.next_ms()
         now_ms = self._clock.now_ms()
         times = (time for task in self._open_tasks() for time in (task.due_ms, task.unowned_relay_ms) if time > now_ms)
-        return min(times, default=NEVER_MS)
+        return min(min(times, default=NEVER_MS), scheduled_ms)
 
     def _open_tasks(self) -> Iterator[Task]:
         return (task for run in self.running.node.engine.open_runs() for task in run.tasks.values())
@@ -102,7 +103,8 @@ class LocalService:
         quiet = 0
         while quiet < _QUIET_ROUNDS and time.monotonic() < deadline:
             now_ms = self._clock.now_ms()
-            busy = not self.running.node.engine.idle or any(task.due_ms <= now_ms for task in self._open_tasks())
+            under_way = not (self.running.node.engine.idle and self.running.schedules.idle)
+            busy = under_way or any(task.due_ms <= now_ms for task in self._open_tasks())
             quiet = 0 if busy else quiet + 1
             await asyncio.sleep(_ROUND_S)
 

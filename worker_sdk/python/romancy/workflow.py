@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, overload
 
+from romancy.v1.command_pb2 import Compensation
 from romancy.v1.payload_pb2 import Payload
 
 from romancy._checks import check_type
@@ -18,7 +19,7 @@ from romancy._lint import lint
 from romancy._loop import running_loop
 from romancy._methods import HandlerMethod, UpdateMethod
 from romancy._signature import Signature, local_names
-from romancy.activity import ActivityDefinition, Undoing
+from romancy.activity import ActivityDefinition, undoing
 from romancy.context import WorkflowContext
 from romancy.errors import DefinitionError
 
@@ -84,9 +85,9 @@ class WorkflowDefinition(Generic[P, R]):
         """What a client gives, as payloads. Raises TypeError and ConversionError, naming the argument."""
         return self._signature.encode_arguments(args, kwargs)
 
-    def undoing(self, compensation: ActivityDefinition[..., Any]) -> Undoing:
+    def undoing(self, compensation: ActivityDefinition[..., Any]) -> Compensation:
         """How a compensation undoes it, where it is a child. Raises DefinitionError."""
-        return Undoing(self.name, self._signature, compensation, always=False)
+        return undoing(self.name, self._signature, compensation, always=False)
 
     def decode_arguments(self, payloads: Sequence[Payload]) -> tuple[list[Any], dict[str, Any]]:
         """Positional and keyword arguments for `fn`, after the context. Raises ConversionError."""

@@ -11,8 +11,10 @@ import click
 
 from romancy.cli import look, talk  # noqa: F401 - add their commands to `workflow`
 from romancy.cli.connection import EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_USAGE, Failed
+from romancy.cli.namespace import namespace
 from romancy.cli.output import Output
 from romancy.cli.queue import queue
+from romancy.cli.schedule import schedule
 from romancy.cli.worker import worker
 from romancy.cli.workflow import workflow
 
@@ -41,8 +43,10 @@ def romancy() -> None:
 
 
 romancy.add_command(workflow)
+romancy.add_command(schedule)
 romancy.add_command(worker)
 romancy.add_command(queue)
+romancy.add_command(namespace)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -50,7 +54,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     # Whatever goes wrong is said as it was asked for, also where the command line itself is wrong.
     output = Output(as_json="--json" in (sys.argv[1:] if arguments is None else arguments))
     try:
-        code = romancy.main(arguments, prog_name="romancy", standalone_mode=False)
+        code = _run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -76,3 +80,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         where = f"{os.path.basename(place.filename)}:{place.lineno}"
         output.complain(f"unexpected {type(error).__name__} at {where}: {error}", "UNEXPECTED")
         sys.exit(EXIT_UNEXPECTED)
+
+
+def _run(arguments: list[str]) -> object:
+    # Not by `romancy.main`, which turns a broken pipe into an exit code that says something else here.
+    try:
+        with romancy.make_context("romancy", list(arguments)) as context:
+            return romancy.invoke(context)
+    except click.exceptions.Exit as end:
+        return end.exit_code

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.workflow_pb2 import WorkflowStatus
 from romancy.v1.workflow_service_pb2 import WorkflowFilter
 
+from romancy.cli.attribute import attribute_filters
 from romancy.cli.connection import connected
 from romancy.cli.output import Output, compact
 from romancy.cli.plain import moment, plain, status_name
@@ -21,15 +22,23 @@ from romancy.cli.workflow import lament, run_id_option, workflow, workflow_id_ar
 from romancy.client import Client
 
 _STATUSES: Final = {name.removeprefix("WORKFLOW_STATUS_").lower(): name for name in WorkflowStatus.keys()[1:]}
-_TIMES: Final = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"])
-_TIME_HELP: Final = "In UTC: 2026-01-31 or 2026-01-31T10:00:00."
+TIMES: Final = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"])
+TIME_HELP: Final = "In UTC: 2026-01-31 or 2026-01-31T10:00:00."
 _FILTERS: Final = (
     click.option("--status", "statuses", multiple=True, type=click.Choice(list(_STATUSES)), help="Any of these."),
     click.option("--type", "workflow_type", default="", help="Exactly this type."),
     click.option("--id", "workflow_id", default="", help="Exactly this workflow id."),
     click.option("--id-prefix", default="", help="Workflow ids that begin so."),
-    click.option("--started-from", type=_TIMES, metavar="TIME", help=_TIME_HELP),
-    click.option("--started-before", type=_TIMES, metavar="TIME", help=_TIME_HELP),
+    click.option("--started-from", type=TIMES, metavar="TIME", help=TIME_HELP),
+    click.option("--started-before", type=TIMES, metavar="TIME", help=TIME_HELP),
+    click.option(
+        "--attribute",
+        "attributes",
+        multiple=True,
+        callback=attribute_filters,
+        metavar="NAME=VALUE",
+        help="All of these; also !=, <, <=, >, >=, and NAME alone: it is there.",
+    ),
 )
 
 
@@ -44,6 +53,7 @@ def _filtered(command: Callable[..., int | None]) -> Callable[..., int | None]:
         id_prefix: str,
         started_from: datetime | None,
         started_before: datetime | None,
+        attributes: Any,
         **options: Any,
     ) -> int | None:
         where = WorkflowFilter(
@@ -53,6 +63,7 @@ def _filtered(command: Callable[..., int | None]) -> Callable[..., int | None]:
             workflow_id_prefix=id_prefix,
             started_from=_timestamp(started_from),
             started_before=_timestamp(started_before),
+            attributes=attributes,
         )
         return command(where=where, **options)
 
@@ -90,6 +101,7 @@ async def get(client: Client, output: Output, workflow_id: str, run_id: str | No
             ("Started", moment(info, "start_time")),
             ("Closed", moment(info, "close_time")),
             ("Events", info.history_length),
+            ("Attributes", _attributes(shown["info"].get("attributes", {}))),
             ("Input", shown.get("spec", {}).get("arguments")),
             ("Result", shown.get("outcome", {}).get("result")),
             ("Failure", lament(answer.outcome) if answer.outcome.HasField("failure") else None),
@@ -113,6 +125,12 @@ async def get(client: Client, output: Output, workflow_id: str, run_id: str | No
         ((timer.timer_id, moment(timer, "fire_time")) for timer in answer.timers),
         title="Open timers",
     )
+
+
+def _attributes(shown: Mapping[str, Any]) -> dict[str, Any]:
+    """Names and values, without the types."""
+    values = {name: next(iter(value.values()), None) for name, value in shown.items()}
+    return {name: value["values"] if isinstance(value, dict) else value for name, value in values.items()}
 
 
 @workflow.command("list")

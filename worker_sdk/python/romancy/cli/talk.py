@@ -11,7 +11,7 @@ import click
 from romancy.cli.connection import EXIT_NO_RESULT, EXIT_TIMEOUT, Failed, connected
 from romancy.cli.output import Output
 from romancy.cli.span import some_seconds
-from romancy.cli.workflow import json_argument, run_id_option, workflow, workflow_id_argument
+from romancy.cli.workflow import run_id_option, to_argument, workflow, workflow_id_argument
 from romancy.client import Client
 from romancy.errors import QueryError, RemoteError, UpdateError, UpdateRejected
 
@@ -23,7 +23,7 @@ _timeout: Final = click.option(
 
 
 def _values(inputs: tuple[str, ...]) -> list[Any]:
-    return [json_argument(number, text) for number, text in enumerate(inputs, 1)]
+    return [to_argument(number, text) for number, text in enumerate(inputs, 1)]
 
 
 @workflow.command()

@@ -10,6 +10,7 @@ import click
 
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPLETED, WorkflowOutcome
 
+from romancy.cli.attribute import attribute_values
 from romancy.cli.connection import EXIT_NO_RESULT, EXIT_TIMEOUT, Failed, connected
 from romancy.cli.output import Output
 from romancy.cli.plain import plain, status_name
@@ -42,6 +43,14 @@ def workflow() -> None:
 @click.option("--id-conflict", type=click.Choice(["fail", "use_existing", "terminate_existing"]), default="fail")
 @click.option("--run-timeout", type=float, callback=some_seconds, metavar="SECONDS", help="After this it is undone.")
 @click.option("--priority", type=click.IntRange(-1_000_000, 1_000_000), default=0, help="Smaller is sooner.")
+@click.option(
+    "--attribute",
+    "attributes",
+    multiple=True,
+    callback=attribute_values,
+    metavar="NAME=VALUE",
+    help="Lists can be filtered on it.",
+)
 @click.option("--request-id", metavar="ID", help="The same one never starts twice.")
 @click.option("--wait", is_flag=True, help="Wait for the result.")
 @_timeout
@@ -57,6 +66,7 @@ async def start(
     id_conflict: Any,
     run_timeout: float | None,
     priority: int,
+    attributes: Any,
     request_id: str | None,
     wait: bool,
     timeout: float | None,
@@ -69,13 +79,14 @@ async def start(
         raise click.UsageError("--timeout says how long to wait: add --wait")
     handle = await client.start_workflow(
         workflow_type,
-        *(json_argument(number, text) for number, text in enumerate(inputs, 1)),
+        *(to_argument(number, text) for number, text in enumerate(inputs, 1)),
         id=workflow_id,
         task_queue=queue,
         id_reuse=id_reuse,
         id_conflict=id_conflict,
         run_timeout=run_timeout,
         priority=priority,
+        attributes=attributes,
         request_id=request_id or "",
     )
     if output.as_json:
@@ -97,8 +108,8 @@ async def result(
     return await _print_outcome(output, client.get_handle(workflow_id, run_id), timeout)
 
 
-def json_argument(number: int, text: str) -> Any:
-    """One --input. Raises UsageError."""
+def to_argument(number: int, text: str) -> Any:
+    """What an --input says."""
     try:
         return json.loads(text)
     except ValueError as error:
@@ -182,6 +193,17 @@ async def resolve(
     handle = client.get_handle(workflow_id, run_id)
     await handle.resolve_compensation(compensation_id, resolution.replace("-", "_"), reason)
     _done(output, workflow_id, f"goes on: {compensation_id} is resolved as {resolution}")
+
+
+@workflow.command()
+@workflow_id_argument
+@run_id_option
+@click.option("--reason", default="", help="Why; logged.")
+@connected
+async def delete(client: Client, output: Output, workflow_id: str, run_id: str | None, reason: str) -> None:
+    """Forget a closed workflow, with its history. It cannot be found any more."""
+    await client.get_handle(workflow_id, run_id).delete(reason)
+    _done(output, workflow_id, "is deleted")
 
 
 def _done(output: Output, workflow_id: str, what: str) -> None:

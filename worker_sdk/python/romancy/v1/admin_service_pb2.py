@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eromancy/v1/admin_service.proto\x12\nromancy.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"<\n\x13ListSessionsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x12\n\ntask_queue\x18\x02 \x01(\t\"=\n\x14ListSessionsResponse\x12%\n\x08sessions\x18\x01 \x03(\x0b\x32\x13.romancy.v1.Session\"\xe0\x02\n\x07Session\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nlease_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btask_queues\x18\x07 \x03(\t\x12\x16\n\x0eworkflow_types\x18\x08 \x03(\t\x12\x16\n\x0e\x61\x63tivity_types\x18\t \x03(\t\x12\x16\n\x0eworkflow_slots\x18\n \x01(\x05\x12\x16\n\x0e\x61\x63tivity_slots\x18\x0b \x01(\x05\x12\x15\n\rtasks_in_hand\x18\x0c \x01(\x05\x12\x10\n\x08\x62uild_id\x18\r \x01(\t\x12\x0b\n\x03sdk\x18\x0e \x01(\t\"A\n\x18\x44\x65scribeTaskQueueRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x12\n\ntask_queue\x18\x02 \x01(\t\"i\n\x19\x44\x65scribeTaskQueueResponse\x12%\n\x08\x62\x61\x63klogs\x18\x01 \x03(\x0b\x32\x13.romancy.v1.Backlog\x12%\n\x08sessions\x18\x02 \x03(\x0b\x32\x13.romancy.v1.Session\"\x8b\x01\n\x07\x42\x61\x63klog\x12\"\n\x04kind\x18\x01 \x01(\x0e\x32\x14.romancy.v1.TaskKind\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\r\n\x05tasks\x18\x03 \x01(\x03\x12/\n\x0boldest_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06served\x18\x05 \x01(\x08*U\n\x08TaskKind\x12\x19\n\x15TASK_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12TASK_KIND_WORKFLOW\x10\x01\x12\x16\n\x12TASK_KIND_ACTIVITY\x10\x02\x32\xc3\x01\n\x0c\x41\x64minService\x12Q\n\x0cListSessions\x12\x1f.romancy.v1.ListSessionsRequest\x1a .romancy.v1.ListSessionsResponse\x12`\n\x11\x44\x65scribeTaskQueue\x12$.romancy.v1.DescribeTaskQueueRequest\x1a%.romancy.v1.DescribeTaskQueueResponseBP\n\rio.romancy.v1P\x01Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eromancy/v1/admin_service.proto\x12\nromancy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"<\n\x13ListSessionsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x12\n\ntask_queue\x18\x02 \x01(\t\"=\n\x14ListSessionsResponse\x12%\n\x08sessions\x18\x01 \x03(\x0b\x32\x13.romancy.v1.Session\"\xe0\x02\n\x07Session\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nlease_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btask_queues\x18\x07 \x03(\t\x12\x16\n\x0eworkflow_types\x18\x08 \x03(\t\x12\x16\n\x0e\x61\x63tivity_types\x18\t \x03(\t\x12\x16\n\x0eworkflow_slots\x18\n \x01(\x05\x12\x16\n\x0e\x61\x63tivity_slots\x18\x0b \x01(\x05\x12\x15\n\rtasks_in_hand\x18\x0c \x01(\x05\x12\x10\n\x08\x62uild_id\x18\r \x01(\t\x12\x0b\n\x03sdk\x18\x0e \x01(\t\"A\n\x18\x44\x65scribeTaskQueueRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x12\n\ntask_queue\x18\x02 \x01(\t\"i\n\x19\x44\x65scribeTaskQueueResponse\x12%\n\x08\x62\x61\x63klogs\x18\x01 \x03(\x0b\x32\x13.romancy.v1.Backlog\x12%\n\x08sessions\x18\x02 \x03(\x0b\x32\x13.romancy.v1.Session\"\x8b\x01\n\x07\x42\x61\x63klog\x12\"\n\x04kind\x18\x01 \x01(\x0e\x32\x14.romancy.v1.TaskKind\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\r\n\x05tasks\x18\x03 \x01(\x03\x12/\n\x0boldest_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06served\x18\x05 \x01(\x08\"x\n\tNamespace\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\tretention\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\">\n\x15ListNamespacesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x16ListNamespacesResponse\x12)\n\nnamespaces\x18\x01 \x03(\x0b\x32\x15.romancy.v1.Namespace\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"|\n\x13SetNamespaceRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12,\n\tretention\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x10\n\x08identity\x18\x04 \x01(\t\"@\n\x14SetNamespaceResponse\x12(\n\tnamespace\x18\x01 \x01(\x0b\x32\x15.romancy.v1.Namespace*U\n\x08TaskKind\x12\x19\n\x15TASK_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12TASK_KIND_WORKFLOW\x10\x01\x12\x16\n\x12TASK_KIND_ACTIVITY\x10\x02\x32\xef\x02\n\x0c\x41\x64minService\x12Q\n\x0cListSessions\x12\x1f.romancy.v1.ListSessionsRequest\x1a .romancy.v1.ListSessionsResponse\x12`\n\x11\x44\x65scribeTaskQueue\x12$.romancy.v1.DescribeTaskQueueRequest\x1a%.romancy.v1.DescribeTaskQueueResponse\x12W\n\x0eListNamespaces\x12!.romancy.v1.ListNamespacesRequest\x1a\".romancy.v1.ListNamespacesResponse\x12Q\n\x0cSetNamespace\x12\x1f.romancy.v1.SetNamespaceRequest\x1a .romancy.v1.SetNamespaceResponseBP\n\rio.romancy.v1P\x01Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,20 +34,30 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'romancy.v1.admin_service_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\rio.romancy.v1P\001Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1'
-  _globals['_TASKKIND']._serialized_start=875
-  _globals['_TASKKIND']._serialized_end=960
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=79
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=139
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=141
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=202
-  _globals['_SESSION']._serialized_start=205
-  _globals['_SESSION']._serialized_end=557
-  _globals['_DESCRIBETASKQUEUEREQUEST']._serialized_start=559
-  _globals['_DESCRIBETASKQUEUEREQUEST']._serialized_end=624
-  _globals['_DESCRIBETASKQUEUERESPONSE']._serialized_start=626
-  _globals['_DESCRIBETASKQUEUERESPONSE']._serialized_end=731
-  _globals['_BACKLOG']._serialized_start=734
-  _globals['_BACKLOG']._serialized_end=873
-  _globals['_ADMINSERVICE']._serialized_start=963
-  _globals['_ADMINSERVICE']._serialized_end=1158
+  _globals['_TASKKIND']._serialized_start=1379
+  _globals['_TASKKIND']._serialized_end=1464
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=111
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=171
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=173
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=234
+  _globals['_SESSION']._serialized_start=237
+  _globals['_SESSION']._serialized_end=589
+  _globals['_DESCRIBETASKQUEUEREQUEST']._serialized_start=591
+  _globals['_DESCRIBETASKQUEUEREQUEST']._serialized_end=656
+  _globals['_DESCRIBETASKQUEUERESPONSE']._serialized_start=658
+  _globals['_DESCRIBETASKQUEUERESPONSE']._serialized_end=763
+  _globals['_BACKLOG']._serialized_start=766
+  _globals['_BACKLOG']._serialized_end=905
+  _globals['_NAMESPACE']._serialized_start=907
+  _globals['_NAMESPACE']._serialized_end=1027
+  _globals['_LISTNAMESPACESREQUEST']._serialized_start=1029
+  _globals['_LISTNAMESPACESREQUEST']._serialized_end=1091
+  _globals['_LISTNAMESPACESRESPONSE']._serialized_start=1093
+  _globals['_LISTNAMESPACESRESPONSE']._serialized_end=1185
+  _globals['_SETNAMESPACEREQUEST']._serialized_start=1187
+  _globals['_SETNAMESPACEREQUEST']._serialized_end=1311
+  _globals['_SETNAMESPACERESPONSE']._serialized_start=1313
+  _globals['_SETNAMESPACERESPONSE']._serialized_end=1377
+  _globals['_ADMINSERVICE']._serialized_start=1467
+  _globals['_ADMINSERVICE']._serialized_end=1834
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,16 @@ class AdminServiceStub:
                 request_serializer=romancy_dot_v1_dot_admin__service__pb2.DescribeTaskQueueRequest.SerializeToString,
                 response_deserializer=romancy_dot_v1_dot_admin__service__pb2.DescribeTaskQueueResponse.FromString,
                 _registered_method=True)
+        self.ListNamespaces = channel.unary_unary(
+                '/romancy.v1.AdminService/ListNamespaces',
+                request_serializer=romancy_dot_v1_dot_admin__service__pb2.ListNamespacesRequest.SerializeToString,
+                response_deserializer=romancy_dot_v1_dot_admin__service__pb2.ListNamespacesResponse.FromString,
+                _registered_method=True)
+        self.SetNamespace = channel.unary_unary(
+                '/romancy.v1.AdminService/SetNamespace',
+                request_serializer=romancy_dot_v1_dot_admin__service__pb2.SetNamespaceRequest.SerializeToString,
+                response_deserializer=romancy_dot_v1_dot_admin__service__pb2.SetNamespaceResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -65,6 +75,22 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListNamespaces(self, request, context):
+        """ListNamespaces lists the namespaces that were set, and those that have runs, by name; of these, the ones that the
+        caller may act in. Fails with INVALID_ARGUMENT (INVALID_PAGE_TOKEN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetNamespace(self, request, context):
+        """SetNamespace says how long a namespace keeps its runs. Namespaces need not be made before they are used: one that was
+        never set has the service's own retention. Fails with FAILED_PRECONDITION (REQUEST_ID_REUSED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +103,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.DescribeTaskQueue,
                     request_deserializer=romancy_dot_v1_dot_admin__service__pb2.DescribeTaskQueueRequest.FromString,
                     response_serializer=romancy_dot_v1_dot_admin__service__pb2.DescribeTaskQueueResponse.SerializeToString,
+            ),
+            'ListNamespaces': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNamespaces,
+                    request_deserializer=romancy_dot_v1_dot_admin__service__pb2.ListNamespacesRequest.FromString,
+                    response_serializer=romancy_dot_v1_dot_admin__service__pb2.ListNamespacesResponse.SerializeToString,
+            ),
+            'SetNamespace': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetNamespace,
+                    request_deserializer=romancy_dot_v1_dot_admin__service__pb2.SetNamespaceRequest.FromString,
+                    response_serializer=romancy_dot_v1_dot_admin__service__pb2.SetNamespaceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +170,60 @@ class AdminService:
             '/romancy.v1.AdminService/DescribeTaskQueue',
             romancy_dot_v1_dot_admin__service__pb2.DescribeTaskQueueRequest.SerializeToString,
             romancy_dot_v1_dot_admin__service__pb2.DescribeTaskQueueResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNamespaces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/romancy.v1.AdminService/ListNamespaces',
+            romancy_dot_v1_dot_admin__service__pb2.ListNamespacesRequest.SerializeToString,
+            romancy_dot_v1_dot_admin__service__pb2.ListNamespacesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetNamespace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/romancy.v1.AdminService/SetNamespace',
+            romancy_dot_v1_dot_admin__service__pb2.SetNamespaceRequest.SerializeToString,
+            romancy_dot_v1_dot_admin__service__pb2.SetNamespaceResponse.FromString,
             options,
             channel_credentials,
             insecure,

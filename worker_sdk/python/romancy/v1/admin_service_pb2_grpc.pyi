@@ -37,6 +37,14 @@ class AdminServiceStub:
     """ListSessions lists the workers' sessions of a namespace, connected ones and those that may come back."""
     DescribeTaskQueue: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DescribeTaskQueueRequest, _admin_service_pb2.DescribeTaskQueueResponse]
     """DescribeTaskQueue shows what waits in a queue and who serves it."""
+    ListNamespaces: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListNamespacesRequest, _admin_service_pb2.ListNamespacesResponse]
+    """ListNamespaces lists the namespaces that were set, and those that have runs, by name; of these, the ones that the
+    caller may act in. Fails with INVALID_ARGUMENT (INVALID_PAGE_TOKEN).
+    """
+    SetNamespace: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SetNamespaceRequest, _admin_service_pb2.SetNamespaceResponse]
+    """SetNamespace says how long a namespace keeps its runs. Namespaces need not be made before they are used: one that was
+    never set has the service's own retention. Fails with FAILED_PRECONDITION (REQUEST_ID_REUSED).
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -47,6 +55,14 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """ListSessions lists the workers' sessions of a namespace, connected ones and those that may come back."""
     DescribeTaskQueue: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DescribeTaskQueueRequest, _admin_service_pb2.DescribeTaskQueueResponse]  # type: ignore[assignment]
     """DescribeTaskQueue shows what waits in a queue and who serves it."""
+    ListNamespaces: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListNamespacesRequest, _admin_service_pb2.ListNamespacesResponse]  # type: ignore[assignment]
+    """ListNamespaces lists the namespaces that were set, and those that have runs, by name; of these, the ones that the
+    caller may act in. Fails with INVALID_ARGUMENT (INVALID_PAGE_TOKEN).
+    """
+    SetNamespace: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SetNamespaceRequest, _admin_service_pb2.SetNamespaceResponse]  # type: ignore[assignment]
+    """SetNamespace says how long a namespace keeps its runs. Namespaces need not be made before they are used: one that was
+    never set has the service's own retention. Fails with FAILED_PRECONDITION (REQUEST_ID_REUSED).
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """AdminService is what operators call. Errors as in WorkflowService."""
@@ -66,5 +82,25 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.DescribeTaskQueueResponse, _abc.Awaitable[_admin_service_pb2.DescribeTaskQueueResponse]]:
         """DescribeTaskQueue shows what waits in a queue and who serves it."""
+
+    @_abc_1.abstractmethod
+    def ListNamespaces(
+        self,
+        request: _admin_service_pb2.ListNamespacesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListNamespacesResponse, _abc.Awaitable[_admin_service_pb2.ListNamespacesResponse]]:
+        """ListNamespaces lists the namespaces that were set, and those that have runs, by name; of these, the ones that the
+        caller may act in. Fails with INVALID_ARGUMENT (INVALID_PAGE_TOKEN).
+        """
+
+    @_abc_1.abstractmethod
+    def SetNamespace(
+        self,
+        request: _admin_service_pb2.SetNamespaceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.SetNamespaceResponse, _abc.Awaitable[_admin_service_pb2.SetNamespaceResponse]]:
+        """SetNamespace says how long a namespace keeps its runs. Namespaces need not be made before they are used: one that was
+        never set has the service's own retention. Fails with FAILED_PRECONDITION (REQUEST_ID_REUSED).
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

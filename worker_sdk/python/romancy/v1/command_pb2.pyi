@@ -102,6 +102,7 @@ class Command(_message.Message):
     START_CHILD_FIELD_NUMBER: _builtins.int
     CANCEL_CHILD_FIELD_NUMBER: _builtins.int
     SEND_FIELD_NUMBER: _builtins.int
+    SET_ATTRIBUTES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def schedule_activity(self) -> Global___ScheduleActivity:
         """Run an activity."""
@@ -174,6 +175,10 @@ class Command(_message.Message):
     def send(self) -> Global___Send:
         """Tell another workflow something."""
 
+    @_builtins.property
+    def set_attributes(self) -> Global___SetAttributes:
+        """Change the run's attributes."""
+
     def __init__(
         self,
         *,
@@ -195,12 +200,13 @@ class Command(_message.Message):
         start_child: Global___StartChild | None = ...,
         cancel_child: Global___CancelChild | None = ...,
         send: Global___Send | None = ...,
+        set_attributes: Global___SetAttributes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accept_update", b"accept_update", "attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_child", b"cancel_child", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_update", b"complete_update", "complete_workflow", b"complete_workflow", "continue_workflow", b"continue_workflow", "fail_workflow", b"fail_workflow", "mark_patch", b"mark_patch", "record_step", b"record_step", "register_compensation", b"register_compensation", "reject_update", b"reject_update", "schedule_activity", b"schedule_activity", "send", b"send", "start_child", b"start_child", "start_timer", b"start_timer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accept_update", b"accept_update", "attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_child", b"cancel_child", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_update", b"complete_update", "complete_workflow", b"complete_workflow", "continue_workflow", b"continue_workflow", "fail_workflow", b"fail_workflow", "mark_patch", b"mark_patch", "record_step", b"record_step", "register_compensation", b"register_compensation", "reject_update", b"reject_update", "schedule_activity", b"schedule_activity", "send", b"send", "set_attributes", b"set_attributes", "start_child", b"start_child", "start_timer", b"start_timer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_update", b"accept_update", "attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_child", b"cancel_child", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_update", b"complete_update", "complete_workflow", b"complete_workflow", "continue_workflow", b"continue_workflow", "fail_workflow", b"fail_workflow", "mark_patch", b"mark_patch", "record_step", b"record_step", "register_compensation", b"register_compensation", "reject_update", b"reject_update", "schedule_activity", b"schedule_activity", "send", b"send", "start_child", b"start_child", "start_timer", b"start_timer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_update", b"accept_update", "attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_child", b"cancel_child", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_update", b"complete_update", "complete_workflow", b"complete_workflow", "continue_workflow", b"continue_workflow", "fail_workflow", b"fail_workflow", "mark_patch", b"mark_patch", "record_step", b"record_step", "register_compensation", b"register_compensation", "reject_update", b"reject_update", "schedule_activity", b"schedule_activity", "send", b"send", "set_attributes", b"set_attributes", "start_child", b"start_child", "start_timer", b"start_timer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["schedule_activity", "cancel_activity", "start_timer", "cancel_timer", "register_compensation", "compensate", "complete_workflow", "fail_workflow", "cancel_workflow", "continue_workflow", "record_step", "mark_patch", "accept_update", "reject_update", "complete_update", "start_child", "cancel_child", "send"]  # noqa: Y015
+    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["schedule_activity", "cancel_activity", "start_timer", "cancel_timer", "register_compensation", "compensate", "complete_workflow", "fail_workflow", "cancel_workflow", "continue_workflow", "record_step", "mark_patch", "accept_update", "reject_update", "complete_update", "start_child", "cancel_child", "send", "set_attributes"]  # noqa: Y015
     _WhichOneofArgType_attributes: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_attributes) -> _WhichOneofReturnType_attributes | None: ...
 
@@ -235,7 +241,7 @@ class Compensation(_message.Message):
 
     @_builtins.property
     def start_to_close_timeout(self) -> _duration_pb2.Duration:
-        """Longest time for one attempt; not set: no limit."""
+        """Longest time for one attempt; not set, or zero: no limit."""
 
     @_builtins.property
     def heartbeat_timeout(self) -> _duration_pb2.Duration:
@@ -270,6 +276,9 @@ class CompensationArgument(_message.Message):
 
     PAYLOAD_FIELD_NUMBER: _builtins.int
     ACTIVITY_RESULT_FIELD_NUMBER: _builtins.int
+    ACTIVITY_ARGUMENT_FIELD_NUMBER: _builtins.int
+    activity_argument: _builtins.int
+    """The argument of the activity that is undone at this position, from 0: it need not be sent twice."""
     @_builtins.property
     def payload(self) -> _payload_pb2.Payload:
         """The value itself."""
@@ -283,12 +292,13 @@ class CompensationArgument(_message.Message):
         *,
         payload: _payload_pb2.Payload | None = ...,
         activity_result: Global___ActivityResult | None = ...,
+        activity_argument: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activity_result", b"activity_result", "payload", b"payload", "value", b"value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activity_argument", b"activity_argument", "activity_result", b"activity_result", "payload", b"payload", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_result", b"activity_result", "payload", b"payload", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_argument", b"activity_argument", "activity_result", b"activity_result", "payload", b"payload", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["payload", "activity_result"]  # noqa: Y015
+    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["payload", "activity_result", "activity_argument"]  # noqa: Y015
     _WhichOneofArgType_value: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_value) -> _WhichOneofReturnType_value | None: ...
 
@@ -353,7 +363,7 @@ class ScheduleActivity(_message.Message):
     activity_id: _builtins.str
     """`{activity_type}:{n}`, n counting the run's calls of that type from 1. The service refuses any other value."""
     activity_type: _builtins.str
-    """The registered name. 1-255 bytes."""
+    """The registered name. 1-255 bytes. It does not begin with `undo/`, as the ids of compensations do."""
     task_queue: _builtins.str
     """Where its workers are; empty means the run's own queue."""
     at_most_once: _builtins.bool
@@ -370,15 +380,15 @@ class ScheduleActivity(_message.Message):
 
     @_builtins.property
     def schedule_to_close_timeout(self) -> _duration_pb2.Duration:
-        """Longest time from scheduling to the end of the last attempt; not set: no limit."""
+        """Longest time from scheduling to the end of the last attempt; not set, or zero: no limit."""
 
     @_builtins.property
     def schedule_to_start_timeout(self) -> _duration_pb2.Duration:
-        """Longest time an attempt may wait for a worker; not set: no limit. Not above `schedule_to_close_timeout`."""
+        """Longest time an attempt may wait for a worker; not set, or zero: no limit. Not above `schedule_to_close_timeout`."""
 
     @_builtins.property
     def start_to_close_timeout(self) -> _duration_pb2.Duration:
-        """Longest time for one attempt; not set: no limit. Not above `schedule_to_close_timeout`."""
+        """Longest time for one attempt; not set, or zero: no limit. Not above `schedule_to_close_timeout`."""
 
     @_builtins.property
     def heartbeat_timeout(self) -> _duration_pb2.Duration:
@@ -536,6 +546,59 @@ class Compensate(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Compensate: _TypeAlias = Compensate  # noqa: Y015
+
+@_typing.final
+class SetAttributes(_message.Message):
+    """SetAttributes changes the run's attributes; those that it does not name stay. With them the limits of
+    `WorkflowSpec.attributes` must be kept.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SetEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _workflow_pb2.AttributeValue: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _workflow_pb2.AttributeValue | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SET_FIELD_NUMBER: _builtins.int
+    UNSET_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def set(self) -> _containers.MessageMap[_builtins.str, _workflow_pb2.AttributeValue]:
+        """Those that get a value, in the place of the one that they have."""
+
+    @_builtins.property
+    def unset(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that are taken away; one that is not there is passed over. None may be in `set` too."""
+
+    def __init__(
+        self,
+        *,
+        set: _abc.Mapping[_builtins.str, _workflow_pb2.AttributeValue] | None = ...,
+        unset: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["set", b"set", "unset", b"unset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAttributes: _TypeAlias = SetAttributes  # noqa: Y015
 
 @_typing.final
 class CompleteWorkflow(_message.Message):

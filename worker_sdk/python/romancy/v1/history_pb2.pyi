@@ -150,6 +150,7 @@ class HistoryEvent(_message.Message):
     SEND_REQUESTED_FIELD_NUMBER: _builtins.int
     SEND_FINISHED_FIELD_NUMBER: _builtins.int
     CHILD_CANCEL_DELIVERED_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_SET_FIELD_NUMBER: _builtins.int
     event_id: _builtins.int
     """The number of the event in its run, from 1."""
     seen_event_id: _builtins.int
@@ -322,6 +323,10 @@ class HistoryEvent(_message.Message):
     def child_cancel_delivered(self) -> Global___ChildCancelDelivered:
         """Note. A child that was to stop was told so."""
 
+    @_builtins.property
+    def attributes_set(self) -> Global___AttributesSet:
+        """Command. The run's attributes were changed."""
+
     def __init__(
         self,
         *,
@@ -369,12 +374,13 @@ class HistoryEvent(_message.Message):
         send_requested: Global___SendRequested | None = ...,
         send_finished: Global___SendFinished | None = ...,
         child_cancel_delivered: Global___ChildCancelDelivered | None = ...,
+        attributes_set: Global___AttributesSet | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "child_cancel_delivered", b"child_cancel_delivered", "child_cancel_requested", b"child_cancel_requested", "child_closed", b"child_closed", "child_requested", b"child_requested", "child_start_failed", b"child_start_failed", "child_started", b"child_started", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "patch_marked", b"patch_marked", "rollback_started", b"rollback_started", "send_finished", b"send_finished", "send_requested", b"send_requested", "signal_received", b"signal_received", "step_recorded", b"step_recorded", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "update_accepted", b"update_accepted", "update_completed", b"update_completed", "update_received", b"update_received", "update_rejected", b"update_rejected", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_continued", b"workflow_continued", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "attributes_set", b"attributes_set", "child_cancel_delivered", b"child_cancel_delivered", "child_cancel_requested", b"child_cancel_requested", "child_closed", b"child_closed", "child_requested", b"child_requested", "child_start_failed", b"child_start_failed", "child_started", b"child_started", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "patch_marked", b"patch_marked", "rollback_started", b"rollback_started", "send_finished", b"send_finished", "send_requested", b"send_requested", "signal_received", b"signal_received", "step_recorded", b"step_recorded", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "update_accepted", b"update_accepted", "update_completed", b"update_completed", "update_received", b"update_received", "update_rejected", b"update_rejected", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_continued", b"workflow_continued", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "child_cancel_delivered", b"child_cancel_delivered", "child_cancel_requested", b"child_cancel_requested", "child_closed", b"child_closed", "child_requested", b"child_requested", "child_start_failed", b"child_start_failed", "child_started", b"child_started", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "event_id", b"event_id", "patch_marked", b"patch_marked", "rollback_started", b"rollback_started", "seen_event_id", b"seen_event_id", "send_finished", b"send_finished", "send_requested", b"send_requested", "signal_received", b"signal_received", "step_recorded", b"step_recorded", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "update_accepted", b"update_accepted", "update_completed", b"update_completed", "update_received", b"update_received", "update_rejected", b"update_rejected", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_continued", b"workflow_continued", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "attributes_set", b"attributes_set", "child_cancel_delivered", b"child_cancel_delivered", "child_cancel_requested", b"child_cancel_requested", "child_closed", b"child_closed", "child_requested", b"child_requested", "child_start_failed", b"child_start_failed", "child_started", b"child_started", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "event_id", b"event_id", "patch_marked", b"patch_marked", "rollback_started", b"rollback_started", "seen_event_id", b"seen_event_id", "send_finished", b"send_finished", "send_requested", b"send_requested", "signal_received", b"signal_received", "step_recorded", b"step_recorded", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "update_accepted", b"update_accepted", "update_completed", b"update_completed", "update_received", b"update_received", "update_rejected", b"update_rejected", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_continued", b"workflow_continued", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["workflow_started", "workflow_cancel_requested", "activity_scheduled", "activity_cancel_requested", "activity_attempt_failed", "activity_completed", "activity_failed", "activity_cancelled", "timer_started", "timer_fired", "timer_cancelled", "compensation_registered", "compensate_requested", "compensate_finished", "rollback_started", "compensation_scheduled", "compensation_attempt_failed", "compensation_completed", "compensation_failed", "compensation_resolved", "workflow_completed", "workflow_failed", "workflow_cancelled", "workflow_terminated", "workflow_timed_out", "workflow_continued", "signal_received", "update_received", "update_accepted", "update_rejected", "update_completed", "step_recorded", "patch_marked", "child_requested", "child_started", "child_start_failed", "child_cancel_requested", "child_closed", "send_requested", "send_finished", "child_cancel_delivered"]  # noqa: Y015
+    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["workflow_started", "workflow_cancel_requested", "activity_scheduled", "activity_cancel_requested", "activity_attempt_failed", "activity_completed", "activity_failed", "activity_cancelled", "timer_started", "timer_fired", "timer_cancelled", "compensation_registered", "compensate_requested", "compensate_finished", "rollback_started", "compensation_scheduled", "compensation_attempt_failed", "compensation_completed", "compensation_failed", "compensation_resolved", "workflow_completed", "workflow_failed", "workflow_cancelled", "workflow_terminated", "workflow_timed_out", "workflow_continued", "signal_received", "update_received", "update_accepted", "update_rejected", "update_completed", "step_recorded", "patch_marked", "child_requested", "child_started", "child_start_failed", "child_cancel_requested", "child_closed", "send_requested", "send_finished", "child_cancel_delivered", "attributes_set"]  # noqa: Y015
     _WhichOneofArgType_attributes: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_attributes) -> _WhichOneofReturnType_attributes | None: ...
 
@@ -763,6 +769,30 @@ class TimerCancelled(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TimerCancelled: _TypeAlias = TimerCancelled  # noqa: Y015
+
+@_typing.final
+class AttributesSet(_message.Message):
+    """AttributesSet records the command `SetAttributes`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def command(self) -> _command_pb2.SetAttributes:
+        """The command as it was issued."""
+
+    def __init__(
+        self,
+        *,
+        command: _command_pb2.SetAttributes | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttributesSet: _TypeAlias = AttributesSet  # noqa: Y015
 
 @_typing.final
 class CompensationRegistered(_message.Message):

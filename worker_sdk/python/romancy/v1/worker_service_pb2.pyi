@@ -501,7 +501,7 @@ class ActivityTask(_message.Message):
 
     @_builtins.property
     def start_to_close_timeout(self) -> _duration_pb2.Duration:
-        """How long the attempt may take; not set: no limit."""
+        """How long the attempt may take; not set, or zero: no limit."""
 
     @_builtins.property
     def heartbeat_timeout(self) -> _duration_pb2.Duration:
@@ -600,6 +600,11 @@ class ActivityCancelledOutcome(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DETAILS_FIELD_NUMBER: _builtins.int
+    NOTHING_DONE_FIELD_NUMBER: _builtins.int
+    nothing_done: _builtins.bool
+    """True: the attempt surely had no effect, or took it back, and is not undone. Otherwise it may have been interrupted
+    after its effect, so its outcome counts as unknown.
+    """
     @_builtins.property
     def details(self) -> _containers.RepeatedCompositeFieldContainer[_payload_pb2.Payload]:
         """Values for whoever awaits it."""
@@ -608,10 +613,11 @@ class ActivityCancelledOutcome(_message.Message):
         self,
         *,
         details: _abc.Iterable[_payload_pb2.Payload] | None = ...,
+        nothing_done: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["details", b"details"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["details", b"details", "nothing_done", b"nothing_done"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -164,7 +164,7 @@ class WorkflowSpec(_message.Message):
 
     @_builtins.property
     def run_timeout(self) -> _duration_pb2.Duration:
-        """Longest time from start to the beginning of the rollback; not set: no limit."""
+        """Longest time from start to the beginning of the rollback; not set, or zero: no limit."""
 
     @_builtins.property
     def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -176,7 +176,7 @@ class WorkflowSpec(_message.Message):
 
     @_builtins.property
     def attributes(self) -> _containers.MessageMap[_builtins.str, Global___AttributeValue]:
-        """Typed values that lists can be filtered on. At most 32 keys and 16 KiB."""
+        """Typed values that lists can be filtered on, and that the workflow's code can change. At most 32 names and 16 KiB."""
 
     @_builtins.property
     def execution_timeout(self) -> _duration_pb2.Duration:
@@ -245,7 +245,9 @@ Global___Signal: _TypeAlias = Signal  # noqa: Y015
 
 @_typing.final
 class AttributeValue(_message.Message):
-    """AttributeValue is one typed attribute of a run."""
+    """AttributeValue is one typed attribute of a run. A name has no type of its own: each run may give it a value of another
+    type, and filters compare only values of the same type.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -254,8 +256,9 @@ class AttributeValue(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     FLAG_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Text, at most 2 KiB."""
+    """Text, at most 255 bytes without control characters."""
     integer: _builtins.int
     """A whole number."""
     number: _builtins.float
@@ -264,7 +267,11 @@ class AttributeValue(_message.Message):
     """Yes or no."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """A moment."""
+        """A moment. Filters compare it to the microsecond."""
+
+    @_builtins.property
+    def texts(self) -> Global___TextList:
+        """Several texts. Filters compare it like a text, with each of them."""
 
     def __init__(
         self,
@@ -274,16 +281,41 @@ class AttributeValue(_message.Message):
         number: _builtins.float = ...,
         flag: _builtins.bool = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        texts: Global___TextList | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["flag", b"flag", "integer", b"integer", "number", b"number", "text", b"text", "time", b"time", "value", b"value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["flag", b"flag", "integer", b"integer", "number", b"number", "text", b"text", "texts", b"texts", "time", b"time", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flag", b"flag", "integer", b"integer", "number", b"number", "text", b"text", "time", b"time", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flag", b"flag", "integer", b"integer", "number", b"number", "text", b"text", "texts", b"texts", "time", b"time", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["text", "integer", "number", "flag", "time"]  # noqa: Y015
+    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["text", "integer", "number", "flag", "time", "texts"]  # noqa: Y015
     _WhichOneofArgType_value: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_value) -> _WhichOneofReturnType_value | None: ...
 
 Global___AttributeValue: _TypeAlias = AttributeValue  # noqa: Y015
+
+@_typing.final
+class TextList(_message.Message):
+    """TextList is the value of an attribute that has several texts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1-32 texts, each at most 255 bytes without control characters; one that is there twice counts once."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TextList: _TypeAlias = TextList  # noqa: Y015
 
 @_typing.final
 class WorkflowOutcome(_message.Message):
@@ -415,7 +447,7 @@ class WorkflowInfo(_message.Message):
 
     @_builtins.property
     def attributes(self) -> _containers.MessageMap[_builtins.str, Global___AttributeValue]:
-        """Typed values."""
+        """Typed values, as they are now."""
 
     def __init__(
         self,

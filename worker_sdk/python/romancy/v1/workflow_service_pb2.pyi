@@ -627,6 +627,7 @@ class WorkflowFilter(_message.Message):
     STARTED_BEFORE_FIELD_NUMBER: _builtins.int
     CLOSED_FROM_FIELD_NUMBER: _builtins.int
     CLOSED_BEFORE_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
     workflow_type: _builtins.str
     """Exactly this type."""
     workflow_id: _builtins.str
@@ -653,6 +654,10 @@ class WorkflowFilter(_message.Message):
     def closed_before(self) -> _timestamp_pb2.Timestamp:
         """Closed before."""
 
+    @_builtins.property
+    def attributes(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttributeFilter]:
+        """What their attributes must be; all of these. At most 10."""
+
     def __init__(
         self,
         *,
@@ -664,14 +669,112 @@ class WorkflowFilter(_message.Message):
         started_before: _timestamp_pb2.Timestamp | None = ...,
         closed_from: _timestamp_pb2.Timestamp | None = ...,
         closed_before: _timestamp_pb2.Timestamp | None = ...,
+        attributes: _abc.Iterable[Global___AttributeFilter] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["closed_before", b"closed_before", "closed_from", b"closed_from", "started_before", b"started_before", "started_from", b"started_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed_before", b"closed_before", "closed_from", b"closed_from", "started_before", b"started_before", "started_from", b"started_from", "statuses", b"statuses", "workflow_id", b"workflow_id", "workflow_id_prefix", b"workflow_id_prefix", "workflow_type", b"workflow_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "closed_before", b"closed_before", "closed_from", b"closed_from", "started_before", b"started_before", "started_from", b"started_from", "statuses", b"statuses", "workflow_id", b"workflow_id", "workflow_id_prefix", b"workflow_id_prefix", "workflow_type", b"workflow_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkflowFilter: _TypeAlias = WorkflowFilter  # noqa: Y015
+
+@_typing.final
+class AttributeFilter(_message.Message):
+    """AttributeFilter says what one attribute of a run must be. Values are compared only with values of the same type; a list
+    of texts matches when one of its texts does. Flags can be compared only for equality, and TextList is no value to
+    compare with: give a text.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    EQUAL_FIELD_NUMBER: _builtins.int
+    NOT_EQUAL_FIELD_NUMBER: _builtins.int
+    LESS_FIELD_NUMBER: _builtins.int
+    LESS_OR_EQUAL_FIELD_NUMBER: _builtins.int
+    GREATER_FIELD_NUMBER: _builtins.int
+    GREATER_OR_EQUAL_FIELD_NUMBER: _builtins.int
+    ONE_OF_FIELD_NUMBER: _builtins.int
+    EXISTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The attribute. 1-255 bytes."""
+    exists: _builtins.bool
+    """True: it is there, with a value of any type. False: it is not."""
+    @_builtins.property
+    def equal(self) -> _workflow_pb2.AttributeValue:
+        """It is this."""
+
+    @_builtins.property
+    def not_equal(self) -> _workflow_pb2.AttributeValue:
+        """It is there, with a value of any type, and is not this."""
+
+    @_builtins.property
+    def less(self) -> _workflow_pb2.AttributeValue:
+        """It is smaller. Texts are compared by their bytes in UTF-8."""
+
+    @_builtins.property
+    def less_or_equal(self) -> _workflow_pb2.AttributeValue:
+        """It is smaller, or this."""
+
+    @_builtins.property
+    def greater(self) -> _workflow_pb2.AttributeValue:
+        """It is larger."""
+
+    @_builtins.property
+    def greater_or_equal(self) -> _workflow_pb2.AttributeValue:
+        """It is larger, or this."""
+
+    @_builtins.property
+    def one_of(self) -> Global___AttributeValues:
+        """It is one of these."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        equal: _workflow_pb2.AttributeValue | None = ...,
+        not_equal: _workflow_pb2.AttributeValue | None = ...,
+        less: _workflow_pb2.AttributeValue | None = ...,
+        less_or_equal: _workflow_pb2.AttributeValue | None = ...,
+        greater: _workflow_pb2.AttributeValue | None = ...,
+        greater_or_equal: _workflow_pb2.AttributeValue | None = ...,
+        one_of: Global___AttributeValues | None = ...,
+        exists: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "equal", b"equal", "exists", b"exists", "greater", b"greater", "greater_or_equal", b"greater_or_equal", "less", b"less", "less_or_equal", b"less_or_equal", "not_equal", b"not_equal", "one_of", b"one_of"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "equal", b"equal", "exists", b"exists", "greater", b"greater", "greater_or_equal", b"greater_or_equal", "less", b"less", "less_or_equal", b"less_or_equal", "name", b"name", "not_equal", b"not_equal", "one_of", b"one_of"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_condition: _TypeAlias = _typing.Literal["equal", "not_equal", "less", "less_or_equal", "greater", "greater_or_equal", "one_of", "exists"]  # noqa: Y015
+    _WhichOneofArgType_condition: _TypeAlias = _typing.Literal["condition", b"condition"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_condition) -> _WhichOneofReturnType_condition | None: ...
+
+Global___AttributeFilter: _TypeAlias = AttributeFilter  # noqa: Y015
+
+@_typing.final
+class AttributeValues(_message.Message):
+    """AttributeValues are alternatives."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[_workflow_pb2.AttributeValue]:
+        """1-100 values of one type."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_workflow_pb2.AttributeValue] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttributeValues: _TypeAlias = AttributeValues  # noqa: Y015
 
 @_typing.final
 class ListWorkflowsRequest(_message.Message):
@@ -718,7 +821,9 @@ class ListWorkflowsResponse(_message.Message):
     WORKFLOWS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """For the next page; empty: this was the last."""
+    """For the next page; empty: this was the last. A run whose attributes come to match, or no longer do, while pages are
+    read is there or not; every other one is there once.
+    """
     @_builtins.property
     def workflows(self) -> _containers.RepeatedCompositeFieldContainer[_workflow_pb2.WorkflowInfo]:
         """The runs, newest start first."""
@@ -1394,3 +1499,61 @@ class QueryWorkflowResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___QueryWorkflowResponse: _TypeAlias = QueryWorkflowResponse  # noqa: Y015
+
+@_typing.final
+class DeleteWorkflowRequest(_message.Message):
+    """DeleteWorkflowRequest names the run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why; logged. At most 4 KiB."""
+    request_id: _builtins.str
+    """Makes the call safe to repeat."""
+    identity: _builtins.str
+    """Who asks; ignored where credentials tell."""
+    @_builtins.property
+    def workflow(self) -> Global___WorkflowRef:
+        """Which run."""
+
+    def __init__(
+        self,
+        *,
+        workflow: Global___WorkflowRef | None = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        identity: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["workflow", b"workflow"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "reason", b"reason", "request_id", b"request_id", "workflow", b"workflow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteWorkflowRequest: _TypeAlias = DeleteWorkflowRequest  # noqa: Y015
+
+@_typing.final
+class DeleteWorkflowResponse(_message.Message):
+    """DeleteWorkflowResponse confirms that the run is forgotten."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run that was."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteWorkflowResponse: _TypeAlias = DeleteWorkflowResponse  # noqa: Y015

@@ -124,6 +124,11 @@ class WorkflowServiceStub:
                 request_serializer=romancy_dot_v1_dot_workflow__service__pb2.QueryWorkflowRequest.SerializeToString,
                 response_deserializer=romancy_dot_v1_dot_workflow__service__pb2.QueryWorkflowResponse.FromString,
                 _registered_method=True)
+        self.DeleteWorkflow = channel.unary_unary(
+                '/romancy.v1.WorkflowService/DeleteWorkflow',
+                request_serializer=romancy_dot_v1_dot_workflow__service__pb2.DeleteWorkflowRequest.SerializeToString,
+                response_deserializer=romancy_dot_v1_dot_workflow__service__pb2.DeleteWorkflowResponse.FromString,
+                _registered_method=True)
 
 
 class WorkflowServiceServicer:
@@ -265,6 +270,15 @@ class WorkflowServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteWorkflow(self, request, context):
+        """DeleteWorkflow forgets a closed run at once, with its history and all that belongs to it: it is not found any more.
+        Its request ids are remembered as long as others. Terminate or cancel an open run first.
+        Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_OPEN, REQUEST_ID_REUSED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkflowServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -347,6 +361,11 @@ def add_WorkflowServiceServicer_to_server(servicer, server):
                     servicer.QueryWorkflow,
                     request_deserializer=romancy_dot_v1_dot_workflow__service__pb2.QueryWorkflowRequest.FromString,
                     response_serializer=romancy_dot_v1_dot_workflow__service__pb2.QueryWorkflowResponse.SerializeToString,
+            ),
+            'DeleteWorkflow': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteWorkflow,
+                    request_deserializer=romancy_dot_v1_dot_workflow__service__pb2.DeleteWorkflowRequest.FromString,
+                    response_serializer=romancy_dot_v1_dot_workflow__service__pb2.DeleteWorkflowResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -791,6 +810,33 @@ class WorkflowService:
             '/romancy.v1.WorkflowService/QueryWorkflow',
             romancy_dot_v1_dot_workflow__service__pb2.QueryWorkflowRequest.SerializeToString,
             romancy_dot_v1_dot_workflow__service__pb2.QueryWorkflowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteWorkflow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/romancy.v1.WorkflowService/DeleteWorkflow',
+            romancy_dot_v1_dot_workflow__service__pb2.DeleteWorkflowRequest.SerializeToString,
+            romancy_dot_v1_dot_workflow__service__pb2.DeleteWorkflowResponse.FromString,
             options,
             channel_credentials,
             insecure,

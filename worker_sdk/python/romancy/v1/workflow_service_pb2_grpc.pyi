@@ -99,6 +99,11 @@ class WorkflowServiceStub:
     has the workflow type, after the code has seen all that was recorded when the call came.
     Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), DEADLINE_EXCEEDED (QUERY_TIMEOUT: no worker answered within `wait`).
     """
+    DeleteWorkflow: _grpc.UnaryUnaryMultiCallable[_workflow_service_pb2.DeleteWorkflowRequest, _workflow_service_pb2.DeleteWorkflowResponse]
+    """DeleteWorkflow forgets a closed run at once, with its history and all that belongs to it: it is not found any more.
+    Its request ids are remembered as long as others. Terminate or cancel an open run first.
+    Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_OPEN, REQUEST_ID_REUSED).
+    """
 
 @_typing.type_check_only
 class WorkflowServiceAsyncStub(WorkflowServiceStub):
@@ -170,6 +175,11 @@ class WorkflowServiceAsyncStub(WorkflowServiceStub):
     """QueryWorkflow asks a run's code for something without changing anything; nothing is recorded. A worker answers that
     has the workflow type, after the code has seen all that was recorded when the call came.
     Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), DEADLINE_EXCEEDED (QUERY_TIMEOUT: no worker answered within `wait`).
+    """
+    DeleteWorkflow: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.DeleteWorkflowRequest, _workflow_service_pb2.DeleteWorkflowResponse]  # type: ignore[assignment]
+    """DeleteWorkflow forgets a closed run at once, with its history and all that belongs to it: it is not found any more.
+    Its request ids are remembered as long as others. Terminate or cancel an open run first.
+    Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_OPEN, REQUEST_ID_REUSED).
     """
 
 class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -335,6 +345,17 @@ class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
         """QueryWorkflow asks a run's code for something without changing anything; nothing is recorded. A worker answers that
         has the workflow type, after the code has seen all that was recorded when the call came.
         Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), DEADLINE_EXCEEDED (QUERY_TIMEOUT: no worker answered within `wait`).
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteWorkflow(
+        self,
+        request: _workflow_service_pb2.DeleteWorkflowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workflow_service_pb2.DeleteWorkflowResponse, _abc.Awaitable[_workflow_service_pb2.DeleteWorkflowResponse]]:
+        """DeleteWorkflow forgets a closed run at once, with its history and all that belongs to it: it is not found any more.
+        Its request ids are remembered as long as others. Terminate or cancel an open run first.
+        Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_OPEN, REQUEST_ID_REUSED).
         """
 
 def add_WorkflowServiceServicer_to_server(servicer: WorkflowServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,4 +1,4 @@
-"""The first tables: runs with their histories and tasks, requests, sessions, replicas, keys, the clock."""
+"""The first tables: runs and what is theirs, requests, schedules, namespaces, sessions, replicas, keys, the clock."""
 
 from __future__ import annotations
 
@@ -22,6 +22,25 @@ def _where(predicate: str) -> dict[str, Any]:
 
 def upgrade() -> None:
     """Make them."""
+    op.create_table(
+        "attributes",
+        sa.Column("run_id", _TEXT, nullable=False),
+        sa.Column("name", _TEXT, nullable=False),
+        sa.Column("position", sa.Integer(), nullable=False),
+        sa.Column("namespace", _TEXT, nullable=False),
+        sa.Column("type", sa.Integer(), nullable=False),
+        sa.Column("text_value", _TEXT, nullable=False),
+        sa.Column("integer_value", sa.BigInteger(), nullable=False),
+        sa.Column("number_value", sa.Double(), nullable=False),
+        sa.Column("start_ms", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("type between 1 and 5", name="attributes_type"),
+        sa.PrimaryKeyConstraint("run_id", "name", "position", name="attributes_pk"),
+    )
+    op.create_index(
+        "attributes_by_value",
+        "attributes",
+        ["namespace", "name", "type", "text_value", "integer_value", "number_value", "start_ms", "run_id"],
+    )
     clock = op.create_table(
         "clock",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -46,6 +65,21 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("key_id", name="keys_pk"),
     )
     op.create_table(
+        "namespaces",
+        sa.Column("namespace", _TEXT, nullable=False),
+        sa.Column("retention_ms", sa.BigInteger(), nullable=False),
+        sa.Column("created_ms", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("retention_ms > 0", name="namespaces_retention"),
+        sa.PrimaryKeyConstraint("namespace", name="namespaces_pk"),
+    )
+    op.create_table(
+        "removals",
+        sa.Column("run_id", _TEXT, nullable=False),
+        sa.Column("removed_ms", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("run_id", name="removals_pk"),
+    )
+    op.create_index("removals_by_age", "removals", ["removed_ms"])
+    op.create_table(
         "replicas",
         sa.Column("replica_id", _TEXT, nullable=False),
         sa.Column("seen_ms", sa.BigInteger(), nullable=False),
@@ -61,6 +95,7 @@ def upgrade() -> None:
         sa.Column("created_ms", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("namespace", "request_id", name="requests_pk"),
     )
+    op.create_index("requests_by_age", "requests", ["namespace", "created_ms"])
     op.create_table(
         "runs",
         sa.Column("run_id", _TEXT, nullable=False),
@@ -72,6 +107,7 @@ def upgrade() -> None:
         sa.Column("build_id", _TEXT, nullable=False),
         sa.Column("memo", sa.LargeBinary(), nullable=False),
         sa.Column("start_ms", sa.BigInteger(), nullable=False),
+        sa.Column("attributes", sa.LargeBinary(), nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),
         sa.Column("status", sa.Integer(), nullable=False),
         sa.Column("close_ms", sa.BigInteger(), nullable=False),
@@ -94,11 +130,32 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("run_id", name="runs_pk"),
         postgresql_with=_BUSY,
     )
+    op.create_index("runs_by_close", "runs", ["namespace", "close_ms"], **_where("status > 2"))
     op.create_index("runs_by_id", "runs", ["namespace", "workflow_id", "start_ms", "run_id"])
     op.create_index("runs_by_start", "runs", ["namespace", "start_ms", "run_id"])
     op.create_index("runs_by_status", "runs", ["namespace", "status", "start_ms", "run_id"])
     op.create_index("runs_by_type", "runs", ["namespace", "workflow_type", "start_ms", "run_id"])
     op.create_index("runs_open", "runs", ["namespace", "workflow_id"], unique=True, **_where("status in (1, 2)"))
+    op.create_table(
+        "schedules",
+        sa.Column("namespace", _TEXT, nullable=False),
+        sa.Column("schedule_id", _TEXT, nullable=False),
+        sa.Column("uid", _TEXT, nullable=False),
+        sa.Column("workflow_type", _TEXT, nullable=False),
+        sa.Column("definition", sa.LargeBinary(), nullable=False),
+        sa.Column("state", sa.LargeBinary(), nullable=False),
+        sa.Column("revision", sa.BigInteger(), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False),
+        sa.Column("create_ms", sa.BigInteger(), nullable=False),
+        sa.Column("update_ms", sa.BigInteger(), nullable=False),
+        sa.Column("part_hash", sa.Integer(), nullable=False),
+        sa.Column("due_ms", sa.BigInteger(), nullable=False),
+        sa.Column("look_ms", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("revision >= 1 and version >= 1", name="schedules_version"),
+        sa.PrimaryKeyConstraint("namespace", "schedule_id", name="schedules_pk"),
+        postgresql_with=_BUSY,
+    )
+    op.create_index("schedules_look", "schedules", ["look_ms"], **_where("look_ms < 4611686018427387904"))
     op.create_table(
         "sessions",
         sa.Column("session_id", _TEXT, nullable=False),

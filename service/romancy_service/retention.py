@@ -1,0 +1,119 @@
+"""Retention: deletes closed runs once they are past what their namespace keeps, and all that belongs to them.
+
+In small batches with pauses between, on a connection of its own, by the first of the replicas. Nothing depends on its
+being one alone, nor on how far it comes: what is left is found again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import Final
+
+import structlog
+
+from romancy_service import faults
+from romancy_service.clock import Clock
+from romancy_service.core.limits import Limits
+from romancy_service.errors import StoreUnavailable
+from romancy_service.store.store import Namespace, Store
+
+_log = structlog.get_logger("romancy.retention")
+
+LOOK_S: Final = 60.0
+"""How often it is looked whether something is past its retention."""
+RUNS: Final = 100
+REQUESTS: Final = 500
+"""So many go in one batch: some milliseconds of the database."""
+NAMESPACES: Final = 500
+REQUEST_KEPT_MS: Final = 86_400_000
+"""Requests are remembered a day at least: clients that were cut off ask again within it."""
+CLEARED_AFTER_MS: Final = 60_000
+"""So long is the history of a deleted run left alone: whoever found the run before may be reading it."""
+REST: Final = 4
+"""After each batch it rests so many times as long as that took: at most a fifth of one connection, or of the writer."""
+SHORTEST_REST_S: Final = 0.01
+
+
+class Retention:
+    """Deletes what is past its retention, until cancelled."""
+
+    def __init__(self, store: Store, clock: Clock, limits: Limits) -> None:
+        self._store = store
+        self._clock = clock
+        self._limits = limits
+        self._wake = asyncio.Event()
+        self._leads = False
+
+    def lead(self, leads: bool) -> None:
+        """Whether this replica is the one that deletes."""
+        if leads and not self._leads:
+            self._wake.set()
+        self._leads = leads
+
+    def look_now(self) -> None:
+        """Do not wait for the next look."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            self._wake.clear()
+            try:
+                if self._leads and self._clock.certain():
+                    await self._sweep(self._clock.earliest_ms())
+            except StoreUnavailable as error:
+                _log.warning("database unavailable", error=str(error))
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def _sweep(self, now_ms: int) -> None:
+        """One batch of each namespace after the other, so that a large one does not keep the others waiting."""
+        removed = cleared = 0
+        pending = await self._namespaces()
+        while pending:
+            left = []
+            for namespace in pending:
+                expired = await self._rested(self._expire(namespace, now_ms))
+                forgotten = await self._rested(self._forget(namespace, now_ms))
+                removed += expired
+                if expired == RUNS or forgotten == REQUESTS:
+                    left.append(namespace)
+            pending = left
+            cleared += await self._clear(now_ms)
+        while piece := await self._clear(now_ms):
+            cleared += piece
+        if removed or cleared:
+            _log.info("deleted what was past its retention", runs=removed, cleared_rows=cleared)
+
+    async def _namespaces(self) -> list[Namespace]:
+        found: list[Namespace] = []
+        while page := await self._store.list_namespaces(found[-1].name if found else "", NAMESPACES):
+            found += page
+        return found
+
+    async def _expire(self, namespace: Namespace, now_ms: int) -> int:
+        return await self._store.remove_expired(namespace.name, now_ms - self._kept_ms(namespace), now_ms, RUNS)
+
+    async def _forget(self, namespace: Namespace, now_ms: int) -> int:
+        kept_ms = max(self._kept_ms(namespace), REQUEST_KEPT_MS)
+        return await self._store.forget_requests(namespace.name, now_ms - kept_ms, REQUESTS)
+
+    def _kept_ms(self, namespace: Namespace) -> int:
+        return namespace.retention_ms or self._limits.retention_ms
+
+    async def _clear(self, now_ms: int) -> int:
+        return await self._rested(self._store.clear_removed(now_ms - CLEARED_AFTER_MS))
+
+    async def _rested(self, batch: Awaitable[int]) -> int:
+        """Do a batch, and rest if there was something to do."""
+        began = time.monotonic()
+        count = await batch
+        if count:
+            faults.point("retention.batch")
+            await asyncio.sleep(max(SHORTEST_REST_S, REST * (time.monotonic() - began)))
+        return count
