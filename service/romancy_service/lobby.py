@@ -103,6 +103,8 @@ class Lobby:
         node = self._node
         current = node.dispatch.sessions.get(session.session_id) is session
         node.dispatch.disconnect(session)
+        # Not before: what it was asked would be asked of it again.
+        node.queries.left(session)
         unsent = [
             LeasedRow(held.run_id, held.task_id, held.attempt, session.session_id, session.epoch)
             for token in session.unsent()

@@ -96,7 +96,6 @@ class WorkerService(WorkerServiceServicer):
             await connection.write(ConnectResponse(welcome=welcome))
             goodbye = await connection.serve(request_iterator)
         finally:
-            self._node.queries.left(session)
             # A call whose peer is gone may be cancelled more than once; what is to be written then must not be cut off.
             await asyncio.shield(self._node.background(self._lobby.leave(session, goodbye=goodbye)))
 
