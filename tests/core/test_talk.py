@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from romancy.v1.command_pb2 import Command, ContinueWorkflow, RecordStep, StartChild
+from romancy.v1.command_pb2 import Command, ContinueWorkflow, RecordStep, SetAttributes, StartChild
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.history_pb2 import Parent, UpdateReceived
 from romancy.v1.payload_pb2 import Payload
@@ -19,7 +19,6 @@ from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_TIMED_OUT,
     AttributeValue,
     Signal,
-    WorkflowInfo,
     WorkflowSpec,
 )
 
@@ -257,8 +256,8 @@ def test_a_child_that_recurs_reports_to_its_parent_only_at_its_last_end() -> Non
 
 def test_the_next_run_keeps_the_attributes_of_the_run_whatever_the_command_says() -> None:
     life = Life.begin()
-    life.run.memo = WorkflowInfo(attributes={"city": AttributeValue(text="Rome")}).SerializeToString()
-    start = recurring(life, recur(attributes={"city": AttributeValue(text="Bern")}))
+    rome = Command(set_attributes=SetAttributes(set={"city": AttributeValue(text="Rome")}))
+    start = recurring(life, rome, recur(attributes={"city": AttributeValue(text="Bern")}))
     assert start.spec.attributes["city"].text == "Rome"
 
 
