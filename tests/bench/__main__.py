@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Final
 
 from tests.bench.database import Databases, databases
+from tests.bench.fan import fan
 from tests.bench.load import count_rows, load
 from tests.bench.measurement import Measurement, show, write
 from tests.bench.sleepers import sleepers
 from tests.bench.walk import walk
 
-PARTS: Final = ("load", "lone", "walk", "sleepers")
+PARTS: Final = ("load", "lone", "walk", "fan", "sleepers")
 DATABASES: Final = ("postgres", "sqlite")
 IN_FLIGHT: Final = (16, 256, 1024)
 
@@ -48,6 +49,8 @@ def _measure(made: Databases, options: argparse.Namespace) -> Iterator[Measureme
             yield from count_rows(made, in_flight)
     if "walk" in options.only:
         yield from walk(made)
+    if "fan" in options.only:
+        yield from fan(made)
     if "sleepers" in options.only:
         yield from sleepers(made)
 

@@ -1,7 +1,8 @@
 """The client process of the bench. Prints one JSON document a line: when measuring begins, and what was measured.
 
 `python -m tests.bench.client ADDRESS load IN_FLIGHT WARM_UP_S SECONDS` keeps so many orders open at a time;
-`python -m tests.bench.client ADDRESS walk STEPS` runs one workflow of so many steps.
+`python -m tests.bench.client ADDRESS walk STEPS` runs one workflow of so many steps;
+`python -m tests.bench.client ADDRESS fan STEPS` runs one that takes so many steps at once.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from typing import Final
 from romancy.v1.history_pb2 import HistoryEvent
 
 from romancy import Client
-from tests.bench.workload import order, order_workflow, walk_workflow
+from tests.bench.workload import fan_workflow, order, order_workflow, walk_workflow
 
 WARM_WALK: Final = 300
 """Steps of a walk that is not measured: first calls import, compile and connect."""
+WARM_FAN: Final = 100
+"""The same for a fan."""
 
 
 def _tell(**document: object) -> None:
@@ -79,6 +82,19 @@ async def walk(client: Client, steps: int) -> None:
     _tell(at="done", started=1)
 
 
+async def fan(client: Client, steps: int) -> None:
+    """Fan out, and tell how long it took from the call to the result."""
+    await client.execute_workflow(fan_workflow, WARM_FAN)
+    _tell(at="begin")
+    begin = time.perf_counter()
+    total = await client.execute_workflow(fan_workflow, steps)
+    elapsed_s = time.perf_counter() - begin
+    if total != steps * (steps - 1) // 2:
+        raise AssertionError(f"the fan of {steps} steps came to {total}")
+    _tell(at="end", elapsed_s=elapsed_s)
+    _tell(at="done", started=1)
+
+
 def _done_s(events: Sequence[HistoryEvent]) -> list[float]:
     done = [event.time for event in events if event.HasField("activity_completed")]
     return [events[0].time.ToMilliseconds() / 1e3, *(time.ToMilliseconds() / 1e3 for time in done)]
@@ -90,6 +106,8 @@ async def main() -> None:
     async with Client(address) as client:
         if what == "walk":
             await walk(client, int(numbers[0]))
+        elif what == "fan":
+            await fan(client, int(numbers[0]))
         else:
             in_flight, warm_up_s, seconds = numbers
             await Load(client, int(in_flight)).run(float(warm_up_s), float(seconds))

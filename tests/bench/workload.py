@@ -1,7 +1,8 @@
-"""Workload: the order saga with three activities that do no work, and a long walk of many steps."""
+"""Workload: the order saga with three activities that do no work, a long walk of many steps, and a wide fan of them."""
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -110,6 +111,12 @@ async def walk_workflow(ctx: WorkflowContext, steps: int) -> int:
     for number in range(steps):
         total += await step(number)
     return total
+
+
+@workflow(name="fan")
+async def fan_workflow(ctx: WorkflowContext, steps: int) -> int:
+    """So many steps, all at once."""
+    return sum(await asyncio.gather(*(step(number) for number in range(steps))))
 
 
 def order(number: int) -> Order:
