@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,4 +66,5 @@ def _as_text(data: bytes) -> str:
 
 
 def _mac(key: bytes, text: bytes) -> bytes:
-    return hmac.digest(key, text, "sha256")[:_MAC_BYTES]
+    # A keyed hash by itself, at a third of the cost of an HMAC.
+    return hashlib.blake2b(text, digest_size=_MAC_BYTES, key=key).digest()

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from romancy_service.store.arrays import Arrays
+from romancy_service.store.arrays import ANY_TEXT, Arrays
 from romancy_service.store.postgres import DIALECT, WALKING
 from romancy_service.store.postgres_commit import BY_KEY, Shape, statement
 from romancy_service.store.postgres_tasks import CLAIM, HEARTBEAT, LEASED, LOAD, RELEASE, WANTS
@@ -104,13 +104,32 @@ async def test_what_is_due_is_read_off_its_index(url: str) -> None:
 
 
 def test_arrays_carry_rows_by_column() -> None:
-    arrays = Arrays(pair=(("name", "text"), ("number", "int")), one=(("flag", "bool"),))
-    assert arrays.rows("pair") == "unnest($1::text[], ($2::text)::int[]) as pair(name, number)"
-    assert arrays.column("one", "flag") == "($3::text)::bool[]"
-    assert list(arrays.values(pair=[("a", 1), ("b", 2)], one=[(True,)])) == [("a", "b"), "{1,2}", "{True}"]
-    assert list(arrays.values(pair=[], one=[])) == [(), "{}", "{}"]
-    assert arrays.next_parameter == 4
+    columns = (("name", "text"), ("number", "int"), ("note", ANY_TEXT))
+    arrays = Arrays(row=columns, one=(("flag", "bool"),))
+    names = "(string_to_array($1::text, chr(31)))[2:]"
+    assert arrays.rows("row") == f"unnest({names}, ($2::text)::int[], $3::text[]) as row(name, number, note)"
+    assert arrays.column("one", "flag") == "($4::text)::bool[]"
+    values = arrays.values(row=[("a", 1, "x\x1f"), ("", 2, "")], one=[(True,)])
+    assert list(values) == ["\x1fa\x1f", "{1,2}", ("x\x1f", ""), "{True}"]
+    assert list(arrays.values(row=[], one=[])) == ["", "{}", (), "{}"]
+    assert arrays.next_parameter == 5
     assert WANTS.next_parameter == 8
+
+
+async def test_arrays_arrive_as_they_were(url: str) -> None:
+    arrays = Arrays(row=(("name", "text"), ("note", ANY_TEXT)))
+    connection = await asyncpg.connect(url)
+    try:
+        for rows in ([], [("", "")], [("", "\x1f"), ('a,{}"\\é', "b"), ("", "")]):
+            found = await connection.fetch(f"select name, note from {arrays.rows('row')}", *arrays.values(row=rows))
+            assert [tuple(row) for row in found] == rows
+    finally:
+        await connection.close()
+
+
+def test_a_text_that_would_become_two_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a text of row\.name has the control character"):
+        Arrays(row=(("name", "text"),)).values(row=[("a\x1fb",)])
 
 
 async def test_claims_stay_quick_with_a_backlog(fresh_postgres: Callable[[], str]) -> None:

@@ -127,7 +127,8 @@ class Run:
     def bytes_in_memory(self) -> int:
         """About how much memory it takes. Adds up what is counted already, so it costs little to ask."""
         kept = self.held_bytes + (self.saga.held_bytes if self.saga is not None else 0)
-        kept += sum(_ATTRIBUTE_BYTES + value.ByteSize() for value in self.attributes.values())
+        if self.attributes:
+            kept += sum(_ATTRIBUTE_BYTES + value.ByteSize() for value in self.attributes.values())
         return _RUN_BYTES + len(self.memo) + kept + (self.failure.ByteSize() if self.failure is not None else 0)
 
     @property

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from romancy_service.core.task import NEVER_MS
 
 
+@lru_cache(maxsize=256)
 def timestamp(ms: int) -> Timestamp:
-    """The moment `ms` milliseconds after the epoch."""
+    """The moment `ms` milliseconds after the epoch. Not to be changed: others may have the same one.
+
+    All that is decided in one batch has one time, and to make a message is dear.
+    """
     return Timestamp(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
 
 

@@ -52,7 +52,7 @@ class Sending:
         if token in session.in_hand or token in session.reported:
             session.free[task.kind] += 1
             return  # sent already, since it was found to be leased
-        held = self._held(session, run.namespace, run.run_id, task, leased_ms)
+        held = _take(session, token, run.run_id, task, leased_ms)
         if task.kind is TaskKind.ACTIVITY:
             self._send_activity(session, held, run.workflow_id, run.workflow_type, task, None)
         else:
@@ -60,15 +60,16 @@ class Sending:
 
     def hand_out_claimed(self, session: Session, row: Claimed) -> None:
         """Send a task that was claimed for the session. Its slot is reserved."""
-        if self.token(row) in session.in_hand:
+        token = self.token(row)
+        if token in session.in_hand:
             session.free[row.task.kind] += 1
             return  # sent already, since it was found to be leased
-        held = self._held(session, row.namespace, row.run_id, row.task, row.task.leased_ms)
+        held = _take(session, token, row.run_id, row.task, row.task.leased_ms)
         self._send_claimed(session, held, row)
 
     def resume(self, session: Session, row: Claimed, *, running: bool) -> InHand:
         """After a reconnect: a task that the session had. `running`: the worker still has it; else send it again."""
-        held = self._held(session, row.namespace, row.run_id, row.task, row.task.leased_ms)
+        held = _take(session, self.token(row), row.run_id, row.task, row.task.leased_ms)
         session.free[row.task.kind] -= 1
         if not running:
             self._send_claimed(session, held, row)
@@ -89,12 +90,6 @@ class Sending:
 
     def _token(self, namespace: str, run_id: str, task: Task) -> str:
         return self._tokens.sign(TaskRef(namespace, run_id, task.task_id, task.attempt, task.scheduled_ms))
-
-    def _held(self, session: Session, namespace: str, run_id: str, task: Task, leased_ms: int) -> InHand:
-        token = self._token(namespace, run_id, task)
-        held = InHand(token, run_id, task.task_id, task.attempt, task.kind, leased_ms)
-        session.take(held)
-        return held
 
     def _send_activity(
         self, session: Session, held: InHand, workflow_id: str, workflow_type: str, task: Task, details: bytes | None
@@ -207,6 +202,12 @@ class Sending:
         task = asyncio.get_running_loop().create_task(sending)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
+
+
+def _take(session: Session, token: str, run_id: str, task: Task, leased_ms: int) -> InHand:
+    held = InHand(token, run_id, task.task_id, task.attempt, task.kind, leased_ms)
+    session.take(held)
+    return held
 
 
 def pages(events: Iterable[HistoryEvent]) -> list[tuple[list[HistoryEvent], bool]]:

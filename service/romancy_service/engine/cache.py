@@ -22,12 +22,14 @@ class RunCache:
 
     def put(self, run: Run) -> None:
         """Keep a run that was committed, as large as it is now, in place of those that were not used for longest."""
-        self.drop(run.run_id)
         if not run.is_open:
+            self.drop(run.run_id)
             return
         size = run.bytes_in_memory
+        before = self._runs.get(run.run_id)
         self._runs[run.run_id] = (run, size)
-        self._bytes += size
+        self._runs.move_to_end(run.run_id)
+        self._bytes += size - (before[1] if before is not None else 0)
         while self._bytes > self._most_bytes:
             _, (_, freed) = self._runs.popitem(last=False)
             self._bytes -= freed

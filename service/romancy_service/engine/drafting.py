@@ -39,9 +39,10 @@ class Drafting:
         """Those runs of the batch of which something is to be written or confirmed. Raises StoreUnavailable."""
         await self._answer_recorded(batch)
         runs = await self._load(batch)
+        now_ms = self._clock.latest_ms()
         drafts = []
         for run_id, submissions in batch.items():
-            if submissions and (draft := self._draft(run_id, runs.get(run_id), submissions)) is not None:
+            if submissions and (draft := self._draft(run_id, runs.get(run_id), submissions, now_ms)) is not None:
                 drafts.append(draft)
         return drafts
 
@@ -93,7 +94,7 @@ class Drafting:
                 submission.fail(InternalError(str(error)))
             submissions.clear()
 
-    def _draft(self, run_id: str, run: Run | None, submissions: list[Submission]) -> Draft | None:
+    def _draft(self, run_id: str, run: Run | None, submissions: list[Submission], now_ms: int) -> Draft | None:
         """Decide what is asked of one run, in order. None: all is answered, nothing is to be written."""
         if run is None:
             for submission in submissions:
@@ -104,7 +105,6 @@ class Drafting:
             submissions = submissions[:1]
         fresh = all(s.fresh for s in submissions)
         draft = Draft(run, Change(run))
-        now_ms = self._clock.latest_ms()
         for position, submission in enumerate(submissions):
             if submission.future.cancelled():
                 continue

@@ -248,11 +248,15 @@ class _Connection:
     def _ref(self, token: str, *, workflow: bool) -> tuple[TaskRef, InHand | None] | None:
         """What a completion is about; its slot is free from now on. None: it was answered INVALID."""
         session = self._session
-        try:
-            ref = self._node.tokens.read(token)
-        except InvalidToken as error:
-            self._reject(token, "INVALID_TOKEN", str(error), {})
-            return None
+        if (held := session.in_hand.get(token)) is not None:
+            # We sent it ourselves: nothing about it is in doubt.
+            ref = TaskRef(session.namespace, held.run_id, held.task_id, held.attempt)
+        else:
+            try:
+                ref = self._node.tokens.read(token)
+            except InvalidToken as error:
+                self._reject(token, "INVALID_TOKEN", str(error), {})
+                return None
         if ref.namespace != session.namespace:
             self._reject(token, "INVALID_TOKEN", "the token is of another namespace", {})
             return None
@@ -260,8 +264,8 @@ class _Connection:
             kind = "an activity" if workflow else "a workflow task"
             self._reject(token, "INVALID_TOKEN", f"the token is of {kind}, which has completions of its own", {})
             return None
-        held = session.put_down(token)
         if held is not None:
+            session.put_down(token)
             self._node.dispatch.freed(session)
         return ref, held
 

@@ -21,7 +21,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from romancy_service.store import tables
-from romancy_service.store.arrays import Arrays, Columns, columns_of
+from romancy_service.store.arrays import ANY_TEXT, Arrays, Columns, columns_of
 from romancy_service.store.batch import DROP, MARK, Batch
 
 BY_KEY: Final = {
@@ -51,7 +51,7 @@ _LISTS: Final[dict[str, Columns]] = {
     ),
     "put": (*_UNIT, *_TASK, ("unowned_relay_ms", "bigint")),
     "asked": (*_UNIT, *_REQUEST),
-    "shown": (*_UNIT, *_ATTRIBUTE),
+    "shown": (*_UNIT, *((name, ANY_TEXT if name == "text_value" else kind) for name, kind in _ATTRIBUTE)),
     "hidden": (*_UNIT, ("run_id", "text"), ("name", "text"), ("kept", "int")),
     "session": (("session_id", "text"),),
 }

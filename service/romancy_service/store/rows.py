@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, Final, Protocol
 from zlib import crc32
 
@@ -149,10 +150,12 @@ def _counters(text: str) -> Counters:
 
 
 _COUNTERS: Final = tuple(each.name for each in fields(Counters))
+_COUNTER_VALUES: Final = attrgetter(*_COUNTERS)
 
 
 def _counters_text(counters: Counters) -> str:
-    return _JSON.encode({name: value for name in _COUNTERS if (value := getattr(counters, name))})
+    values = zip(_COUNTERS, _COUNTER_VALUES(counters), strict=True)
+    return _JSON.encode({name: value for name, value in values if value})
 
 
 # Tasks ------------------------------------------------------------------------------------------------------------
