@@ -114,7 +114,8 @@ class Courier:
         """One after the other for each other workflow, all of these at the same time."""
         by_target: dict[str, list[Task]] = defaultdict(list)
         for task in sorted(errands, key=lambda task: task.scheduled_ms):
-            by_target["" if task.errand is None else task.errand.workflow_id].append(task)
+            whom = task.errand.workflow_id if isinstance(task.errand, StartChild | Send) else ""
+            by_target[whom].append(task)
         outcomes = await asyncio.gather(*(self._do(run, tasks) for tasks in by_target.values()), return_exceptions=True)
         for outcome in outcomes:
             if outcome is not None:

@@ -19,6 +19,7 @@ from romancy_service.core import children
 from romancy_service.core.limits import KIB
 from romancy_service.core.run import Run
 from romancy_service.core.saga import Saga
+from romancy_service.core.subscription import event_type_of
 from romancy_service.core.task import COMPENSATION_PREFIX, WORKFLOW_TASK_ID, Task, TaskKind
 from romancy_service.core.times import timestamp
 from romancy_service.ledger import read_saga
@@ -146,6 +147,10 @@ def _errand(task: Task) -> str:
 def _wait(task: Task, view: RunView, now_ms: int) -> str:
     if task.kind in (TaskKind.CHILD, TaskKind.SEND, TaskKind.REPORT):
         return _errand(task)
+    if task.kind is TaskKind.SUBSCRIPTION:
+        event_type, paths = event_type_of(task.type)
+        chosen = f" with the {' and '.join(paths)} that it asked for" if paths else ""
+        return f"event {event_type}{chosen} is waited for since {_seconds(now_ms - task.scheduled_ms)}"
     what = {TaskKind.WORKFLOW: "workflow task", TaskKind.TIMER: "timer", TaskKind.DEADLINE: "run timeout"}.get(
         task.kind, "compensation" if task.is_compensation else "activity"
     )

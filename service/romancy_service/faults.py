@@ -19,12 +19,15 @@ Point = Literal["commit.before", "commit.after", "claim.after"]
 """Where to die or freeze: a commit is about to be made, was made and nobody knows, tasks were leased and not sent."""
 SchedulePoint = Literal["schedule.before", "schedule.started", "schedule.after"]
 """The same for schedules: one is about to be written, its runs were started and nobody knows, it was written."""
+PublishPoint = Literal["publish.stored", "publish.delivered"]
+"""The same for events: one was stored and nobody knows, all have it and it still counts as open."""
 Between = Literal["retention.batch"]
 """Where to die too: a batch of what is past its retention is deleted, and the next one is not."""
 Doubt = Literal["commit", "claim"]
 """What may be carried out without an answer."""
 POINTS: Final[tuple[Point, ...]] = get_args(Point)
 SCHEDULE_POINTS: Final[tuple[SchedulePoint, ...]] = get_args(SchedulePoint)
+PUBLISH_POINTS: Final[tuple[PublishPoint, ...]] = get_args(PublishPoint)
 DOUBTS: Final[tuple[Doubt, ...]] = get_args(Doubt)
 
 _reached: Counter[str] = Counter()
@@ -42,7 +45,7 @@ _LOG = os.environ.get("ROMANCY_FAULT_LOG", "")
 _ACTIVE = bool(_CRASH_AT[0] or _STOP_AT[0] or _AMBIGUOUS_AT[0] or _LOG)
 
 
-def point(name: Point | SchedulePoint | Between) -> None:
+def point(name: Point | SchedulePoint | PublishPoint | Between) -> None:
     """Die or freeze here if the environment says so."""
     if not _ACTIVE:
         return

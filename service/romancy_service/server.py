@@ -16,6 +16,7 @@ from functools import partial
 import structlog
 
 from romancy.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
+from romancy.v1.event_service_pb2_grpc import add_EventServiceServicer_to_server
 from romancy.v1.schedule_service_pb2_grpc import add_ScheduleServiceServicer_to_server
 from romancy.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
 from romancy.v1.workflow_service_pb2_grpc import add_WorkflowServiceServicer_to_server
@@ -29,12 +30,14 @@ from romancy_service.errors import StoreUnavailable
 from romancy_service.heartbeats import Heartbeats
 from romancy_service.lobby import Lobby
 from romancy_service.node import Node
+from romancy_service.publisher import Publisher
 from romancy_service.queries import Queries
 from romancy_service.relay import Relay
 from romancy_service.results import Results
 from romancy_service.retention import Retention
 from romancy_service.rpc.admin_service import AdminService
 from romancy_service.rpc.edge import Edge
+from romancy_service.rpc.event_service import EventService
 from romancy_service.rpc.schedule_service import ScheduleService
 from romancy_service.rpc.worker_service import WorkerService
 from romancy_service.rpc.workflow_service import WorkflowService
@@ -138,6 +141,7 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
     courier = Courier(store, engine, Starter(engine, store))
     relay = Relay(store, clock, engine, courier, limits.session_lease_ms)
     schedules = Schedules(store, clock, engine, results)
+    publisher = Publisher(store, clock, engine, limits)
     retention = Retention(store, clock, limits)
     lobby = Lobby(node, relay.saw_end)
     engine.observe(results.observe)
@@ -150,6 +154,7 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
     add_WorkflowServiceServicer_to_server(WorkflowService(node), edge.server)
     add_ScheduleServiceServicer_to_server(ScheduleService(node, schedules), edge.server)
     add_WorkerServiceServicer_to_server(WorkerService(node, lobby, limits), edge.server)
+    add_EventServiceServicer_to_server(EventService(node, publisher), edge.server)
     add_AdminServiceServicer_to_server(AdminService(node), edge.server)
 
     tasks = [
@@ -160,6 +165,7 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
             ("relay", relay.run()),
             ("courier", courier.run()),
             ("schedules", schedules.run()),
+            ("publisher", publisher.run()),
             ("retention", retention.run()),
             ("heartbeats", heartbeats.run()),
             ("results", results.run()),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import assert_never
 
-from romancy.v1.command_pb2 import ScheduleActivity
+from romancy.v1.command_pb2 import ScheduleActivity, Subscribe
 from romancy.v1.failure_pb2 import FAILURE_SOURCE_CANCELLED, FAILURE_SOURCE_LOST, FAILURE_SOURCE_TERMINATED, Failure
 from romancy.v1.history_pb2 import (
     COMPENSATION_RESOLUTION_RETRY,
@@ -37,6 +38,7 @@ from romancy_service.core.limits import WORKFLOW_TASK_MS
 from romancy_service.core.replay import is_input
 from romancy_service.core.run import Run
 from romancy_service.core.saga import Saga
+from romancy_service.core.subscription import subscription
 from romancy_service.core.task import (
     DEADLINE_TASK_ID,
     NEVER_MS,
@@ -47,11 +49,12 @@ from romancy_service.core.task import (
     activity_task_id,
     compensation_task_id,
     send_task_id,
+    subscription_task_id,
     timer_task_id,
 )
 from romancy_service.core.times import duration_ms, limit_ms, timestamp_ms
 
-_OF_CODE = (TaskKind.WORKFLOW, TaskKind.TIMER, TaskKind.DEADLINE)
+_OF_CODE = (TaskKind.WORKFLOW, TaskKind.TIMER, TaskKind.DEADLINE, TaskKind.SUBSCRIPTION)
 """What a run has no use for when its code has ended."""
 
 
@@ -167,6 +170,14 @@ def apply(run: Run, event: HistoryEvent) -> None:
             _end(run, WORKFLOW_STATUS_CONTINUED, outcome)
         case "signal_received":
             pass  # it is an input, and nothing else
+        case "subscribed":
+            run.counters.subscriptions += 1
+            run.put_task(subscription(run.run_id, run.last_event_ms, event.subscribed.command))
+        case "unsubscribed":
+            if (task_id := subscription_task_id(event.unsubscribed.subscription_id)) in run.tasks:
+                run.drop_task(task_id)  # else its event came, and the code had not seen it
+        case "event_received":
+            _end_single_subscriptions(run, event.event_received.subscription_ids)
         case "update_received":
             run.counters.open_updates[event.update_received.update_id] = False
         case "update_accepted":
@@ -208,6 +219,13 @@ def apply(run: Run, event: HistoryEvent) -> None:
             assert_never(kind)
     if is_input(event):
         _note_input(run, event)
+
+
+def _end_single_subscriptions(run: Run, subscription_ids: Iterable[str]) -> None:
+    for task_id in map(subscription_task_id, subscription_ids):
+        wanted = run.tasks[task_id].errand
+        if isinstance(wanted, Subscribe) and wanted.once:
+            run.drop_task(task_id)
 
 
 def see(run: Run, event_id: int) -> None:
@@ -270,6 +288,8 @@ def _start(run: Run, started: WorkflowStarted) -> None:
         due_ms = min(due_ms, run.counters.execution_deadline_ms)
     if due_ms < NEVER_MS:
         run.put_task(Task(DEADLINE_TASK_ID, TaskKind.DEADLINE, due_ms=due_ms))
+    for wanted in started.subscriptions:
+        run.put_task(subscription(run.run_id, run.last_event_ms, wanted))
     task = _workflow_task(run)
     task.due_ms = _first_task_ms(run, spec)
     run.put_task(task)

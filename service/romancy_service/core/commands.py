@@ -34,8 +34,10 @@ from romancy.v1.history_pb2 import (
     RollbackStarted,
     SendRequested,
     StepRecorded,
+    Subscribed,
     TimerCancelled,
     TimerStarted,
+    Unsubscribed,
     UpdateAccepted,
     UpdateCompleted,
     UpdateRejected,
@@ -62,6 +64,7 @@ from romancy_service.core.failures import cut
 from romancy_service.core.limits import Limits
 from romancy_service.core.run import Run
 from romancy_service.core.spec import check_signal, check_spec
+from romancy_service.core.subscription import check_subscribe
 from romancy_service.core.task import (
     COMPENSATION_ID_PREFIX,
     DEADLINE_TASK_ID,
@@ -69,6 +72,7 @@ from romancy_service.core.task import (
     activity_task_id,
     child_task_id,
     send_task_id,
+    subscription_task_id,
     timer_task_id,
 )
 from romancy_service.core.times import duration_ms, timestamp
@@ -97,6 +101,7 @@ class _Draft:
     children: Counter[str] = field(default_factory=Counter)
     """Asked for in this task, by workflow type."""
     sends: int = 0
+    subscriptions: int = 0
     patches: set[str] = field(default_factory=set)
     updates: dict[str, bool | None] = field(default_factory=dict)
     """Whether they were accepted in this task; None: answered."""
@@ -186,6 +191,14 @@ def _check(draft: _Draft, command: Command) -> None:
             _check_cancel_child(draft, command.cancel_child.child_id)
         case "send":
             _check_send(draft, command.send)
+        case "subscribe":
+            draft.subscriptions += 1
+            expected = str(draft.run.counters.subscriptions + draft.subscriptions)
+            _check_counted("subscribe.subscription_id", command.subscribe.subscription_id, expected)
+            check_subscribe("subscribe", command.subscribe, draft.limits)
+            draft.opened.add(subscription_task_id(expected))
+        case "unsubscribe":
+            _check_unsubscribe(draft, command.unsubscribe.subscription_id)
         case "complete_update":
             _check_update(draft, "complete_update", command.complete_update.update_id, accepted=True, then=None)
             _check_outcome("complete_update", command.complete_update, draft.limits)
@@ -294,6 +307,16 @@ def _check_send(draft: _Draft, command: Send) -> None:
         case None:
             raise InvalidField("send.message", "is missing", "set signal or cancel")
     draft.opened.add(send_task_id(command.send_id))
+
+
+def _check_unsubscribe(draft: _Draft, subscription_id: str) -> None:
+    task_id = subscription_task_id(subscription_id)
+    had = draft.run.counters.subscriptions + draft.subscriptions
+    if not draft.is_open(task_id) and not _is_counted(subscription_id, had):
+        problem = f"the run has no subscription {subscription_id!r}"
+        raise InvalidField("unsubscribe.subscription_id", problem, value=subscription_id)
+    if draft.is_open(task_id):
+        draft.dropped.add(task_id)
 
 
 def _check_step(draft: _Draft, command: RecordStep) -> None:
@@ -419,6 +442,10 @@ def record_command(emit: Emitter, command: Command, limits: Limits) -> None:
             emit.command(child_cancel_requested=ChildCancelRequested(child_id=command.cancel_child.child_id))
         case "send":
             emit.command(send_requested=SendRequested(command=command.send))
+        case "subscribe":
+            emit.command(subscribed=Subscribed(command=command.subscribe))
+        case "unsubscribe":
+            emit.command(unsubscribed=Unsubscribed(subscription_id=command.unsubscribe.subscription_id))
         case "complete_update":
             emit.command(update_completed=_completed_update(command.complete_update, limits))
         case "continue_workflow":

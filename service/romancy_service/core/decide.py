@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from romancy.v1.command_pb2 import Command, ContinueWorkflow
+from romancy.v1.command_pb2 import Command, ContinueWorkflow, Subscribe
+from romancy.v1.event_pb2 import CloudEvent
 from romancy.v1.failure_pb2 import FAILURE_SOURCE_SERVICE, FAILURE_SOURCE_TIMEOUT, Failure
 from romancy.v1.history_pb2 import (
     COMPENSATION_RESOLUTION_RETRY,
     COMPENSATION_RESOLUTION_UNSPECIFIED,
     CompensationResolved,
+    EventReceived,
     HistoryEvent,
     Parent,
     RollbackStarted,
@@ -46,7 +48,7 @@ from romancy_service.core.limits import Limits
 from romancy_service.core.rollback import advance, saga_of
 from romancy_service.core.run import Run
 from romancy_service.core.saga import Saga
-from romancy_service.core.task import Task, TaskKind
+from romancy_service.core.task import Task, TaskKind, subscription_task_id
 from romancy_service.core.times import duration_ms, timestamp, timestamp_ms
 from romancy_service.core.triggers import (
     BeginChild,
@@ -58,6 +60,7 @@ from romancy_service.core.triggers import (
     FinishSend,
     LoseTask,
     Note,
+    ReceiveEvent,
     RequestCancel,
     RequestUpdate,
     ResolveCompensation,
@@ -134,6 +137,8 @@ def _decide(emit: Emitter, trigger: Trigger, limits: Limits) -> Reply:
             _check_running(emit.run)
             emit.note(signal_received=SignalReceived(signal=trigger.signal))
             return Reply()
+        case ReceiveEvent():
+            return _receive_event(emit, trigger)
         case RequestUpdate():
             return _request_update(emit, trigger, limits)
         case BeginChild() | TellChild() | EndChild() | FinishSend() | FinishErrand():
@@ -158,6 +163,7 @@ def _start(emit: Emitter, trigger: StartRun) -> Reply:
         continued_from_run_id=trigger.continued_from_run_id,
         first_run_id=trigger.first_run_id,
         parent=trigger.parent,
+        subscriptions=trigger.subscriptions,
     )
     deadline_ms = trigger.execution_deadline_ms
     if not deadline_ms and trigger.spec.HasField("execution_timeout"):
@@ -174,8 +180,20 @@ def _start(emit: Emitter, trigger: StartRun) -> Reply:
                 emit.note(workflow_cancel_requested=received)
             case Signal():
                 emit.note(signal_received=SignalReceived(signal=received))
+            case CloudEvent():
+                emit.note(event_received=EventReceived(event=received))
             case _:
                 assert_never(received)
+    return Reply()
+
+
+def _receive_event(emit: Emitter, trigger: ReceiveEvent) -> Reply:
+    run = emit.run
+    _check_running(run)
+    wanted = [each for each in trigger.subscription_ids if subscription_task_id(each) in run.tasks]
+    if trigger.subscription_ids and not wanted:
+        raise StaleTask(subscription_task_id(trigger.subscription_ids[0]), "nothing is waited for any more")
+    emit.note(event_received=EventReceived(event=trigger.event, subscription_ids=wanted))
     return Reply()
 
 
@@ -285,15 +303,19 @@ def _continue(
     spec.ClearField("attributes")
     for name, value in run.attributes.items():
         spec.attributes[name].CopyFrom(value)
-    inputs: list[Signal | UpdateReceived | WorkflowCancelRequested] = list(command.unread_signals)
+    inputs: list[Signal | CloudEvent | UpdateReceived | WorkflowCancelRequested]
+    inputs = [*command.unread_signals, *command.unread_events]
     for event in unseen:
         if event.HasField("signal_received"):
             inputs.append(event.signal_received.signal)
+        elif event.HasField("event_received"):
+            inputs.append(event.event_received.event)
         elif event.HasField("update_received"):
             inputs.append(event.update_received)
         elif event.HasField("workflow_cancel_requested"):
             inputs.append(event.workflow_cancel_requested)
     deadline_ms, parent = run.counters.execution_deadline_ms, run.counters.parent
+    subscriptions = _that_go_on(run)
     emit.command(workflow_continued=WorkflowContinued(new_run_id=new_run_id, spec=spec))
     return new_run_id, StartRun(
         spec,
@@ -303,7 +325,17 @@ def _continue(
         first_run_id=run.counters.first_run_id or run.run_id,
         execution_deadline_ms=deadline_ms,
         parent=None if parent is None else Parent(run_id=parent[0], child_id=parent[1], workflow_id=parent[2]),
+        subscriptions=subscriptions,
     )
+
+
+def _that_go_on(run: Run) -> list[Subscribe]:
+    """The subscriptions to all events of a type, under the ids that they have in the next run."""
+    wanted = [task.errand for task in run.tasks.values() if isinstance(task.errand, Subscribe) and not task.errand.once]
+    return [
+        Subscribe(subscription_id=f"c{number}", event_type=each.event_type, where=each.where)
+        for number, each in enumerate(wanted, 1)
+    ]
 
 
 def _fail_workflow_task(emit: Emitter, task: Task, failure: Failure | None) -> Reply:
@@ -351,8 +383,8 @@ def _task_due(emit: Emitter, trigger: TaskDue) -> Reply:
             emit.note(rollback_started=RollbackStarted(closing_status=WORKFLOW_STATUS_TIMED_OUT, failure=failure))
         case TaskKind.WORKFLOW:
             return _fail_workflow_task(emit, task, None)
-        case TaskKind.CHILD | TaskKind.SEND | TaskKind.REPORT:
-            raise StaleTask(task.task_id, "it is the courier's, and has no time of its own")
+        case TaskKind.CHILD | TaskKind.SEND | TaskKind.REPORT | TaskKind.SUBSCRIPTION:
+            raise StaleTask(task.task_id, "it has no time of its own")
         case TaskKind.ACTIVITY:
             _activity_due(emit, task, trigger, owned=owned)
         case _:

@@ -93,6 +93,22 @@ class Limits:
     """Open activities and timers of a run: all are read when it is loaded (about 20 ms)."""
     open_updates: int = 1_000
     """Updates of a run that it has not answered: their ids are stored with the run at each commit."""
+    subscription_values: int = 8
+    """Values that an event must have: each is looked up in the event."""
+    subscription_value_bytes: int = 4 * KIB
+    """One of them."""
+    event_bytes: int = MIB
+    """An event: it is recorded in each run that gets it."""
+    events_per_call: int = 1_000
+    """Events in one call: one transaction."""
+    events_bytes: int = 4 * MIB
+    """All events of one call."""
+    event_attributes: int = 64
+    """Attributes and extensions of an event."""
+    event_attribute_bytes: int = 4 * KIB
+    """One of them."""
+    event_window_ms: int = 86_400_000
+    """So long is an event known that is sent again: senders that were cut off come back within a day."""
     patches: int = 1_000
     """Patches that a run has marked: their names are stored with the run at each commit."""
     history_events: int = 51_200

@@ -23,6 +23,7 @@ INPUTS: Final = frozenset(
         "child_start_failed",
         "child_closed",
         "send_finished",
+        "event_received",
     }
 )
 """The events that workflow code gets to see, as history.proto marks them."""

@@ -51,6 +51,7 @@ class Counters:
     children: dict[str, int] = field(default_factory=dict)
     """By workflow type."""
     sends: int = 0
+    subscriptions: int = 0
     parent: tuple[str, str, str] | None = None
     """Run id of the parent, which of its children this run is, and the parent's workflow id."""
     first_run_id: str = ""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
-from romancy.v1.command_pb2 import ScheduleActivity, Send, StartChild
+from romancy.v1.command_pb2 import ScheduleActivity, Send, StartChild, Subscribe
 from romancy.v1.failure_pb2 import Failure
 
 from romancy_service.core.limits import KIB
@@ -18,6 +18,7 @@ WORKFLOW_TASK_ID: Final = "w"
 DEADLINE_TASK_ID: Final = "d"
 REPORT_TASK_ID: Final = "r"
 COMPENSATION_PREFIX: Final = "c/"
+SUBSCRIPTION_PREFIX: Final = "e/"
 COMPENSATION_ID_PREFIX: Final = "undo/"
 """The ids of compensations begin so, and no activity type may."""
 
@@ -26,7 +27,7 @@ _TASK_BYTES: Final = 3 * KIB // 2
 
 
 class TaskKind(IntEnum):
-    """What a task is. Workers take the first two; timers are the relay's, the rest the courier's."""
+    """What a task is. Workers take the first two; timers are the relay's, what follows the courier's."""
 
     WORKFLOW = 1
     ACTIVITY = 2
@@ -38,6 +39,8 @@ class TaskKind(IntEnum):
     """A message for another workflow."""
     REPORT = 7
     """The end of this run, for its parent. The only task that a closed run brings about."""
+    SUBSCRIPTION = 8
+    """Events that the run waits for. Nobody does anything with it: events find it."""
 
 
 def activity_task_id(activity_id: str) -> str:
@@ -58,6 +61,11 @@ def child_task_id(child_id: str) -> str:
 def send_task_id(send_id: str) -> str:
     """The key of a message that is on its way."""
     return f"s/{send_id}"
+
+
+def subscription_task_id(subscription_id: str) -> str:
+    """The key of a subscription among its run's tasks."""
+    return f"{SUBSCRIPTION_PREFIX}{subscription_id}"
 
 
 def timer_task_id(timer_id: str) -> str:
@@ -83,8 +91,8 @@ class Task:
     """A worker may have it from then on; a timer fires then."""
     command: ScheduleActivity | None = None
     """Activities and compensations: what to run."""
-    errand: StartChild | Send | None = None
-    """Children and messages: what is to be brought about elsewhere."""
+    errand: StartChild | Send | Subscribe | None = None
+    """Children and messages: what is to be brought about elsewhere. Subscriptions: what is wanted."""
     scheduled_ms: int = 0
     start_by_ms: int = NEVER_MS
     close_by_ms: int = NEVER_MS

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from romancy.v1.command_pb2 import Command
+from romancy.v1.command_pb2 import Command, Subscribe
+from romancy.v1.event_pb2 import CloudEvent
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.history_pb2 import CompensationResolution, Parent, UpdateReceived, WorkflowCancelRequested
 from romancy.v1.payload_pb2 import Payload
@@ -21,13 +22,15 @@ class StartRun:
 
     spec: WorkflowSpec
     identity: str
-    inputs: Sequence[Signal | UpdateReceived | WorkflowCancelRequested] = ()
+    inputs: Sequence[Signal | CloudEvent | UpdateReceived | WorkflowCancelRequested] = ()
     """What the code gets directly after its start."""
     continued_from_run_id: str = ""
     first_run_id: str = ""
     execution_deadline_ms: int = 0
     """0: as its spec says."""
     parent: Parent | None = None
+    subscriptions: Sequence[Subscribe] = ()
+    """Those that go on from the run before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,14 @@ class SendSignal:
     """Somebody tells the code something."""
 
     signal: Signal
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveEvent:
+    """An event came for some subscriptions of the run; for none: for the run itself."""
+
+    event: CloudEvent
+    subscription_ids: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +187,7 @@ Trigger = (
     StartRun
     | Note
     | SendSignal
+    | ReceiveEvent
     | RequestUpdate
     | CompleteActivity
     | CompleteWorkflowTask

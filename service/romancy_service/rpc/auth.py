@@ -41,9 +41,12 @@ class Right(StrEnum):
 
 _WORKFLOWS = "/romancy.v1.WorkflowService"
 _SCHEDULES = "/romancy.v1.ScheduleService"
+_EVENTS = "/romancy.v1.EventService"
 _ADMIN = "/romancy.v1.AdminService"
 RIGHTS: Final[dict[str, Right]] = {
     f"{_WORKFLOWS}/StartWorkflow": Right.WRITE,
+    f"{_EVENTS}/PublishEvent": Right.WRITE,
+    f"{_EVENTS}/PublishEvents": Right.WRITE,
     f"{_WORKFLOWS}/StartWorkflows": Right.WRITE,
     f"{_WORKFLOWS}/SignalWorkflow": Right.WRITE,
     f"{_WORKFLOWS}/SignalWithStart": Right.WRITE,

@@ -10,7 +10,13 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from romancy.v1 import admin_service_pb2, schedule_service_pb2, worker_service_pb2, workflow_service_pb2
+from romancy.v1 import (
+    admin_service_pb2,
+    event_service_pb2,
+    schedule_service_pb2,
+    worker_service_pb2,
+    workflow_service_pb2,
+)
 
 from romancy_service.config import CannotListen, Config, InvalidConfig, Security
 from romancy_service.core.limits import Limits
@@ -19,7 +25,13 @@ from romancy_service.rpc.guard import Guard
 
 SERVICES: Final = tuple(
     service.full_name
-    for contract in (workflow_service_pb2, schedule_service_pb2, worker_service_pb2, admin_service_pb2)
+    for contract in (
+        workflow_service_pb2,
+        event_service_pb2,
+        schedule_service_pb2,
+        worker_service_pb2,
+        admin_service_pb2,
+    )
     for service in contract.DESCRIPTOR.services_by_name.values()
 )
 

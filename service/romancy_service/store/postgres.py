@@ -29,8 +29,10 @@ from romancy_service import faults
 from romancy_service.core.run import Run
 from romancy_service.errors import BatchRejected, QueryTooSlow, StoreUnavailable
 from romancy_service.store.batch import batch_of
+from romancy_service.store.events import NewEvent
 from romancy_service.store.migrate import upgrade
 from romancy_service.store.postgres_commit import BY_KEY, commit_statement
+from romancy_service.store.postgres_events import ADD_EVENTS, NEW_EVENTS
 from romancy_service.store.postgres_removal import (
     CLEAR_HISTORY,
     FORGET_REQUESTS,
@@ -320,6 +322,16 @@ class PostgresStore(Store):
 
     async def _count(self, sql: str, *values: Any) -> int:
         return int((await self._fetch(self._removing, sql, *values))[0]["count"])
+
+    # Events -------------------------------------------------------------------------------------------------------
+
+    async def add_events(self, namespace: str, new: Sequence[NewEvent], now_ms: int) -> set[tuple[str, str]]:
+        rows = [(each.source, each.event_id, each.type, each.event) for each in new]
+        try:
+            added = await self._fetch(self._lookups, ADD_EVENTS, *NEW_EVENTS.values(new=rows), namespace, now_ms)
+        except (*_BAD_DATA, ValueError) as error:
+            raise _rejected(error) from error
+        return {(row["source"], row["event_id"]) for row in added}
 
     # Tasks --------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any, Final, Protocol
 from zlib import crc32
 
-from romancy.v1.command_pb2 import ScheduleActivity, Send, StartChild
+from romancy.v1.command_pb2 import ScheduleActivity, Send, StartChild, Subscribe
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_RUNNING, AttributeValue, WorkflowInfo, WorkflowOutcome
@@ -200,7 +200,11 @@ def unowned_relay_ms(task: Task, now_ms: int) -> int:
     return task.unowned_relay_ms or now_ms
 
 
-_ERRANDS: Final[dict[TaskKind, type[StartChild] | type[Send]]] = {TaskKind.CHILD: StartChild, TaskKind.SEND: Send}
+_ERRANDS: Final[dict[TaskKind, type[StartChild] | type[Send] | type[Subscribe]]] = {
+    TaskKind.CHILD: StartChild,
+    TaskKind.SEND: Send,
+    TaskKind.SUBSCRIPTION: Subscribe,
+}
 
 
 def task_of(row: Row) -> Task:

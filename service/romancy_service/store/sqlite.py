@@ -28,10 +28,12 @@ from romancy_service import faults
 from romancy_service.core.run import Run
 from romancy_service.errors import BatchRejected, QueryTooSlow, StoreUnavailable
 from romancy_service.store.batch import Batch, batch_of
+from romancy_service.store.events import NewEvent
 from romancy_service.store.migrate import upgrade
 from romancy_service.store.rows import Row
 from romancy_service.store.sql import CLIENT_READ_S, compiled
 from romancy_service.store.sqlite_commit import commit
+from romancy_service.store.sqlite_events import add_events
 from romancy_service.store.sqlite_removal import clear_removed, forget_requests, remove, remove_expired, set_namespace
 from romancy_service.store.sqlite_tasks import beat, claim, leased, load, release
 from romancy_service.store.store import (
@@ -203,6 +205,11 @@ class SqliteStore(Store):
             return await self._writing.run(work)
         except sqlite3.IntegrityError as error:
             raise BatchRejected(str(error), conflict=error.sqlite_errorcode in _TAKEN) from error
+
+    # Events -------------------------------------------------------------------------------------------------------
+
+    async def add_events(self, namespace: str, new: Sequence[NewEvent], now_ms: int) -> set[tuple[str, str]]:
+        return await self._writing.run(lambda connection: add_events(connection, namespace, new, now_ms))
 
     # Tasks --------------------------------------------------------------------------------------------------------
 

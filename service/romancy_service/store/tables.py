@@ -14,6 +14,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     Double,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Table,
     Text,
+    UniqueConstraint,
     text,
 )
 
@@ -46,6 +48,10 @@ LOOKED_AT: Final = f"look_ms < {NEVER_MS}"
 """Schedules that the service must look at some day."""
 OWNED: Final = "owner <> ''"
 """Tasks that a session has."""
+SUBSCRIBED: Final = "kind = 8"
+"""Subscriptions: what events are matched with."""
+UNDELIVERED: Final = "open"
+"""Events that may not have reached all that wait for them."""
 
 
 def _where(predicate: str) -> dict[str, Any]:
@@ -206,7 +212,7 @@ tasks = Table(
     _ms("heartbeat_ms"),
     _bytes("heartbeat_details", nullable=True),
     PrimaryKeyConstraint("run_id", "task_id", name="tasks_pk"),
-    CheckConstraint("kind between 1 and 7", name="tasks_kind"),
+    CheckConstraint("kind between 1 and 8", name="tasks_kind"),
     CheckConstraint("attempt >= 1", name="tasks_attempt"),
     CheckConstraint("(owner = '') = (owner_epoch = 0)", name="tasks_owner"),
     CheckConstraint("owner = '' or kind <= 2", name="tasks_owned_kind"),
@@ -227,6 +233,37 @@ Index(
 )
 Index("tasks_relay", tasks.c.relay_ms, **_where(RELAYED))
 Index("tasks_owner", tasks.c.owner, **_where(OWNED))
+Index(
+    "tasks_subscribed",
+    tasks.c.namespace,
+    tasks.c.type,
+    tasks.c.queue,
+    tasks.c.run_id,
+    tasks.c.task_id,
+    **_where(SUBSCRIBED),
+)
+"""A subscription's `type` is its topic, its `queue` the key of the values that it asks for."""
+
+events = Table(
+    "events",
+    metadata,
+    Column("position", BigInteger().with_variant(Integer, "sqlite"), Identity(), nullable=False, autoincrement=True),
+    _text("namespace"),
+    _text("source"),
+    _text("event_id"),
+    _text("type"),
+    _bytes("event"),
+    _ms("accepted_ms"),
+    _flag("open"),
+    PrimaryKeyConstraint("position", name="events_pk"),
+    UniqueConstraint("namespace", "source", "event_id", name="events_once"),
+    postgresql_with=_BUSY,
+    sqlite_autoincrement=True,
+)
+"""Events that came, in their order. Those that are not open are kept so that they are known when they come again."""
+
+Index("events_open", events.c.namespace, events.c.type, events.c.position, **_where(UNDELIVERED))
+Index("events_by_age", events.c.accepted_ms)
 
 requests = Table(
     "requests",

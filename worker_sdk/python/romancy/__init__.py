@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         ConversionError,
         DefinitionError,
         Divergence,
+        EventTimeout,
         NonDeterminism,
         NothingDone,
         OutsideActivity,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         WorkflowTerminated,
         WorkflowTimedOut,
     )
+    from romancy.events import Event, EventStream
     from romancy.handle import WorkflowHandle
     from romancy.options import ActivityOptions, RetryPolicy
     from romancy.refusals import (
@@ -104,6 +106,9 @@ __all__ = [
     "DefinitionError",
     "DeterminismWarning",
     "Divergence",
+    "Event",
+    "EventStream",
+    "EventTimeout",
     "Every",
     "NonDeterminism",
     "NothingDone",
@@ -154,8 +159,8 @@ __all__ = [
 ]
 
 _HOMES: Final = (
-    "errors", "options", "activity", "attributes", "children", "context", "workflow", "refusals", "handle", "schedules",
-    "client", "worker",
+    "errors", "options", "events", "activity", "attributes", "children", "context", "workflow", "refusals", "handle",
+    "schedules", "client", "worker",
 )  # fmt: skip
 """The modules that have the public names, each after those that it needs."""
 

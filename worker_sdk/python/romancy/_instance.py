@@ -17,6 +17,7 @@ from romancy.v1.workflow_pb2 import WorkflowSpec
 from romancy import _guard
 from romancy._failure import only_error, to_failure
 from romancy._handlers import Handlers
+from romancy._inbox import Inbox
 from romancy._loop import WorkflowLoop
 from romancy._machine import Machine, ends_run, is_command, is_input
 from romancy.context import Recurrence, WorkflowContext, WorkflowInfo, from_ms
@@ -46,6 +47,7 @@ class WorkflowInstance:
         self._run_id = run_id
         self._loop = WorkflowLoop(run_id)  # type: ignore[abstract]  # the rest is set, refusing, in its module
         self._handlers = Handlers(self._loop)
+        self._inbox = Inbox(self._loop)
         self._main: asyncio.Task[None] | None = None
 
     def activate(self, events: Sequence[HistoryEvent]) -> Activation:
@@ -108,6 +110,8 @@ class WorkflowInstance:
                 self._start(event.workflow_started)
             case "signal_received":
                 self._handlers.signal(event.signal_received.signal)
+            case "event_received":
+                self._inbox.received(event.event_received)
             case "update_received":
                 self._handlers.update(event.update_received)
             case "workflow_cancel_requested":
@@ -136,8 +140,9 @@ class WorkflowInstance:
             continued_from_run_id=started.continued_from_run_id,
             first_run_id=started.first_run_id or self._run_id,
         )
-        context = WorkflowContext(loop, self._handlers, info, self._definition, spec.attributes)
-        code = _live(loop, self._handlers, self._definition, context, spec)
+        self._inbox.begin(started.subscriptions)
+        context = WorkflowContext(loop, self._handlers, self._inbox, info, self._definition, spec.attributes)
+        code = _live(loop, self._handlers, self._inbox, self._definition, context, spec)
         # A context of its own: what the worker's thread has set is no part of the history.
         self._main = loop.create_task(code, name="workflow", context=Context())
 
@@ -145,6 +150,7 @@ class WorkflowInstance:
 async def _live(
     loop: WorkflowLoop,
     handlers: Handlers,
+    inbox: Inbox,
     definition: WorkflowDefinition[..., Any],
     context: WorkflowContext,
     spec: WorkflowSpec,
@@ -163,7 +169,7 @@ async def _live(
             raise  # the run is put out of memory; raised by the code itself it is an error like any other
         loop.excuse_calls()
         if isinstance(recurrence := only_error(error), Recurrence):
-            kind, command = "ContinueWorkflow", Command(continue_workflow=_next_run(recurrence, spec, handlers))
+            kind, command = "ContinueWorkflow", Command(continue_workflow=_next_run(recurrence, spec, handlers, inbox))
             # What the task brings beyond is not taken any more: it is the next run's.
             command.continue_workflow.read_event_id = loop.last_event_id
         elif loop.cancel_requested and isinstance(only_error(error), asyncio.CancelledError | ActivityCancelled):
@@ -178,8 +184,8 @@ async def _live(
     loop.machine.end(kind, command)
 
 
-def _next_run(recurrence: Recurrence, spec: WorkflowSpec, handlers: Handlers) -> ContinueWorkflow:
-    command = ContinueWorkflow(spec=spec, unread_signals=handlers.unread)
+def _next_run(recurrence: Recurrence, spec: WorkflowSpec, handlers: Handlers, inbox: Inbox) -> ContinueWorkflow:
+    command = ContinueWorkflow(spec=spec, unread_signals=handlers.unread, unread_events=inbox.unread)
     command.spec.ClearField("start_delay")
     del command.spec.arguments[:]
     command.spec.arguments.extend(recurrence.arguments)

@@ -32,6 +32,8 @@ from romancy.v1.command_pb2 import (
     SetAttributes,
     StartChild,
     StartTimer,
+    Subscribe,
+    Unsubscribe,
 )
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.history_pb2 import HistoryEvent
@@ -58,6 +60,7 @@ INPUTS: Final = frozenset(
         "child_start_failed",
         "child_closed",
         "send_finished",
+        "event_received",
     }
 )
 """The events that workflow code gets to see."""
@@ -130,6 +133,9 @@ class Machine:
         """Who runs that may ask for nothing; empty: the code itself."""
         self._child_counts: Counter[str] = Counter()
         self._send_count = 0
+        self._subscription_count = 0
+        self._subscriptions: dict[str, str] = {}
+        """Those that are open, by id: their types."""
         self._activities: dict[str, Resolve] = {}
         self._children: dict[str, Resolve] = {}
         """Called with the child's start, and again with its end."""
@@ -206,6 +212,7 @@ class Machine:
             *(f"compensate {compensate_id}" for compensate_id in self._compensates),
             *(f"child {child_id}" for child_id in self._children),
             *(f"send {send_id}" for send_id in self._sends),
+            *(f"event {event_type}" for event_type in self._subscriptions.values()),
         ]
 
     # The code.
@@ -263,6 +270,27 @@ class Machine:
     def drop_send(self, send_id: str) -> None:
         """Give the answer of a send up. It is sent all the same."""
         self._sends.pop(send_id, None)
+
+    def subscribe(self, command: Subscribe) -> None:
+        """Ask for events; the id is filled in. Who gets them is not the machine's affair."""
+        self._subscription_count += 1
+        command.subscription_id = str(self._subscription_count)
+        if self._issue("Subscribe", f"{command.event_type} {command.subscription_id}", Command(subscribe=command)):
+            self.adopt_subscription(command)
+
+    def adopt_subscription(self, command: Subscribe) -> None:
+        """A subscription is open."""
+        self._subscriptions[command.subscription_id] = command.event_type
+
+    def end_subscription(self, subscription_id: str) -> None:
+        """A subscription ended with its event."""
+        self._subscriptions.pop(subscription_id, None)
+
+    def unsubscribe(self, subscription_id: str) -> None:
+        """Give a subscription up."""
+        if self._subscriptions.pop(subscription_id, None) is not None:
+            command = Command(unsubscribe=Unsubscribe(subscription_id=subscription_id))
+            self._issue("Unsubscribe", subscription_id, command)
 
     def register_compensation(self, compensation: Compensation) -> None:
         """Put a compensation on the saga's list."""
@@ -348,6 +376,7 @@ class Machine:
         self._compensates.clear()
         self._children.clear()
         self._sends.clear()
+        self._subscriptions.clear()
 
     def _issue(self, kind: str, name: str, command: Command) -> bool:
         """Match a command with the next recorded one, or add it to the new ones. False: the code is to be ignored."""
@@ -428,6 +457,11 @@ def _recorded(event: HistoryEvent) -> str:
             return f"CancelChild {event.child_cancel_requested.child_id}"
         case "send_requested":
             return f"Send {event.send_requested.command.send_id}"
+        case "subscribed":
+            wanted = event.subscribed.command
+            return f"Subscribe {wanted.event_type} {wanted.subscription_id}"
+        case "unsubscribed":
+            return f"Unsubscribe {event.unsubscribed.subscription_id}"
         case "workflow_continued":
             return "ContinueWorkflow"
         case "workflow_completed":

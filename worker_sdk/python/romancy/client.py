@@ -18,6 +18,7 @@ from romancy.v1.admin_service_pb2 import (
     Session,
     SetNamespaceRequest,
 )
+from romancy.v1.event_service_pb2 import PublishEventRequest, PublishEventsRequest
 from romancy.v1.schedule_pb2 import ScheduleInfo
 from romancy.v1.schedule_service_pb2 import ListSchedulesRequest
 from romancy.v1.workflow_pb2 import (
@@ -55,6 +56,7 @@ from romancy._spec import SpecOptions, check_spec, to_spec
 from romancy._starts import Starts
 from romancy.context import WorkflowContext
 from romancy.converter import codec
+from romancy.events import Event, to_cloud_event
 from romancy.handle import WorkflowHandle, new_id
 from romancy.options import Seconds, check_seconds, in_seconds, to_duration
 from romancy.schedules import CreateScheduleOptions, ScheduleHandle, Times, to_schedule
@@ -229,6 +231,27 @@ class Client:
         With its definition, results come as its annotation says.
         """
         return WorkflowHandle(self, workflow_id, run_id, _decoder(definition_of(workflow)))
+
+    # Events -----------------------------------------------------------------------------------------------------------
+
+    async def publish_event(self, event: Event[Any]) -> bool:
+        """Tell the workflows that wait for it of something that happened. Durable when this returns.
+
+        Returns whether the service did not know the event: one with the same source and id happens once.
+        Raises WorkflowNotFound or WorkflowClosed for an event that is for one workflow, ConversionError, and
+        RequestRefused for what else is wrong.
+        """
+        request = PublishEventRequest(namespace=self.namespace, event=to_cloud_event(event))
+        return not (await self.calls.call(lambda calls: calls.events.PublishEvent, request)).duplicate
+
+    async def publish_events(self, events: Sequence[Event[Any]]) -> list[bool]:
+        """Publish up to 1,000 events in this order, all or none; for each what `publish_event` returns."""
+        if not events:
+            return []
+        sent = [to_cloud_event(event) for event in events]
+        request = PublishEventsRequest(namespace=self.namespace, events=sent)
+        response = await self.calls.call(lambda calls: calls.events.PublishEvents, request)
+        return [not duplicate for duplicate in response.duplicates]
 
     # Schedules ------------------------------------------------------------------------------------------------------
 

@@ -19,12 +19,14 @@ from romancy.v1.workflow_pb2 import AttributeValue, WorkflowSpec
 from romancy._checks import check_choice, check_type, refuse_unknown
 from romancy._failure import from_failure, step_error, to_failure
 from romancy._handlers import Handlers, handler_of
+from romancy._inbox import Inbox
 from romancy._loop import WorkflowLoop
 from romancy._signature import Signature, local_names
 from romancy.activity import ActivityDefinition
 from romancy.attributes import Attribute, attributes_command
 from romancy.children import CLOSE_POLICIES, Child, ChildOptions, OtherWorkflow
 from romancy.errors import CompensationError
+from romancy.events import Event, EventStream, Scalar, from_cloud_event, where_of
 from romancy.options import Seconds, check_seconds, to_duration
 
 P = ParamSpec("P")
@@ -80,12 +82,14 @@ class WorkflowContext:
         self,
         loop: WorkflowLoop,
         handlers: Handlers,
+        inbox: Inbox,
         info: WorkflowInfo,
         definition: Definition,
         attributes: Mapping[str, AttributeValue],
     ) -> None:
         self._loop = loop
         self._handlers = handlers
+        self._inbox = inbox
         self._definition = definition
         self._attributes = dict(attributes)
         self.info = info
@@ -216,6 +220,68 @@ class WorkflowContext:
         except Exception as error:
             step.failure.CopyFrom(to_failure(error, raises))
         return step
+
+    # Events -----------------------------------------------------------------------------------------------------------
+
+    @overload
+    async def wait_event(
+        self,
+        event_type: str,
+        model: type[_T],
+        *,
+        timeout: Seconds | None = None,
+        where: Mapping[str, Scalar] | None = None,
+    ) -> Event[_T]: ...
+    @overload
+    async def wait_event(
+        self,
+        event_type: str,
+        model: None = None,
+        *,
+        timeout: Seconds | None = None,
+        where: Mapping[str, Scalar] | None = None,
+    ) -> Event[Any]: ...
+    async def wait_event(
+        self,
+        event_type: str,
+        model: Any = None,
+        *,
+        timeout: Seconds | None = None,
+        where: Mapping[str, Scalar] | None = None,
+    ) -> Event[Any]:
+        """Wait for one event: `await ctx.wait_event("payment.completed", Payment, where={"data.order_id": 7})`.
+
+        It gets the first one that is published from now on, or one that was sent to this workflow and is not read yet.
+        `where` names attributes ("subject", "source", extensions) or fields of JSON data ("data.order.id") with the
+        values that they must have. Between two calls nobody listens: who wants all uses `subscribe_event`.
+        Raises EventTimeout (a TimeoutError) when none came within `timeout`, and ConversionError when the event's data
+        do not fit `model`.
+        """
+        check_type("event_type", event_type, str, "a text")
+        listener = self._inbox.listen(event_type, where_of(where), once=True)
+        try:
+            return from_cloud_event(await listener.next(timeout), model)
+        finally:
+            listener.close()
+
+    @overload
+    def subscribe_event(
+        self, event_type: str, model: type[_T], *, where: Mapping[str, Scalar] | None = None
+    ) -> EventStream[_T]: ...
+    @overload
+    def subscribe_event(
+        self, event_type: str, model: None = None, *, where: Mapping[str, Scalar] | None = None
+    ) -> EventStream[Any]: ...
+    def subscribe_event(
+        self, event_type: str, model: Any = None, *, where: Mapping[str, Scalar] | None = None
+    ) -> EventStream[Any]:
+        """Have all events of a type kept from now on: `with ctx.subscribe_event("bid.placed", Bid) as bids: ...`.
+
+        Read them with `async for` or `receive`. What is not read when the workflow recurs goes to the next run, and so
+        does the subscription: the next run takes it on by subscribing to the same again.
+        """
+        check_type("event_type", event_type, str, "a text")
+        return EventStream(self._inbox.listen(event_type, where_of(where), once=False), model)
 
     # Other workflows --------------------------------------------------------------------------------------------------
 

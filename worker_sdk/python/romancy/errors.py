@@ -162,6 +162,10 @@ class WorkflowTimedOut(WorkflowError):
     """The run took longer than it was allowed, and what it did was undone, or will be."""
 
 
+class EventTimeout(RomancyError, TimeoutError):
+    """No event came in time."""
+
+
 class ConversionError(RomancyError):
     """A value cannot be encoded, or does not fit the annotation that it is decoded for."""
 

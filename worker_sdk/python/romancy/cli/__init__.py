@@ -11,6 +11,7 @@ import click
 
 from romancy.cli import look, talk  # noqa: F401 - add their commands to `workflow`
 from romancy.cli.connection import EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_USAGE, Failed
+from romancy.cli.event import event
 from romancy.cli.namespace import namespace
 from romancy.cli.output import Output
 from romancy.cli.queue import queue
@@ -43,6 +44,7 @@ def romancy() -> None:
 
 
 romancy.add_command(workflow)
+romancy.add_command(event)
 romancy.add_command(schedule)
 romancy.add_command(worker)
 romancy.add_command(queue)

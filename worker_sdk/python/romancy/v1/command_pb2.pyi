@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from romancy.v1 import event_pb2 as _event_pb2
 from romancy.v1 import failure_pb2 as _failure_pb2
 from romancy.v1 import payload_pb2 as _payload_pb2
 from romancy.v1 import retry_pb2 as _retry_pb2
@@ -103,6 +104,8 @@ class Command(_message.Message):
     CANCEL_CHILD_FIELD_NUMBER: _builtins.int
     SEND_FIELD_NUMBER: _builtins.int
     SET_ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    SUBSCRIBE_FIELD_NUMBER: _builtins.int
+    UNSUBSCRIBE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def schedule_activity(self) -> Global___ScheduleActivity:
         """Run an activity."""
@@ -179,6 +182,14 @@ class Command(_message.Message):
     def set_attributes(self) -> Global___SetAttributes:
         """Change the run's attributes."""
 
+    @_builtins.property
+    def subscribe(self) -> Global___Subscribe:
+        """Wait for an event of a type, or have all of them brought."""
+
+    @_builtins.property
+    def unsubscribe(self) -> Global___Unsubscribe:
+        """Give a subscription up."""
+
     def __init__(
         self,
         *,
@@ -201,12 +212,14 @@ class Command(_message.Message):
         cancel_child: Global___CancelChild | None = ...,
         send: Global___Send | None = ...,
         set_attributes: Global___SetAttributes | None = ...,
+        subscribe: Global___Subscribe | None = ...,
+        unsubscribe: Global___Unsubscribe | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accept_update", b"accept_update", "attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_child", b"cancel_child", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_update", b"complete_update", "complete_workflow", b"complete_workflow", "continue_workflow", b"continue_workflow", "fail_workflow", b"fail_workflow", "mark_patch", b"mark_patch", "record_step", b"record_step", "register_compensation", b"register_compensation", "reject_update", b"reject_update", "schedule_activity", b"schedule_activity", "send", b"send", "set_attributes", b"set_attributes", "start_child", b"start_child", "start_timer", b"start_timer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accept_update", b"accept_update", "attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_child", b"cancel_child", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_update", b"complete_update", "complete_workflow", b"complete_workflow", "continue_workflow", b"continue_workflow", "fail_workflow", b"fail_workflow", "mark_patch", b"mark_patch", "record_step", b"record_step", "register_compensation", b"register_compensation", "reject_update", b"reject_update", "schedule_activity", b"schedule_activity", "send", b"send", "set_attributes", b"set_attributes", "start_child", b"start_child", "start_timer", b"start_timer", "subscribe", b"subscribe", "unsubscribe", b"unsubscribe"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_update", b"accept_update", "attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_child", b"cancel_child", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_update", b"complete_update", "complete_workflow", b"complete_workflow", "continue_workflow", b"continue_workflow", "fail_workflow", b"fail_workflow", "mark_patch", b"mark_patch", "record_step", b"record_step", "register_compensation", b"register_compensation", "reject_update", b"reject_update", "schedule_activity", b"schedule_activity", "send", b"send", "set_attributes", b"set_attributes", "start_child", b"start_child", "start_timer", b"start_timer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_update", b"accept_update", "attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_child", b"cancel_child", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_update", b"complete_update", "complete_workflow", b"complete_workflow", "continue_workflow", b"continue_workflow", "fail_workflow", b"fail_workflow", "mark_patch", b"mark_patch", "record_step", b"record_step", "register_compensation", b"register_compensation", "reject_update", b"reject_update", "schedule_activity", b"schedule_activity", "send", b"send", "set_attributes", b"set_attributes", "start_child", b"start_child", "start_timer", b"start_timer", "subscribe", b"subscribe", "unsubscribe", b"unsubscribe"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["schedule_activity", "cancel_activity", "start_timer", "cancel_timer", "register_compensation", "compensate", "complete_workflow", "fail_workflow", "cancel_workflow", "continue_workflow", "record_step", "mark_patch", "accept_update", "reject_update", "complete_update", "start_child", "cancel_child", "send", "set_attributes"]  # noqa: Y015
+    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["schedule_activity", "cancel_activity", "start_timer", "cancel_timer", "register_compensation", "compensate", "complete_workflow", "fail_workflow", "cancel_workflow", "continue_workflow", "record_step", "mark_patch", "accept_update", "reject_update", "complete_update", "start_child", "cancel_child", "send", "set_attributes", "subscribe", "unsubscribe"]  # noqa: Y015
     _WhichOneofArgType_attributes: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_attributes) -> _WhichOneofReturnType_attributes | None: ...
 
@@ -668,7 +681,8 @@ Global___CancelWorkflow: _TypeAlias = CancelWorkflow  # noqa: Y015
 @_typing.final
 class ContinueWorkflow(_message.Message):
     """ContinueWorkflow closes the run as CONTINUED and opens the next run of its workflow id, in one transaction. Signals,
-    updates and a request to stop that no task brought to the code go to the next run; compensations do not.
+    events, updates and a request to stop that no task brought to the code go to the next run, and so do subscriptions to
+    all events of a type; compensations do not.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -676,9 +690,10 @@ class ContinueWorkflow(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     UNREAD_SIGNALS_FIELD_NUMBER: _builtins.int
     READ_EVENT_ID_FIELD_NUMBER: _builtins.int
+    UNREAD_EVENTS_FIELD_NUMBER: _builtins.int
     read_event_id: _builtins.int
-    """The last input that the code took. What the task brought after it goes to the next run, after `unread_signals`.
-    0: it took all.
+    """The last input that the code took. What the task brought after it goes to the next run, after `unread_signals` and
+    `unread_events`. 0: it took all.
     """
     @_builtins.property
     def spec(self) -> _workflow_pb2.WorkflowSpec:
@@ -688,16 +703,21 @@ class ContinueWorkflow(_message.Message):
     def unread_signals(self) -> _containers.RepeatedCompositeFieldContainer[_workflow_pb2.Signal]:
         """Signals that were brought to the code and not taken by it, in their order: the next run gets them first."""
 
+    @_builtins.property
+    def unread_events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.CloudEvent]:
+        """Events that were brought to the code and not taken by it, in their order."""
+
     def __init__(
         self,
         *,
         spec: _workflow_pb2.WorkflowSpec | None = ...,
         unread_signals: _abc.Iterable[_workflow_pb2.Signal] | None = ...,
         read_event_id: _builtins.int = ...,
+        unread_events: _abc.Iterable[_event_pb2.CloudEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["read_event_id", b"read_event_id", "spec", b"spec", "unread_signals", b"unread_signals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["read_event_id", b"read_event_id", "spec", b"spec", "unread_events", b"unread_events", "unread_signals", b"unread_signals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -978,3 +998,84 @@ class SendCancel(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SendCancel: _TypeAlias = SendCancel  # noqa: Y015
+
+@_typing.final
+class Subscribe(_message.Message):
+    """Subscribe asks for events. What is stored before this command is recorded is not brought; what is stored after it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class WhereEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
+    EVENT_TYPE_FIELD_NUMBER: _builtins.int
+    WHERE_FIELD_NUMBER: _builtins.int
+    ONCE_FIELD_NUMBER: _builtins.int
+    subscription_id: _builtins.str
+    """The run's subscriptions, counted from 1, as decimal text. The service refuses any other value."""
+    event_type: _builtins.str
+    """The type of the events. 1 to 255 bytes."""
+    once: _builtins.bool
+    """It ends with the first event."""
+    @_builtins.property
+    def where(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Only events that have all these values, at most 8. The name is that of an attribute ("subject", "source", an
+        extension), or "data." and the names of fields of JSON data, with dots between them ("data.order.id"). The value is
+        the JSON text of a text, a number, a boolean or null; numbers are equal by value, and texts no numbers.
+        """
+
+    def __init__(
+        self,
+        *,
+        subscription_id: _builtins.str = ...,
+        event_type: _builtins.str = ...,
+        where: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        once: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_type", b"event_type", "once", b"once", "subscription_id", b"subscription_id", "where", b"where"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Subscribe: _TypeAlias = Subscribe  # noqa: Y015
+
+@_typing.final
+class Unsubscribe(_message.Message):
+    """Unsubscribe ends a subscription. Nothing happens when it has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
+    subscription_id: _builtins.str
+    """Which subscription."""
+    def __init__(
+        self,
+        *,
+        subscription_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["subscription_id", b"subscription_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Unsubscribe: _TypeAlias = Unsubscribe  # noqa: Y015

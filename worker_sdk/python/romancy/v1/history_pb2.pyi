@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from romancy.v1 import command_pb2 as _command_pb2
+from romancy.v1 import event_pb2 as _event_pb2
 from romancy.v1 import failure_pb2 as _failure_pb2
 from romancy.v1 import payload_pb2 as _payload_pb2
 from romancy.v1 import workflow_pb2 as _workflow_pb2
@@ -151,6 +152,9 @@ class HistoryEvent(_message.Message):
     SEND_FINISHED_FIELD_NUMBER: _builtins.int
     CHILD_CANCEL_DELIVERED_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_SET_FIELD_NUMBER: _builtins.int
+    SUBSCRIBED_FIELD_NUMBER: _builtins.int
+    UNSUBSCRIBED_FIELD_NUMBER: _builtins.int
+    EVENT_RECEIVED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.int
     """The number of the event in its run, from 1."""
     seen_event_id: _builtins.int
@@ -327,6 +331,18 @@ class HistoryEvent(_message.Message):
     def attributes_set(self) -> Global___AttributesSet:
         """Command. The run's attributes were changed."""
 
+    @_builtins.property
+    def subscribed(self) -> Global___Subscribed:
+        """Command. The code waits for an event of a type, or wants all of them."""
+
+    @_builtins.property
+    def unsubscribed(self) -> Global___Unsubscribed:
+        """Command. A subscription was given up."""
+
+    @_builtins.property
+    def event_received(self) -> Global___EventReceived:
+        """Input. An event came."""
+
     def __init__(
         self,
         *,
@@ -375,12 +391,15 @@ class HistoryEvent(_message.Message):
         send_finished: Global___SendFinished | None = ...,
         child_cancel_delivered: Global___ChildCancelDelivered | None = ...,
         attributes_set: Global___AttributesSet | None = ...,
+        subscribed: Global___Subscribed | None = ...,
+        unsubscribed: Global___Unsubscribed | None = ...,
+        event_received: Global___EventReceived | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "attributes_set", b"attributes_set", "child_cancel_delivered", b"child_cancel_delivered", "child_cancel_requested", b"child_cancel_requested", "child_closed", b"child_closed", "child_requested", b"child_requested", "child_start_failed", b"child_start_failed", "child_started", b"child_started", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "patch_marked", b"patch_marked", "rollback_started", b"rollback_started", "send_finished", b"send_finished", "send_requested", b"send_requested", "signal_received", b"signal_received", "step_recorded", b"step_recorded", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "update_accepted", b"update_accepted", "update_completed", b"update_completed", "update_received", b"update_received", "update_rejected", b"update_rejected", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_continued", b"workflow_continued", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "attributes_set", b"attributes_set", "child_cancel_delivered", b"child_cancel_delivered", "child_cancel_requested", b"child_cancel_requested", "child_closed", b"child_closed", "child_requested", b"child_requested", "child_start_failed", b"child_start_failed", "child_started", b"child_started", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "event_received", b"event_received", "patch_marked", b"patch_marked", "rollback_started", b"rollback_started", "send_finished", b"send_finished", "send_requested", b"send_requested", "signal_received", b"signal_received", "step_recorded", b"step_recorded", "subscribed", b"subscribed", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "unsubscribed", b"unsubscribed", "update_accepted", b"update_accepted", "update_completed", b"update_completed", "update_received", b"update_received", "update_rejected", b"update_rejected", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_continued", b"workflow_continued", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "attributes_set", b"attributes_set", "child_cancel_delivered", b"child_cancel_delivered", "child_cancel_requested", b"child_cancel_requested", "child_closed", b"child_closed", "child_requested", b"child_requested", "child_start_failed", b"child_start_failed", "child_started", b"child_started", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "event_id", b"event_id", "patch_marked", b"patch_marked", "rollback_started", b"rollback_started", "seen_event_id", b"seen_event_id", "send_finished", b"send_finished", "send_requested", b"send_requested", "signal_received", b"signal_received", "step_recorded", b"step_recorded", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "update_accepted", b"update_accepted", "update_completed", b"update_completed", "update_received", b"update_received", "update_rejected", b"update_rejected", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_continued", b"workflow_continued", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "attributes_set", b"attributes_set", "child_cancel_delivered", b"child_cancel_delivered", "child_cancel_requested", b"child_cancel_requested", "child_closed", b"child_closed", "child_requested", b"child_requested", "child_start_failed", b"child_start_failed", "child_started", b"child_started", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "event_id", b"event_id", "event_received", b"event_received", "patch_marked", b"patch_marked", "rollback_started", b"rollback_started", "seen_event_id", b"seen_event_id", "send_finished", b"send_finished", "send_requested", b"send_requested", "signal_received", b"signal_received", "step_recorded", b"step_recorded", "subscribed", b"subscribed", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "unsubscribed", b"unsubscribed", "update_accepted", b"update_accepted", "update_completed", b"update_completed", "update_received", b"update_received", "update_rejected", b"update_rejected", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_continued", b"workflow_continued", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["workflow_started", "workflow_cancel_requested", "activity_scheduled", "activity_cancel_requested", "activity_attempt_failed", "activity_completed", "activity_failed", "activity_cancelled", "timer_started", "timer_fired", "timer_cancelled", "compensation_registered", "compensate_requested", "compensate_finished", "rollback_started", "compensation_scheduled", "compensation_attempt_failed", "compensation_completed", "compensation_failed", "compensation_resolved", "workflow_completed", "workflow_failed", "workflow_cancelled", "workflow_terminated", "workflow_timed_out", "workflow_continued", "signal_received", "update_received", "update_accepted", "update_rejected", "update_completed", "step_recorded", "patch_marked", "child_requested", "child_started", "child_start_failed", "child_cancel_requested", "child_closed", "send_requested", "send_finished", "child_cancel_delivered", "attributes_set"]  # noqa: Y015
+    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["workflow_started", "workflow_cancel_requested", "activity_scheduled", "activity_cancel_requested", "activity_attempt_failed", "activity_completed", "activity_failed", "activity_cancelled", "timer_started", "timer_fired", "timer_cancelled", "compensation_registered", "compensate_requested", "compensate_finished", "rollback_started", "compensation_scheduled", "compensation_attempt_failed", "compensation_completed", "compensation_failed", "compensation_resolved", "workflow_completed", "workflow_failed", "workflow_cancelled", "workflow_terminated", "workflow_timed_out", "workflow_continued", "signal_received", "update_received", "update_accepted", "update_rejected", "update_completed", "step_recorded", "patch_marked", "child_requested", "child_started", "child_start_failed", "child_cancel_requested", "child_closed", "send_requested", "send_finished", "child_cancel_delivered", "attributes_set", "subscribed", "unsubscribed", "event_received"]  # noqa: Y015
     _WhichOneofArgType_attributes: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_attributes) -> _WhichOneofReturnType_attributes | None: ...
 
@@ -398,6 +417,7 @@ class WorkflowStarted(_message.Message):
     FIRST_RUN_ID_FIELD_NUMBER: _builtins.int
     EXECUTION_DEADLINE_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTIONS_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     """Who started it, as the client or its credentials named it."""
     continued_from_run_id: _builtins.str
@@ -416,6 +436,10 @@ class WorkflowStarted(_message.Message):
     def parent(self) -> Global___Parent:
         """The run that asked for it as its child; not set: it is no child."""
 
+    @_builtins.property
+    def subscriptions(self) -> _containers.RepeatedCompositeFieldContainer[_command_pb2.Subscribe]:
+        """The subscriptions to all events of a type that the run before had. They go on, under the ids that they have here."""
+
     def __init__(
         self,
         *,
@@ -425,10 +449,11 @@ class WorkflowStarted(_message.Message):
         first_run_id: _builtins.str = ...,
         execution_deadline: _timestamp_pb2.Timestamp | None = ...,
         parent: Global___Parent | None = ...,
+        subscriptions: _abc.Iterable[_command_pb2.Subscribe] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["execution_deadline", b"execution_deadline", "parent", b"parent", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["continued_from_run_id", b"continued_from_run_id", "execution_deadline", b"execution_deadline", "first_run_id", b"first_run_id", "identity", b"identity", "parent", b"parent", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["continued_from_run_id", b"continued_from_run_id", "execution_deadline", b"execution_deadline", "first_run_id", b"first_run_id", "identity", b"identity", "parent", b"parent", "spec", b"spec", "subscriptions", b"subscriptions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1606,3 +1631,79 @@ class ChildCancelDelivered(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ChildCancelDelivered: _TypeAlias = ChildCancelDelivered  # noqa: Y015
+
+@_typing.final
+class Subscribed(_message.Message):
+    """Subscribed records the command `Subscribe`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def command(self) -> _command_pb2.Subscribe:
+        """The command as it was issued."""
+
+    def __init__(
+        self,
+        *,
+        command: _command_pb2.Subscribe | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Subscribed: _TypeAlias = Subscribed  # noqa: Y015
+
+@_typing.final
+class Unsubscribed(_message.Message):
+    """Unsubscribed records the command `Unsubscribe`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
+    subscription_id: _builtins.str
+    """Which subscription."""
+    def __init__(
+        self,
+        *,
+        subscription_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["subscription_id", b"subscription_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Unsubscribed: _TypeAlias = Unsubscribed  # noqa: Y015
+
+@_typing.final
+class EventReceived(_message.Message):
+    """EventReceived brings an event to the code."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTION_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> _event_pb2.CloudEvent:
+        """The event."""
+
+    @_builtins.property
+    def subscription_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The subscriptions that it is for; none: it is for the run itself, which keeps it until its code asks for it."""
+
+    def __init__(
+        self,
+        *,
+        event: _event_pb2.CloudEvent | None = ...,
+        subscription_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "subscription_ids", b"subscription_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventReceived: _TypeAlias = EventReceived  # noqa: Y015

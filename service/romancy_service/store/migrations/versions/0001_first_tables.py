@@ -181,6 +181,29 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("query_id", name="queries_pk"),
     )
     op.create_table(
+        "events",
+        sa.Column(
+            "position",
+            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+            sa.Identity(),
+            nullable=False,
+            autoincrement=True,
+        ),
+        sa.Column("namespace", _TEXT, nullable=False),
+        sa.Column("source", _TEXT, nullable=False),
+        sa.Column("event_id", _TEXT, nullable=False),
+        sa.Column("type", _TEXT, nullable=False),
+        sa.Column("event", sa.LargeBinary(), nullable=False),
+        sa.Column("accepted_ms", sa.BigInteger(), nullable=False),
+        sa.Column("open", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("position", name="events_pk"),
+        sa.UniqueConstraint("namespace", "source", "event_id", name="events_once"),
+        postgresql_with=_BUSY,
+        sqlite_autoincrement=True,
+    )
+    op.create_index("events_open", "events", ["namespace", "type", "position"], **_where("open"))
+    op.create_index("events_by_age", "events", ["accepted_ms"])
+    op.create_table(
         "tasks",
         sa.Column("run_id", _TEXT, nullable=False),
         sa.Column("task_id", _TEXT, nullable=False),
@@ -213,7 +236,7 @@ def upgrade() -> None:
         sa.CheckConstraint("(owner = '') = (owner_epoch = 0)", name="tasks_owner"),
         sa.CheckConstraint("owner = '' or kind <= 2", name="tasks_owned_kind"),
         sa.CheckConstraint("attempt >= 1", name="tasks_attempt"),
-        sa.CheckConstraint("kind between 1 and 7", name="tasks_kind"),
+        sa.CheckConstraint("kind between 1 and 8", name="tasks_kind"),
         sa.PrimaryKeyConstraint("run_id", "task_id", name="tasks_pk"),
         postgresql_with=_BUSY,
     )
@@ -222,6 +245,9 @@ def upgrade() -> None:
         "tasks",
         ["namespace", "queue", "kind", "type", "priority", "due_ms"],
         **_where("owner = '' and not cancel_requested and kind in (1, 2)"),
+    )
+    op.create_index(
+        "tasks_subscribed", "tasks", ["namespace", "type", "queue", "run_id", "task_id"], **_where("kind = 8")
     )
     op.create_index("tasks_owner", "tasks", ["owner"], **_where("owner <> ''"))
     op.create_index("tasks_relay", "tasks", ["relay_ms"], **_where("relay_ms < 4611686018427387904"))

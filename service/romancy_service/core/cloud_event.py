@@ -1,0 +1,128 @@
+"""CloudEvent: whether one is allowed, and what can be read of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final, NoReturn
+
+from romancy.v1.event_pb2 import CloudEvent
+
+from romancy_service.core.check import check_id, check_text, check_timestamp
+from romancy_service.core.limits import Limits
+from romancy_service.core.times import rfc3339, timestamp_ms
+from romancy_service.errors import InvalidField
+
+ABSENT: Final = object()
+"""What an event has not: equal to nothing."""
+WORKFLOW_ID: Final = "romancyworkflowid"
+"""The extension that sends an event to one workflow."""
+RUN_ID: Final = "romancyrunid"
+"""With it, to one run of the workflow."""
+_FIXED: Final = ("id", "source", "type", "specversion")
+_NAME: Final = re.compile(r"[a-z0-9]{1,20}", re.ASCII)
+_TEXTS: Final = ("datacontenttype", "dataschema", "subject", WORKFLOW_ID, RUN_ID)
+
+
+def check_cloud_event(field: str, event: CloudEvent, limits: Limits) -> None:
+    """Raise InvalidField unless it is an event of CloudEvents 1.0 that can be kept."""
+    for name in ("id", "source", "type"):
+        check_id(f"{field}.{name}", getattr(event, name), limits)
+    if event.spec_version != "1.0":
+        raise InvalidField(f"{field}.spec_version", "is not '1.0'", "give '1.0'", value=event.spec_version)
+    if (size := event.ByteSize()) > limits.event_bytes:
+        problem = f"has {size} bytes, at most {limits.event_bytes} are allowed"
+        remedy = "keep large data elsewhere and pass on where it is"
+        raise InvalidField(field, problem, remedy, value=size, limit=limits.event_bytes, reason="PAYLOAD_TOO_LARGE")
+    _check_attributes(field, event, limits)
+    if event.HasField("data"):
+        content_type = attribute(event, "datacontenttype")
+        if is_json(content_type) if content_type is not ABSENT else event.HasField("text_data"):
+            _check_json(f"{field}.data", event)
+
+
+def check_attribute_name(field: str, name: str) -> None:
+    """The name of an attribute or extension: 1 to 20 lower-case letters and digits."""
+    if not _NAME.fullmatch(name):
+        raise InvalidField(field, "is no name of an attribute", "use 1 to 20 of a-z and 0-9", value=name, limit=20)
+
+
+def _check_attributes(field: str, event: CloudEvent, limits: Limits) -> None:
+    if len(event.attributes) > limits.event_attributes:
+        problem = f"has {len(event.attributes)} attributes, at most {limits.event_attributes} are allowed"
+        raise InvalidField(f"{field}.attributes", problem, limit=limits.event_attributes)
+    for name in sorted(event.attributes):
+        check_attribute_name(f"{field}.attributes", name)
+        at, value = f"{field}.attributes[{name!r}]", event.attributes[name]
+        if name in (*_FIXED, "data"):
+            raise InvalidField(at, "has a field of its own", "set that one")
+        kind = value.WhichOneof("attr")
+        if kind is None:
+            raise InvalidField(at, "has no value", "give it one, or leave it out")
+        if name in _TEXTS and kind not in ("ce_string", "ce_uri", "ce_uri_ref"):
+            raise InvalidField(at, "is no text", "set ce_string")
+        if name == "time" and kind != "ce_timestamp":
+            raise InvalidField(at, "is no time", "set ce_timestamp")
+        if name in (WORKFLOW_ID, RUN_ID):
+            check_id(at, getattr(value, kind), limits)
+        elif kind == "ce_timestamp":
+            check_timestamp(at, value.ce_timestamp)
+        elif kind in ("ce_string", "ce_uri", "ce_uri_ref"):
+            check_text(at, getattr(value, kind), limits.event_attribute_bytes)
+
+
+def _check_json(field: str, event: CloudEvent) -> None:
+    try:
+        json.loads(data_bytes(event), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise InvalidField(field, "is JSON that is nested too deeply", "make it flatter") from None
+    except ValueError as error:
+        problem = f"is no JSON: {error}"
+        raise InvalidField(field, problem, "send JSON, or say in datacontenttype what it is") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def attribute(event: CloudEvent, name: str) -> Any:
+    """An attribute or extension as JSON has it, or ABSENT."""
+    if name in ("id", "source", "type"):
+        return getattr(event, name)
+    if name == "specversion":
+        return event.spec_version
+    if name not in event.attributes:
+        return ABSENT
+    value = event.attributes[name]
+    kind = value.WhichOneof("attr")
+    if kind is None or kind == "ce_bytes":
+        return ABSENT
+    return rfc3339(timestamp_ms(value.ce_timestamp)) if kind == "ce_timestamp" else getattr(value, kind)
+
+
+def json_data(event: CloudEvent) -> Any:
+    """The data, if it is JSON, or ABSENT."""
+    content_type = attribute(event, "datacontenttype")
+    if not event.HasField("data") or not (content_type is ABSENT or is_json(content_type)):
+        return ABSENT
+    try:
+        return json.loads(data_bytes(event))
+    except (ValueError, RecursionError):
+        return ABSENT
+
+
+def data_bytes(event: CloudEvent) -> bytes:
+    """The data as it was sent."""
+    match event.WhichOneof("data"):
+        case "text_data":
+            return event.text_data.encode()
+        case "proto_data":
+            return event.proto_data.value
+        case _:
+            return event.binary_data
+
+
+def is_json(content_type: str) -> bool:
+    """Whether a media type says that the data is JSON."""
+    media_type = content_type.partition(";")[0].strip().lower()
+    return media_type in ("application/json", "text/json") or media_type.endswith("+json")

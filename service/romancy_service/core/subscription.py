@@ -1,0 +1,121 @@
+"""Subscription: which events a run wants. Found by key, however many runs there are: a subscription says by what its
+events are told apart (its topic), and which values these have (its key), and an event has one key for each topic.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any, Final
+
+from romancy.v1.command_pb2 import Subscribe
+from romancy.v1.event_pb2 import CloudEvent
+
+from romancy_service.core.check import check_id
+from romancy_service.core.cloud_event import ABSENT, attribute, check_attribute_name, json_data
+from romancy_service.core.limits import Limits
+from romancy_service.core.task import NEVER_MS, Task, TaskKind, subscription_task_id
+from romancy_service.errors import InvalidField
+
+_DATA: Final = "data."
+_BETWEEN: Final = "\n"
+"""Between the type of a topic and its paths. In no id: ids have no control characters."""
+_AFTER: Final = "\x0b"
+"""The character after it."""
+_JSON: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+
+
+def check_subscribe(field: str, command: Subscribe, limits: Limits) -> None:
+    """Raise InvalidField for what no event could be compared with."""
+    check_id(f"{field}.event_type", command.event_type, limits)
+    if len(command.where) > limits.subscription_values:
+        problem = f"has {len(command.where)} values, at most {limits.subscription_values} are allowed"
+        raise InvalidField(f"{field}.where", problem, limit=limits.subscription_values)
+    for path, value in command.where.items():
+        _check_path(f"{field}.where", path, limits)
+        _check_value(f"{field}.where[{path!r}]", value, limits)
+
+
+def _check_path(field: str, path: str, limits: Limits) -> None:
+    check_id(field, path, limits)
+    if not path.startswith(_DATA):
+        check_attribute_name(field, path)
+    elif not all(path.removeprefix(_DATA).split(".")):
+        raise InvalidField(field, f"{path!r} has an empty part", "name fields of the data, as in data.order.id")
+
+
+def _check_value(field: str, text: str, limits: Limits) -> None:
+    if len(text.encode()) > limits.subscription_value_bytes:
+        problem = f"is longer than {limits.subscription_value_bytes} bytes"
+        raise InvalidField(field, problem, limit=limits.subscription_value_bytes)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = ABSENT
+    if value is ABSENT or isinstance(value, list | dict) or (isinstance(value, float) and not math.isfinite(value)):
+        raise InvalidField(
+            field, "is no JSON text, number, boolean or null", 'a text has quotes: "\\"7\\""', value=text
+        )
+
+
+def subscription(run_id: str, event_ms: int, command: Subscribe) -> Task:
+    """The row by which an event finds it."""
+    return Task(
+        subscription_task_id(command.subscription_id),
+        TaskKind.SUBSCRIPTION,
+        queue=_key([json.loads(command.where[path]) for path in sorted(command.where)]),
+        type=_BETWEEN.join((command.event_type, *sorted(command.where))),
+        due_ms=NEVER_MS,
+        scheduled_ms=event_ms,
+        errand=command,
+    )
+
+
+def topics_of(event_type: str) -> tuple[str, str]:
+    """The topics that events of a type can have: from this one on, before that one."""
+    return event_type, event_type + _AFTER
+
+
+def event_type_of(topic: str) -> tuple[str, list[str]]:
+    """What a topic is made of: the type, and the paths of the values."""
+    event_type, *paths = topic.split(_BETWEEN)
+    return event_type, paths
+
+
+class Content:
+    """What an event can be told apart by. Its data is read only if somebody asks for a field of it."""
+
+    def __init__(self, event: CloudEvent) -> None:
+        self._event = event
+        self._data: Any = ABSENT
+        self._is_read = False
+
+    def key(self, topic: str) -> str | None:
+        """The key of those subscriptions of the topic that want the event; None: it has not all the values."""
+        values = [self._value(path) for path in event_type_of(topic)[1]]
+        return None if ABSENT in values else _key(values)
+
+    def _value(self, path: str) -> Any:
+        if not path.startswith(_DATA):
+            return attribute(self._event, path)
+        if not self._is_read:
+            self._is_read = True
+            self._data = json_data(self._event)
+        value = self._data
+        for name in path.removeprefix(_DATA).split("."):
+            if not isinstance(value, Mapping) or name not in value:
+                return ABSENT
+            value = value[name]
+        return ABSENT if isinstance(value, list | dict) else value
+
+
+def _key(values: list[Any]) -> str:
+    """The same for the same values; empty for none."""
+    return sha256(_JSON.encode([_plain(value) for value in values]).encode()).hexdigest()[:32] if values else ""
+
+
+def _plain(value: Any) -> Any:
+    """Numbers that are equal are written alike."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,0 +1,242 @@
+"""Publisher: keeps events that come, and brings each to the runs that want it.
+
+An event is kept first, and answered; then those that wait for it are looked up, and it is submitted to each of them
+under a request id made of the event and the run. So it does not matter how often, or by how many replicas, an event is
+delivered, or where somebody dies: what is open is delivered again, and a run takes it once. Events of one type are
+delivered in their order, those of other types beside them.
+
+A subscription that was stored before the event is found, since it is looked for after the event was stored. One that
+came later may be found too, if it came within some seconds: its time is an estimate of a clock, as the event's is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+import structlog
+
+from romancy.v1.event_pb2 import CloudEvent
+from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPENSATING
+
+from romancy_service import faults
+from romancy_service.clock import Clock
+from romancy_service.core.cloud_event import ABSENT, RUN_ID, WORKFLOW_ID, attribute, check_cloud_event
+from romancy_service.core.decide import Reply
+from romancy_service.core.limits import Limits
+from romancy_service.core.run import OPEN_STATUSES
+from romancy_service.core.subscription import Content
+from romancy_service.core.task import SUBSCRIPTION_PREFIX
+from romancy_service.core.triggers import ReceiveEvent
+from romancy_service.engine import Engine
+from romancy_service.errors import (
+    RomancyError,
+    StaleTask,
+    StoreUnavailable,
+    TooMuchContention,
+    WorkflowClosed,
+    WorkflowNotFound,
+)
+from romancy_service.store.events import NewEvent, OpenEvent
+from romancy_service.store.store import Store
+from romancy_service.submission import Recorded, RequestKey
+
+_log = structlog.get_logger("romancy.publisher")
+
+POLL_S: Final = 1.0
+"""How often it is looked whether somebody left events behind."""
+LANES: Final = 64
+"""So many types are delivered at a time."""
+EVENTS: Final = 64
+"""So many events of a type are looked up together."""
+SUBSCRIBERS: Final = 1_000
+"""So many subscriptions are read at a time, and so many runs told before the next are."""
+_SLACK_MS: Final = 3_000
+"""So much later than an event may a subscription seem to be that was stored before it."""
+_GONE: Final = (StaleTask, WorkflowClosed, WorkflowNotFound)
+"""The run does not want the event any more."""
+_NOT_NOW: Final = (StoreUnavailable, TooMuchContention)
+
+_Type = tuple[str, str]
+"""Namespace and type."""
+_UnderWay = list[tuple[str, asyncio.Future[Reply | Recorded]]]
+"""By run id: events that are being recorded."""
+
+
+class Publisher:
+    """Takes events in, and delivers them."""
+
+    def __init__(self, store: Store, clock: Clock, engine: Engine, limits: Limits) -> None:
+        self._store = store
+        self._clock = clock
+        self._engine = engine
+        self._limits = limits
+        self._waiting: dict[_Type, None] = {}
+        self._lanes: set[_Type] = set()
+        self._wake = asyncio.Event()
+
+    # In -----------------------------------------------------------------------------------------------------------
+
+    async def publish(self, namespace: str, events: Sequence[CloudEvent], field: str = "events[{}]") -> list[bool]:
+        """Keep these events, all or none. Returns for each whether it was known before.
+
+        Raises InvalidField, naming the event by `field`, WorkflowNotFound, WorkflowClosed and StoreUnavailable.
+        """
+        for number, event in enumerate(events):
+            check_cloud_event(field.format(number), event, self._limits)
+        await self._check_addressees(namespace, events)
+        new = [NewEvent(event.source, event.id, event.type, event.SerializeToString()) for event in events]
+        added = await self._store.add_events(namespace, new, self._clock.now_ms())
+        faults.point("publish.stored")
+        duplicates = []
+        for event in events:
+            self._deliver_soon((namespace, event.type))
+            key = (event.source, event.id)
+            duplicates.append(key not in added)
+            added.discard(key)
+        return duplicates
+
+    async def _check_addressees(self, namespace: str, events: Sequence[CloudEvent]) -> None:
+        """An event for a workflow that is not there would be kept for nobody."""
+        for event in events:
+            address = _address(event)
+            if address is not None and await self._addressee(namespace, *address) is None:
+                found = (await self._store.find_runs([(namespace, *address)]))[0]
+                if found is None:
+                    raise WorkflowNotFound(address[1] or address[0])
+                raise WorkflowClosed(address[0], found)
+
+    async def _addressee(self, namespace: str, workflow_id: str, run_id: str) -> str | None:
+        """The run that takes what is sent to it: the newest one of the workflow, if it is open."""
+        latest = (await self._store.latest([(namespace, workflow_id)])).get((namespace, workflow_id))
+        if latest is None or latest[1] not in OPEN_STATUSES or latest[1] == WORKFLOW_STATUS_COMPENSATING:
+            return None
+        return latest[0] if run_id in ("", latest[0]) else None
+
+    # Out ----------------------------------------------------------------------------------------------------------
+
+    def _deliver_soon(self, type_: _Type) -> None:
+        self._waiting[type_] = None
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Deliver, until cancelled."""
+        async with asyncio.TaskGroup() as lanes:
+            lanes.create_task(self._look())
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                for type_ in [each for each in self._waiting if each not in self._lanes]:
+                    if len(self._lanes) >= LANES:
+                        break
+                    del self._waiting[type_]
+                    self._lanes.add(type_)
+                    lanes.create_task(self._lane(type_))
+
+    async def _look(self) -> None:
+        """Find what was left behind: by a replica that is gone, or here while the database was away."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                before_ms = self._clock.now_ms() - int(POLL_S * 1000)
+                for type_ in await self._store.left_events(before_ms, LANES):
+                    self._deliver_soon(type_)
+            except StoreUnavailable as error:
+                _log.warning("database unavailable", error=str(error))
+
+    async def _lane(self, type_: _Type) -> None:
+        """Deliver the open events of one type, in their order, until there are none."""
+        namespace, event_type = type_
+        try:
+            while events := await self._store.open_events(namespace, event_type, EVENTS):
+                await self._deliver(namespace, event_type, events)
+                faults.point("publish.delivered")
+                await self._store.close_events(namespace, event_type, [event.position for event in events])
+        except _NOT_NOW as error:
+            _log.warning("events are delivered later", namespace=namespace, type=event_type, error=str(error))
+        except Exception:
+            _log.exception("events were not delivered; they are tried again", namespace=namespace, type=event_type)
+        finally:
+            self._lanes.discard(type_)
+            self._wake.set()
+
+    async def _deliver(self, namespace: str, event_type: str, events: Sequence[OpenEvent]) -> None:
+        """Bring events to all who want them. The engine records in order what it is given in order."""
+        topics = await self._store.topics(namespace, event_type)
+        under_way: _UnderWay = []
+        for event in events:
+            if _address(event.event) is not None:
+                await self._bring_to_addressee(namespace, event)
+                continue
+            async for run_id, subscription_ids in self._subscribers(namespace, topics, event):
+                key = RequestKey(namespace, f"event/{event.position}/{run_id}", "ReceiveEvent", _no_answer)
+                trigger = ReceiveEvent(event.event, subscription_ids)
+                under_way.append((run_id, self._engine.submit(run_id, trigger, key)))
+                if len(under_way) >= SUBSCRIBERS:
+                    await _recorded(under_way)
+                    under_way = []
+        await _recorded(under_way)
+
+    async def _subscribers(
+        self, namespace: str, topics: Sequence[str], event: OpenEvent
+    ) -> AsyncIterator[tuple[str, list[str]]]:
+        """The runs that want an event, each once, with those of their subscriptions that do."""
+        content, until_ms = Content(event.event), event.accepted_ms + _SLACK_MS
+        keys = [(topic, key) for topic in topics if (key := content.key(topic)) is not None]
+        wanted: dict[str, list[str]] = {}
+        for topic, key in keys:
+            after = ("", "")
+            while page := await self._store.subscribers(namespace, topic, key, until_ms, after, SUBSCRIBERS):
+                after = page[-1]
+                for run_id, task_id in page:
+                    wanted.setdefault(run_id, []).append(task_id.removeprefix(SUBSCRIPTION_PREFIX))
+                if len(page) < SUBSCRIBERS:
+                    break
+                # The subscriptions of a run stand together: of one topic, those of all but the last run are complete.
+                for done in [run_id for run_id in wanted if run_id != after[0]] if len(keys) == 1 else []:
+                    yield done, wanted.pop(done)
+        for each in wanted.items():
+            yield each
+
+    async def _bring_to_addressee(self, namespace: str, event: OpenEvent) -> None:
+        """To the open run of the workflow that the event names."""
+        address = _address(event.event)
+        assert address is not None
+        key = RequestKey(namespace, f"event/{event.position}", "ReceiveEvent", _no_answer)
+        tried = None
+        while (run_id := await self._addressee(namespace, *address)) not in (None, tried):
+            assert run_id is not None
+            try:
+                await self._engine.submit(run_id, ReceiveEvent(event.event), key)
+            except _GONE:
+                tried = run_id  # another run of it may go on
+            else:
+                return
+
+
+async def _recorded(under_way: _UnderWay) -> None:
+    """Wait until all is recorded that can be. Raises StoreUnavailable or TooMuchContention if something is not yet."""
+    later: BaseException | None = None
+    for run_id, future in under_way:
+        try:
+            await future
+        except _GONE:
+            pass
+        except _NOT_NOW as error:
+            later = error
+        except RomancyError as error:
+            _log.error("a run did not take an event", run_id=run_id, error=str(error))
+    if later is not None:
+        raise later
+
+
+def _no_answer(_: Reply) -> bytes:
+    return b""
+
+
+def _address(event: CloudEvent) -> tuple[str, str] | None:
+    """The workflow and the run (empty: any) that an event names."""
+    workflow_id = attribute(event, WORKFLOW_ID)
+    run_id = attribute(event, RUN_ID)
+    return None if workflow_id is ABSENT else (workflow_id, "" if run_id is ABSENT else run_id)

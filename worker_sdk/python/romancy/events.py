@@ -1,0 +1,233 @@
+"""Events: CloudEvents that workflow code waits for, and that clients publish."""
+
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from google.protobuf.any_pb2 import Any as ProtoAny
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from romancy.v1.event_pb2 import CloudEvent
+from romancy.v1.payload_pb2 import Payload
+
+from romancy._checks import check_type
+from romancy.converter import codec
+
+if TYPE_CHECKING:
+    from romancy._inbox import Listener
+    from romancy.options import Seconds
+
+_T = TypeVar("_T")
+
+Scalar = str | int | float | bool | None
+WORKFLOW_ID: Final = "romancyworkflowid"
+RUN_ID: Final = "romancyrunid"
+_KNOWN: Final = ("subject", "time", "datacontenttype", WORKFLOW_ID, RUN_ID)
+_JSON: Final = "application/json"
+_ABSENT: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Event(Generic[_T]):
+    """A fact that happened somewhere, by CloudEvents 1.0."""
+
+    type: str
+    """What happened: "payment.completed"."""
+    data: _T
+    """What is known about it. Sent as JSON, unless it is bytes, a text of another `content_type`, or a message."""
+    source: str = "/"
+    """Where it happened, a URI reference. With `id` it names the event: the same pair is the same event."""
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    """Give one that the next try of the same publication has too; a new one is made otherwise."""
+    subject: str = ""
+    """What it happened to, within the source."""
+    time: datetime | None = None
+    """When it happened."""
+    content_type: str = ""
+    """The media type of the data; empty: as `data` says."""
+    workflow_id: str = ""
+    """The workflow that it is for, which keeps it until its code asks for it; empty: whoever waits for its type."""
+    run_id: str = ""
+    """The run of that workflow; empty: whichever is open."""
+    attributes: Mapping[str, Scalar] = field(default_factory=dict)
+    """Extensions: names of lower-case letters and digits."""
+
+
+class EventStream(Generic[_T]):
+    """Events of one type, from `ctx.subscribe_event` on: none is missed, however long the code is busy."""
+
+    def __init__(self, listener: Listener, model: Any) -> None:
+        self._listener = listener
+        self._model = model
+
+    async def receive(self, timeout: Seconds | None = None) -> Event[_T]:
+        """The next one. Raises EventTimeout when none came within `timeout`, and ConversionError."""
+        return from_cloud_event(await self._listener.next(timeout), self._model)
+
+    def close(self) -> None:
+        """Bring no more. What came and was not received is dropped."""
+        self._listener.close()
+
+    def __aiter__(self) -> EventStream[_T]:
+        return self
+
+    async def __anext__(self) -> Event[_T]:
+        return await self.receive()
+
+    def __enter__(self) -> EventStream[_T]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # A run that goes on in its next run keeps what it subscribed to.
+        if kind is None or issubclass(kind, Exception):
+            self.close()
+
+
+def where_of(where: Mapping[str, Scalar] | None) -> dict[str, str]:
+    """What an event must have, as the service compares it. Raises TypeError and ValueError."""
+    texts = {}
+    for path, value in (where or {}).items():
+        check_type("a name in where", path, str, "a text")
+        if not isinstance(value, str | int | float | bool | None):
+            raise TypeError(f"where[{path!r}] is a {type(value).__name__}: give a text, a number, a boolean or None")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"where[{path!r}] is {value}, which JSON has not")
+        plain = int(value) if isinstance(value, float) and value.is_integer() else value
+        texts[path] = json.dumps(plain, ensure_ascii=False)
+    return texts
+
+
+def fits(event: CloudEvent, event_type: str, where: Mapping[str, str]) -> bool:
+    """Whether the event is of the type and has all these values."""
+    return event.type == event_type and all(_value(event, path) == json.loads(text) for path, text in where.items())
+
+
+def _value(event: CloudEvent, path: str) -> Any:
+    if not path.startswith("data."):
+        return _attribute(event, path)
+    try:
+        value = json.loads(_data_bytes(event))
+    except ValueError:
+        return _ABSENT
+    for name in path.split(".")[1:]:
+        if not isinstance(value, dict) or name not in value:
+            return _ABSENT
+        value = value[name]
+    return value
+
+
+def _attribute(event: CloudEvent, name: str) -> Any:
+    if name in ("id", "source", "type"):
+        return getattr(event, name)
+    if name == "specversion":
+        return event.spec_version
+    if name not in event.attributes:
+        return _ABSENT
+    value = event.attributes[name]
+    kind = value.WhichOneof("attr")
+    if kind is None or kind == "ce_bytes":
+        return _ABSENT
+    return value.ce_timestamp.ToJsonString() if kind == "ce_timestamp" else getattr(value, kind)
+
+
+def _data_bytes(event: CloudEvent) -> bytes:
+    return event.text_data.encode() if event.HasField("text_data") else event.binary_data
+
+
+def to_cloud_event(event: Event[Any]) -> CloudEvent:
+    """The event as it is sent. Raises ConversionError."""
+    sent = CloudEvent(id=event.id, source=event.source, spec_version="1.0", type=event.type)
+    content_type = event.content_type
+    if isinstance(event.data, Message):
+        sent.proto_data.Pack(event.data)
+        content_type = content_type or "application/protobuf"
+    elif isinstance(event.data, bytes):
+        sent.binary_data = event.data
+        content_type = content_type or "application/octet-stream"
+    elif isinstance(event.data, str) and content_type not in ("", _JSON):
+        sent.text_data = event.data
+    else:
+        sent.text_data = codec(Any).encode(event.data, f"the data of event {event.type}").json
+        content_type = content_type or _JSON
+    attributes = dict(event.attributes) | {
+        "datacontenttype": content_type,
+        "subject": event.subject or None,
+        "time": event.time,
+        WORKFLOW_ID: event.workflow_id or None,
+        RUN_ID: event.run_id or None,
+    }
+    for name, value in attributes.items():
+        _set_attribute(sent, name, value)
+    return sent
+
+
+def _set_attribute(sent: CloudEvent, name: str, value: Scalar | datetime) -> None:
+    match value:
+        case None:
+            pass
+        case bool():
+            sent.attributes[name].ce_boolean = value
+        case int():
+            sent.attributes[name].ce_integer = value
+        case float():
+            raise TypeError(f"the attribute {name!r} is a float: events have whole numbers, texts and booleans")
+        case datetime():
+            if value.tzinfo is None:
+                raise ValueError(f"the attribute {name!r}, {value!r}, has no time zone; use datetime(..., tzinfo=UTC)")
+            moment = Timestamp()
+            moment.FromDatetime(value)
+            sent.attributes[name].ce_timestamp.CopyFrom(moment)
+        case _:
+            sent.attributes[name].ce_string = value
+
+
+def from_cloud_event(event: CloudEvent, model: Any) -> Event[Any]:
+    """The event as code sees it, its data as `model` says (None: as it came). Raises ConversionError."""
+    texts = {name: _text(event, name) for name in _KNOWN}
+    when = event.attributes["time"].ce_timestamp if "time" in event.attributes else None
+    return Event(
+        type=event.type,
+        data=_decode(event, texts["datacontenttype"], model),
+        source=event.source,
+        id=event.id,
+        subject=texts["subject"],
+        time=None if when is None else when.ToDatetime(UTC),
+        content_type=texts["datacontenttype"],
+        workflow_id=texts[WORKFLOW_ID],
+        run_id=texts[RUN_ID],
+        attributes={name: _attribute(event, name) for name in sorted(event.attributes) if name not in _KNOWN},
+    )
+
+
+def _text(event: CloudEvent, name: str) -> str:
+    value = _attribute(event, name)
+    return value if isinstance(value, str) else ""
+
+
+def _decode(event: CloudEvent, content_type: str, model: Any) -> Any:
+    what = f"the data of event {event.type} {event.id}"
+    if event.HasField("proto_data"):
+        return _unpack(event.proto_data, model, what)
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type in ("", _JSON, "text/json") or media_type.endswith("+json"):
+        return codec(Any if model is None else model).decode(Payload(json=_data_bytes(event).decode() or "null"), what)
+    if model is None:
+        return event.text_data if event.HasField("text_data") else event.binary_data
+    return codec(model).decode(Payload(binary=_data_bytes(event)), what)
+
+
+def _unpack(packed: ProtoAny, model: Any, what: str) -> Any:
+    if model is None:
+        return packed.value
+    metadata = {"encoding": "protobuf", "type": packed.type_url.rpartition("/")[2]}
+    return codec(model).decode(Payload(binary=packed.value, metadata=metadata), what)
