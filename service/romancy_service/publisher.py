@@ -3,7 +3,8 @@
 An event is kept first, and answered; then those that wait for it are looked up, and it is submitted to each of them
 under a request id made of the event and the run. So it does not matter how often, or by how many replicas, an event is
 delivered, or where somebody dies: what is open is delivered again, and a run takes it once. Events of one type are
-delivered in their order, those of other types beside them.
+delivered in their order, those of other types beside them; with several replicas each delivers its share of the types,
+and those of others when they are late.
 
 A subscription that was stored before the event is found, since it is looked for after the event was stored. One that
 came later may be found too, if it came within some seconds: its time is an estimate of a clock, as the event's is.
@@ -12,8 +13,10 @@ came later may be found too, if it came within some seconds: its time is an esti
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
+from zlib import crc32
 
 import structlog
 
@@ -52,6 +55,8 @@ EVENTS: Final = 64
 """So many events of a type are looked up together."""
 SUBSCRIBERS: Final = 1_000
 """So many subscriptions are read at a time, and so many runs told before the next are."""
+_LATE_MS: Final = 1_000
+"""After so long events of another replica's types are anybody's: that replica may be gone."""
 _SLACK_MS: Final = 3_000
 """So much later than an event may a subscription seem to be that was stored before it."""
 _GONE: Final = (StaleTask, WorkflowClosed, WorkflowNotFound)
@@ -72,6 +77,8 @@ class Publisher:
         self._clock = clock
         self._engine = engine
         self._limits = limits
+        self.part, self.parts = 0, 1
+        """Which share of the types this replica delivers, of how many."""
         self._waiting: dict[_Type, None] = {}
         self._lanes: set[_Type] = set()
         self._wake = asyncio.Event()
@@ -89,9 +96,9 @@ class Publisher:
         new = [NewEvent(event.source, event.id, event.type, event.SerializeToString()) for event in events]
         added = await self._store.add_events(namespace, new, self._clock.now_ms())
         faults.point("publish.stored")
+        await self._tell(sorted({(namespace, event.type) for event in events}))
         duplicates = []
         for event in events:
-            self._deliver_soon((namespace, event.type))
             key = (event.source, event.id)
             duplicates.append(key not in added)
             added.discard(key)
@@ -113,6 +120,27 @@ class Publisher:
         if latest is None or latest[1] not in OPEN_STATUSES or latest[1] == WORKFLOW_STATUS_COMPENSATING:
             return None
         return latest[0] if run_id in ("", latest[0]) else None
+
+    async def _tell(self, types: Sequence[_Type]) -> None:
+        """Something came of these types: whoever delivers them is to know."""
+        others = []
+        for type_ in types:
+            if self._is_ours(type_):
+                self._deliver_soon(type_)
+            else:
+                others.append(type_)
+        if others:
+            # It may be lost, or too long: then these events count as late, and are found.
+            await self._store.notify(json.dumps({"published": others}))
+
+    def told(self, payload: str) -> None:
+        """Another replica keeps events that are ours to deliver."""
+        for namespace, event_type in json.loads(payload).get("published", ()):
+            if self._is_ours((namespace, event_type)):
+                self._deliver_soon((namespace, event_type))
+
+    def _is_ours(self, type_: _Type) -> bool:
+        return crc32("\n".join(type_).encode()) % self.parts == self.part
 
     # Out ----------------------------------------------------------------------------------------------------------
 
@@ -139,9 +167,10 @@ class Publisher:
         while True:
             await asyncio.sleep(POLL_S)
             try:
-                before_ms = self._clock.now_ms() - int(POLL_S * 1000)
-                for type_ in await self._store.left_events(before_ms, LANES):
-                    self._deliver_soon(type_)
+                late_ms = self._clock.now_ms() - _LATE_MS
+                for type_, oldest_ms in await self._store.left_events(LANES):
+                    if oldest_ms < late_ms or self._is_ours(type_):
+                        self._deliver_soon(type_)
             except StoreUnavailable as error:
                 _log.warning("database unavailable", error=str(error))
 

@@ -148,7 +148,7 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
     engine.doubt(results.doubt)
     engine.observe(relay.observe)
     engine.observe(courier.observe)
-    peers = _Peers(node, relay, schedules, retention, edge.serves)
+    peers = _Peers(node, relay, schedules, publisher, retention, edge.serves)
     await peers.beat()
 
     add_WorkflowServiceServicer_to_server(WorkflowService(node), edge.server)
@@ -218,12 +218,14 @@ class _Peers:
         node: Node,
         relay: Relay,
         schedules: Schedules,
+        publisher: Publisher,
         retention: Retention,
         serves: Callable[[bool], Awaitable[None]],
     ) -> None:
         self._node = node
         self._relay = relay
         self._schedules = schedules
+        self._publisher = publisher
         self._retention = retention
         self._serves = serves
 
@@ -231,7 +233,7 @@ class _Peers:
         """Say that this replica is alive, and learn which are."""
         node = self._node
         alive = await node.store.beat(node.replica_id, node.clock.now_ms())
-        for part in (self._relay, self._schedules):
+        for part in (self._relay, self._schedules, self._publisher):
             part.part, part.parts = alive.index(node.replica_id), len(alive)
         self._retention.lead(alive[0] == node.replica_id)
         node.dispatch.has_peers = node.results.has_peers = node.queries.has_peers = len(alive) > 1
@@ -265,6 +267,7 @@ class _Peers:
         self._node.dispatch.told(payload)
         self._node.results.told(payload)
         self._node.queries.told(payload)
+        self._publisher.told(payload)
 
     async def leave(self) -> None:
         """This replica stops."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import BigInteger, Integer, Text, bindparam, cast, delete, select, text, tuple_, update
+from sqlalchemy import BigInteger, Integer, Text, bindparam, cast, delete, func, select, text, tuple_, update
 
 from romancy.v1.event_pb2 import CloudEvent
 
@@ -47,9 +47,10 @@ _OPEN: Final = (
     .limit(bindparam("limit", type_=Integer))
 )
 _LEFT: Final = (
-    select(events.c.namespace, events.c.type)
-    .distinct()
-    .where(_IS_OPEN, events.c.accepted_ms <= bindparam("before_ms", type_=BigInteger))
+    select(events.c.namespace, events.c.type, func.min(events.c.accepted_ms).label("oldest_ms"))
+    .where(_IS_OPEN)
+    .group_by(events.c.namespace, events.c.type)
+    .order_by(func.min(events.c.accepted_ms))
     .limit(bindparam("limit", type_=Integer))
 )
 _CLOSE: Final = (
@@ -112,10 +113,10 @@ class Events(Statements):
         rows = await self._read(_OPEN, of_namespace=namespace, of_type=event_type, limit=limit)
         return [OpenEvent(row["position"], CloudEvent.FromString(row["event"]), row["accepted_ms"]) for row in rows]
 
-    async def left_events(self, before_ms: int, limit: int) -> list[tuple[str, str]]:
-        """Namespaces and types that have open events from before: whoever was to deliver them may be gone."""
-        rows = await self._read(_LEFT, before_ms=before_ms, limit=limit)
-        return [(row["namespace"], row["type"]) for row in rows]
+    async def left_events(self, limit: int) -> list[tuple[tuple[str, str], int]]:
+        """Namespaces and types that have open events, with the time of the oldest one; in that order."""
+        rows = await self._read(_LEFT, limit=limit)
+        return [((row["namespace"], row["type"]), row["oldest_ms"]) for row in rows]
 
     async def close_events(self, namespace: str, event_type: str, positions: Sequence[int]) -> None:
         """These were delivered. What remains of them is their id."""
