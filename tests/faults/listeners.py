@@ -1,0 +1,41 @@
+"""Workflows that listen to events. `python -m tests.faults.listeners ADDRESS WORKER_ID` is a worker that runs them."""
+
+from __future__ import annotations
+
+import sys
+
+from romancy import Worker, WorkflowContext, workflow
+
+
+@workflow
+async def listener(ctx: WorkflowContext, expected: int, last: dict[str, int], wrong: list[str]) -> list[str]:
+    """Hears what each client numbers from 1, through many runs. Returns what was lost, doubled or out of order."""
+    at = sum(last.values())
+    with ctx.subscribe_event("cry") as cries:
+        async for cry in cries:
+            by, number = cry.data
+            if number != last.get(by, 0) + 1:
+                wrong.append(f"{by}: {number} after {last.get(by, 0)}")
+            last[by] = number
+            if wrong or sum(last.values()) >= expected:
+                return wrong
+            if sum(last.values()) >= at + 200:
+                return await ctx.recur(expected, last, wrong)
+    return wrong
+
+
+@workflow
+async def waiter(ctx: WorkflowContext, number: int) -> list[int]:
+    """Waits for an event that is its own, then for one that is sent to it."""
+    paid = await ctx.wait_event("paid", where={"data.order": number})
+    sent = await ctx.wait_event("sent")
+    return [paid.data["order"], sent.data]
+
+
+def main(address: str, worker_id: str) -> None:
+    """Work until SIGTERM."""
+    Worker(address, worker_id=worker_id, workflows=[listener, waiter], activities=[], drain_timeout=5).run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

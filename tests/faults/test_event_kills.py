@@ -1,0 +1,96 @@
+"""Service and workers die at each step of an event's way: each is heard once, in order, by all who wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from romancy import Client, Event
+from romancy_service.faults import PUBLISH_POINTS
+from tests.faults.actor import Actor
+from tests.faults.listeners import listener, waiter
+from tests.faults.scene import Scene, until
+
+DEATHS = (
+    "publish.stored:1",  # it is kept, and the sender does not know
+    "publish.delivered:1",  # all have it, and it counts as open
+    "commit.before:2",
+    "commit.after:2",  # somebody has it, and nobody knows
+)
+CLIENTS = 8
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def a_worker(stage: Scene, name: str) -> Actor:
+    return stage.start(name, "tests.faults.listeners", f"127.0.0.1:{stage.port}", name)
+
+
+def test_every_point_of_publishing_is_died_at() -> None:
+    assert {death.partition(":")[0] for death in DEATHS} >= set(PUBLISH_POINTS)
+
+
+async def listening(stage: Scene, client: Client, workflow_id: str, what: str) -> None:
+    """The workflow's code waits for events."""
+
+    async def waits() -> bool:
+        return any(what in wait for wait in (await client.get_handle(workflow_id).describe()).waits)
+
+    async with asyncio.timeout(60):
+        while not await waits():
+            await asyncio.sleep(0.05)
+
+
+async def test_wherever_the_service_dies_an_event_reaches_each_that_waits_once(stage: Scene) -> None:
+    service = await stage.service()
+    worker = a_worker(stage, "worker-1")
+    async with stage.client() as client:
+        for number, death in enumerate(DEATHS):
+            handle = await client.start_workflow(waiter, number, id=f"waiter-{number}")
+            await listening(stage, client, handle.workflow_id, "paid")
+            service.kill()
+            service = await stage.service(ROMANCY_CRASH_AT=death)
+            paid = Event("paid", {"order": number}, source="/shop", id=str(number))
+            publishing = asyncio.create_task(client.publish_event(paid))
+            await until(lambda: not service.alive, f"the service died at {death}", worker)  # noqa: B023
+            service = await stage.service()
+            await publishing
+            assert not await client.publish_event(paid), "it is known by now, whoever was told so"
+            assert await client.publish_event(Event("sent", 7, workflow_id=handle.workflow_id))
+            assert await handle.result() == [number, 7]
+    histories = (await stage.finish(losses=False)).values()
+    heard = [event for history in histories for event in history if event.HasField("event_received")]
+    assert len(heard) == 2 * len(DEATHS)
+
+
+@pytest.mark.parametrize("each", [40, pytest.param(1_250, marks=pytest.mark.slow)])
+async def test_events_of_eight_clients_all_arrive_in_order_while_all_else_dies(stage: Scene, each: int) -> None:
+    await stage.service()
+    a_worker(stage, "worker-1")
+    async with stage.client() as client:
+        hearing = [
+            await client.start_workflow(listener, CLIENTS * each, {}, [], id=f"listener-{number}")
+            for number in range(2)
+        ]
+        for handle in hearing:
+            await listening(stage, client, handle.workflow_id, "cry")
+        sent: Counter[str] = Counter()
+
+        async def cry(name: str) -> None:
+            async with stage.client() as own:
+                for number in range(1, each + 1):
+                    await own.publish_event(Event("cry", [name, number], source=name, id=str(number)))
+                    sent[name] = number
+
+        clients = [asyncio.create_task(cry(f"client-{number}")) for number in range(CLIENTS)]
+        for third in (1, 2):
+            await until(lambda: sent.total() >= CLIENTS * each * third // 3, "a third is sent")  # noqa: B023
+            for actor in [actor for actor in stage.actors if actor.alive]:
+                actor.kill()
+            await stage.service()
+            a_worker(stage, f"worker-{third + 1}")
+        await asyncio.gather(*clients)
+        assert [await handle.result() for handle in hearing] == [[], []]
+    await stage.finish(losses=False)
