@@ -150,7 +150,8 @@ def _wait(task: Task, view: RunView, now_ms: int) -> str:
     if task.kind is TaskKind.SUBSCRIPTION:
         event_type, paths = event_type_of(task.type)
         chosen = f" with the {' and '.join(paths)} that it asked for" if paths else ""
-        return f"event {event_type}{chosen} is waited for since {_seconds(now_ms - task.scheduled_ms)}"
+        since = f"since {_seconds(now_ms - task.scheduled_ms)}" if task.scheduled_ms else "since a run before this one"
+        return f"event {event_type}{chosen} is waited for {since}"
     what = {TaskKind.WORKFLOW: "workflow task", TaskKind.TIMER: "timer", TaskKind.DEADLINE: "run timeout"}.get(
         task.kind, "compensation" if task.is_compensation else "activity"
     )

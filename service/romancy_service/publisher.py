@@ -1,10 +1,10 @@
 """Publisher: keeps events that come, and brings each to the runs that want it.
 
 An event is kept first, and answered; then those that wait for it are looked up, and it is submitted to each of them
-under a request id made of the event and the run. So it does not matter how often, or by how many replicas, an event is
-delivered, or where somebody dies: what is open is delivered again, and a run takes it once. Events of one type are
-delivered in their order, those of other types beside them; with several replicas each delivers its share of the types,
-and those of others when they are late.
+under a request id made of the event and of the run that asked for it. So it does not matter how often, or by how many
+replicas, an event is delivered, or where somebody dies: what is open is delivered again, and is taken once, also when
+the run that asked for it went on anew. Events of one type are delivered in their order, those of other types beside
+them; with several replicas each delivers its share of the types, and those of others when they are late.
 
 A subscription that was stored before the event is found, since it is looked for after the event was stored. One that
 came later may be found too, if it came within some seconds: its time is an estimate of a clock, as the event's is.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 from zlib import crc32
 
@@ -29,7 +30,7 @@ from romancy_service.core.cloud_event import ABSENT, RUN_ID, WORKFLOW_ID, attrib
 from romancy_service.core.decide import Reply
 from romancy_service.core.limits import Limits
 from romancy_service.core.run import OPEN_STATUSES
-from romancy_service.core.subscription import Content
+from romancy_service.core.subscription import Content, origin_of
 from romancy_service.core.task import SUBSCRIPTION_PREFIX
 from romancy_service.core.triggers import ReceiveEvent
 from romancy_service.engine import Engine
@@ -41,7 +42,7 @@ from romancy_service.errors import (
     WorkflowClosed,
     WorkflowNotFound,
 )
-from romancy_service.store.events import NewEvent, OpenEvent
+from romancy_service.store.events import NewEvent, OpenEvent, Subscriber
 from romancy_service.store.store import Store
 from romancy_service.submission import Recorded, RequestKey
 
@@ -65,8 +66,16 @@ _NOT_NOW: Final = (StoreUnavailable, TooMuchContention)
 
 _Type = tuple[str, str]
 """Namespace and type."""
-_UnderWay = list[tuple[str, asyncio.Future[Reply | Recorded]]]
-"""By run id: events that are being recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """An event that is being recorded by a run."""
+
+    event: OpenEvent
+    origin: str
+    """The run that subscribed to it."""
+    future: asyncio.Future[Reply | Recorded]
 
 
 class Publisher:
@@ -193,40 +202,71 @@ class Publisher:
     async def _deliver(self, namespace: str, event_type: str, events: Sequence[OpenEvent]) -> None:
         """Bring events to all who want them. The engine records in order what it is given in order."""
         topics = await self._store.topics(namespace, event_type)
-        under_way: _UnderWay = []
+        left = [event for event in events if _address(event.event) is None]
+        only: set[str] | None = None
+        while left:
+            # A run that went on anew while it was told has its subscriptions there. So these are looked up again, until
+            # all that are found have taken what is for them.
+            left, only = await self._bring(namespace, topics, left, only)
         for event in events:
             if _address(event.event) is not None:
                 await self._bring_to_addressee(namespace, event)
-                continue
-            async for run_id, subscription_ids in self._subscribers(namespace, topics, event):
-                key = RequestKey(namespace, f"event/{event.position}/{run_id}", "ReceiveEvent", _no_answer)
-                trigger = ReceiveEvent(event.event, subscription_ids)
-                under_way.append((run_id, self._engine.submit(run_id, trigger, key)))
+
+    async def _bring(
+        self, namespace: str, topics: Sequence[str], events: Sequence[OpenEvent], only: set[str] | None
+    ) -> tuple[list[OpenEvent], set[str]]:
+        """Bring events to those who want them, or to `only` those subscriptions, by their origin.
+
+        Returns the events that found a run closed, and the origins of the subscriptions that they were for.
+        """
+        found: dict[tuple[str, str], list[Subscriber]] = {}
+        under_way: list[_UnderWay] = []
+        missed: dict[int, OpenEvent] = {}
+        origins: set[str] = set()
+
+        async def settle() -> None:
+            for each in await _recorded(under_way):
+                missed[each.event.position] = each.event
+                origins.add(each.origin)
+            under_way.clear()
+
+        for event in events:
+            content, until_ms = Content(event.event), event.accepted_ms + _SLACK_MS
+            keys = [(topic, key) for topic in topics if (key := content.key(topic)) is not None]
+            wanted: dict[tuple[str, str], list[str]] = {}
+            for topic, key in keys:
+                async for each in self._subscribers(namespace, topic, key, found):
+                    subscription_id = each.task_id.removeprefix(SUBSCRIPTION_PREFIX)
+                    origin = origin_of(each.run_id, subscription_id)
+                    if each.since_ms <= until_ms and (only is None or origin in only):
+                        wanted.setdefault((each.run_id, origin), []).append(subscription_id)
+            for (run_id, origin), subscription_ids in wanted.items():
+                request = RequestKey(namespace, f"event/{event.position}/{origin}", "ReceiveEvent", _no_answer)
+                future = self._engine.submit(run_id, ReceiveEvent(event.event, subscription_ids), request)
+                under_way.append(_UnderWay(event, origin, future))
                 if len(under_way) >= SUBSCRIBERS:
-                    await _recorded(under_way)
-                    under_way = []
-        await _recorded(under_way)
+                    await settle()
+        await settle()
+        return [missed[position] for position in sorted(missed)], origins
 
     async def _subscribers(
-        self, namespace: str, topics: Sequence[str], event: OpenEvent
-    ) -> AsyncIterator[tuple[str, list[str]]]:
-        """The runs that want an event, each once, with those of their subscriptions that do."""
-        content, until_ms = Content(event.event), event.accepted_ms + _SLACK_MS
-        keys = [(topic, key) for topic in topics if (key := content.key(topic)) is not None]
-        wanted: dict[str, list[str]] = {}
-        for topic, key in keys:
-            after = ("", "")
-            while page := await self._store.subscribers(namespace, topic, key, until_ms, after, SUBSCRIBERS):
-                after = page[-1]
-                for run_id, task_id in page:
-                    wanted.setdefault(run_id, []).append(task_id.removeprefix(SUBSCRIPTION_PREFIX))
-                if len(page) < SUBSCRIBERS:
-                    break
-                # The subscriptions of a run stand together: of one topic, those of all but the last run are complete.
-                for done in [run_id for run_id in wanted if run_id != after[0]] if len(keys) == 1 else []:
-                    yield done, wanted.pop(done)
-        for each in wanted.items():
-            yield each
+        self, namespace: str, topic: str, key: str, found: dict[tuple[str, str], list[Subscriber]]
+    ) -> AsyncIterator[Subscriber]:
+        """Subscriptions. Events that are delivered together see the same ones, if they are few: else one could be
+        brought to a run, and the next one to the run that went on after it, before it."""
+        if (topic, key) in found:
+            for each in found[topic, key]:
+                yield each
+            return
+        after = ("", "")
+        while page := await self._store.subscribers(namespace, topic, key, after, SUBSCRIBERS):
+            if after == ("", "") and len(page) < SUBSCRIBERS:
+                found[topic, key] = page
+            for each in page:
+                yield each
+            after = (page[-1].run_id, page[-1].task_id)
+            if len(page) < SUBSCRIBERS:
+                return
 
     async def _bring_to_addressee(self, namespace: str, event: OpenEvent) -> None:
         """To the open run of the workflow that the event names."""
@@ -244,20 +284,27 @@ class Publisher:
                 return
 
 
-async def _recorded(under_way: _UnderWay) -> None:
-    """Wait until all is recorded that can be. Raises StoreUnavailable or TooMuchContention if something is not yet."""
+async def _recorded(under_way: Sequence[_UnderWay]) -> list[_UnderWay]:
+    """Wait until all is recorded that can be. Returns what found its run closed.
+
+    Raises StoreUnavailable or TooMuchContention if something is not recorded yet.
+    """
     later: BaseException | None = None
-    for run_id, future in under_way:
+    missed = []
+    for each in under_way:
         try:
-            await future
-        except _GONE:
-            pass
+            await each.future
+        except (WorkflowClosed, WorkflowNotFound):
+            missed.append(each)
+        except StaleTask:
+            pass  # the code does not want it any more
         except _NOT_NOW as error:
             later = error
         except RomancyError as error:
-            _log.error("a run did not take an event", run_id=run_id, error=str(error))
+            _log.error("a run did not take an event", origin=each.origin, error=str(error))
     if later is not None:
         raise later
+    return missed
 
 
 def _no_answer(_: Reply) -> bytes:

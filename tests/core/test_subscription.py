@@ -179,10 +179,14 @@ def test_subscriptions_to_all_and_what_was_not_read_go_to_the_next_run() -> None
     following.do(reply.successor[1])
     assert [e.event_received.event.id for e in following.history if e.HasField("event_received")] == ["0", "1"]
     (carried,) = following.history[0].workflow_started.subscriptions
-    assert (carried.subscription_id, carried.event_type, dict(carried.where)) == ("c1", "bid", {"subject": '"lot-1"'})
-    following.do(ReceiveEvent(an_event("2", "bid", subject="lot-1"), ["c1"]))
-    following.code(unsubscribe("c1"))
-    assert "e/c1" not in following.run.tasks
+    assert (carried.subscription_id, carried.event_type, dict(carried.where)) == (
+        "run-1/1",
+        "bid",
+        {"subject": '"lot-1"'},
+    )
+    following.do(ReceiveEvent(an_event("2", "bid", subject="lot-1"), ["run-1/1"]))
+    following.code(unsubscribe("run-1/1"))
+    assert "e/run-1/1" not in following.run.tasks
 
 
 # What may be asked for ------------------------------------------------------------------------------------------------

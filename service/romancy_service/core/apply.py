@@ -172,7 +172,7 @@ def apply(run: Run, event: HistoryEvent) -> None:
             pass  # it is an input, and nothing else
         case "subscribed":
             run.counters.subscriptions += 1
-            run.put_task(subscription(run.run_id, run.last_event_ms, event.subscribed.command))
+            run.put_task(subscription(run.last_event_ms, event.subscribed.command))
         case "unsubscribed":
             if (task_id := subscription_task_id(event.unsubscribed.subscription_id)) in run.tasks:
                 run.drop_task(task_id)  # else its event came, and the code had not seen it
@@ -289,7 +289,7 @@ def _start(run: Run, started: WorkflowStarted) -> None:
     if due_ms < NEVER_MS:
         run.put_task(Task(DEADLINE_TASK_ID, TaskKind.DEADLINE, due_ms=due_ms))
     for wanted in started.subscriptions:
-        run.put_task(subscription(run.run_id, run.last_event_ms, wanted))
+        run.put_task(subscription(0, wanted))
     task = _workflow_task(run)
     task.due_ms = _first_task_ms(run, spec)
     run.put_task(task)

@@ -48,6 +48,7 @@ from romancy_service.core.limits import Limits
 from romancy_service.core.rollback import advance, saga_of
 from romancy_service.core.run import Run
 from romancy_service.core.saga import Saga
+from romancy_service.core.subscription import lasting_id
 from romancy_service.core.task import Task, TaskKind, subscription_task_id
 from romancy_service.core.times import duration_ms, timestamp, timestamp_ms
 from romancy_service.core.triggers import (
@@ -333,8 +334,10 @@ def _that_go_on(run: Run) -> list[Subscribe]:
     """The subscriptions to all events of a type, under the ids that they have in the next run."""
     wanted = [task.errand for task in run.tasks.values() if isinstance(task.errand, Subscribe) and not task.errand.once]
     return [
-        Subscribe(subscription_id=f"c{number}", event_type=each.event_type, where=each.where)
-        for number, each in enumerate(wanted, 1)
+        Subscribe(
+            subscription_id=lasting_id(run.run_id, each.subscription_id), event_type=each.event_type, where=each.where
+        )
+        for each in wanted
     ]
 
 

@@ -60,17 +60,27 @@ def _check_value(field: str, text: str, limits: Limits) -> None:
         )
 
 
-def subscription(run_id: str, event_ms: int, command: Subscribe) -> Task:
-    """The row by which an event finds it."""
+def subscription(since_ms: int, command: Subscribe) -> Task:
+    """The row by which an event finds it. `since_ms` is 0 for one that goes on from the run before."""
     return Task(
         subscription_task_id(command.subscription_id),
         TaskKind.SUBSCRIPTION,
         queue=_key([json.loads(command.where[path]) for path in sorted(command.where)]),
         type=_BETWEEN.join((command.event_type, *sorted(command.where))),
         due_ms=NEVER_MS,
-        scheduled_ms=event_ms,
+        scheduled_ms=since_ms,
         errand=command,
     )
+
+
+def lasting_id(run_id: str, subscription_id: str) -> str:
+    """The id that a subscription has in the runs that go on after the one that asked for it."""
+    return subscription_id if "/" in subscription_id else f"{run_id}/{subscription_id}"
+
+
+def origin_of(run_id: str, subscription_id: str) -> str:
+    """The run that asked for a subscription, which may be one before the run that has it now."""
+    return subscription_id.rpartition("/")[0] or run_id
 
 
 def topics_of(event_type: str) -> tuple[str, str]:

@@ -109,8 +109,8 @@ class Drafting:
             if submission.future.cancelled():
                 continue
             if _is_repeated(draft, submission):
-                self._gathering.again([submission])
-                continue
+                self._gathering.again(submissions[position:])
+                break
             try:
                 if fresh:
                     _check_lease(run, submission.fence)
@@ -118,8 +118,10 @@ class Drafting:
             except RomancyError as error:
                 if submission.request is not None and not submission.fresh:
                     # It may have been carried out before, which is why it cannot be now: look for its answer first.
-                    self._gathering.again([submission])
-                elif fresh and not run.touched and not run.new_events:
+                    # What came after it waits for it, so that all things happen in the order in which they came.
+                    self._gathering.again(submissions[position:])
+                    break
+                if fresh and not run.touched and not run.new_events:
                     submission.fail(error)
                 else:
                     draft.decided.append((submission, error))

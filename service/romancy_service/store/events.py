@@ -35,6 +35,16 @@ class OpenEvent:
     accepted_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class Subscriber:
+    """A subscription of a run."""
+
+    run_id: str
+    task_id: str
+    since_ms: int
+    """0: since a run before."""
+
+
 _IS_OPEN: Final = text(UNDELIVERED)
 _OPEN: Final = (
     select(events.c.position, events.c.event, events.c.accepted_ms)
@@ -86,13 +96,12 @@ with recursive topic(name) as (
 select name from topic where name is not null
 """).bindparams(bindparam("of_namespace", type_=Text), bindparam("first", type_=Text), bindparam("before", type_=Text))
 SUBSCRIBERS: Final = (
-    select(tasks.c.run_id, tasks.c.task_id)
+    select(tasks.c.run_id, tasks.c.task_id, tasks.c.scheduled_ms)
     .where(
         text(SUBSCRIBED),
         tasks.c.namespace == bindparam("of_namespace", type_=TEXT),
         tasks.c.type == bindparam("topic", type_=TEXT),
         tasks.c.queue == bindparam("key", type_=TEXT),
-        tasks.c.scheduled_ms <= bindparam("until_ms", type_=BigInteger),
         tuple_(tasks.c.run_id, tasks.c.task_id)
         > tuple_(bindparam("after_run", type_=TEXT), bindparam("after_task", type_=TEXT)),
     )
@@ -140,17 +149,16 @@ class Events(Statements):
         return [row["name"] for row in rows]
 
     async def subscribers(
-        self, namespace: str, topic: str, key: str, until_ms: int, after: tuple[str, str], limit: int
-    ) -> list[tuple[str, str]]:
-        """Subscriptions from before a time that want what has this key: run id and task id, in their order."""
+        self, namespace: str, topic: str, key: str, after: tuple[str, str], limit: int
+    ) -> list[Subscriber]:
+        """Subscriptions that want what has this key, after one by its run id and task id, in that order."""
         rows = await self._read(
             SUBSCRIBERS,
             of_namespace=namespace,
             topic=topic,
             key=key,
-            until_ms=until_ms,
             after_run=after[0],
             after_task=after[1],
             limit=limit,
         )
-        return [(row["run_id"], row["task_id"]) for row in rows]
+        return [Subscriber(row["run_id"], row["task_id"], row["scheduled_ms"]) for row in rows]
