@@ -8,8 +8,15 @@ from typing import Any
 
 import grpc
 
-from romancy.v1 import admin_service_pb2, schedule_service_pb2, worker_service_pb2, workflow_service_pb2
+from romancy.v1 import (
+    admin_service_pb2,
+    event_service_pb2,
+    schedule_service_pb2,
+    worker_service_pb2,
+    workflow_service_pb2,
+)
 from romancy.v1.admin_service_pb2_grpc import AdminServiceServicer, add_AdminServiceServicer_to_server
+from romancy.v1.event_service_pb2_grpc import EventServiceServicer, add_EventServiceServicer_to_server
 from romancy.v1.schedule_service_pb2_grpc import ScheduleServiceServicer, add_ScheduleServiceServicer_to_server
 from romancy.v1.worker_service_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
 from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceServicer, add_WorkflowServiceServicer_to_server
@@ -73,6 +80,13 @@ class ScheduleEcho(ScheduleServiceServicer):
         return schedule_service_pb2.ListSchedulesResponse()
 
 
+class EventEcho(EventServiceServicer):
+    """Keeps nothing."""
+
+    async def PublishEvent(self, request: Any, context: Any) -> Any:
+        return event_service_pb2.PublishEventResponse()
+
+
 class Echo:
     """The server while it is up."""
 
@@ -93,11 +107,13 @@ async def echoing(config: Config) -> AsyncIterator[Echo]:
     # What is not written out above answers UNIMPLEMENTED; only the stubs take that for abstract.
     make_workflows: Any = WorkflowEcho
     make_schedules: Any = ScheduleEcho
+    make_events: Any = EventEcho
     make_admin: Any = AdminEcho
     edge, workflows = Edge(config), make_workflows()
     add_WorkflowServiceServicer_to_server(workflows, edge.server)
     add_WorkerServiceServicer_to_server(WorkerEcho(), edge.server)
     add_ScheduleServiceServicer_to_server(make_schedules(), edge.server)
+    add_EventServiceServicer_to_server(make_events(), edge.server)
     add_AdminServiceServicer_to_server(make_admin(), edge.server)
     await edge.bind()
     await edge.start()

@@ -14,7 +14,13 @@ from google.protobuf.descriptor import MethodDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from romancy.v1 import admin_service_pb2, schedule_service_pb2, worker_service_pb2, workflow_service_pb2
+from romancy.v1 import (
+    admin_service_pb2,
+    event_service_pb2,
+    schedule_service_pb2,
+    worker_service_pb2,
+    workflow_service_pb2,
+)
 from romancy.v1.admin_service_pb2_grpc import AdminServiceStub
 from romancy.v1.worker_service_pb2 import ConnectRequest, Hello
 from romancy.v1.worker_service_pb2_grpc import WorkerServiceStub
@@ -36,7 +42,7 @@ from romancy_service.rpc.guard import namespace_paths
 from tests.rpc.certificates import Authority
 from tests.rpc.echo import Echo, echoing
 
-OURS = (workflow_service_pb2, schedule_service_pb2, worker_service_pb2, admin_service_pb2)
+OURS = (workflow_service_pb2, event_service_pb2, schedule_service_pb2, worker_service_pb2, admin_service_pb2)
 SERVED = (*OURS, health_pb2, reflection_pb2)
 LISTEN = Address("127.0.0.1", 0)
 TOKENS = {

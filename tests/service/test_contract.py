@@ -16,8 +16,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
-from romancy.v1 import admin_service_pb2, schedule_service_pb2, worker_service_pb2, workflow_service_pb2
+from romancy.v1 import (
+    admin_service_pb2,
+    event_service_pb2,
+    schedule_service_pb2,
+    worker_service_pb2,
+    workflow_service_pb2,
+)
 from romancy.v1.admin_service_pb2_grpc import AdminServiceStub
+from romancy.v1.event_pb2 import CloudEvent
+from romancy.v1.event_service_pb2_grpc import EventServiceStub
 from romancy.v1.schedule_pb2 import Schedule, ScheduleAction
 from romancy.v1.schedule_service_pb2 import (
     BackfillScheduleRequest,
@@ -121,6 +129,13 @@ def test_every_rpc_of_the_admin_service_answers(grpc_channel: grpc.Channel) -> N
     request.retention.FromSeconds(7_200)
     said = stub.SetNamespace(request).namespace
     assert said in stub.ListNamespaces(admin_service_pb2.ListNamespacesRequest()).namespaces
+
+
+def test_every_rpc_of_the_event_service_answers(grpc_channel: grpc.Channel) -> None:
+    stub = EventServiceStub(grpc_channel)
+    event = CloudEvent(id="contract", source="/tests", spec_version="1.0", type="tested", text_data="1")
+    assert not stub.PublishEvent(event_service_pb2.PublishEventRequest(event=event)).duplicate
+    assert list(stub.PublishEvents(event_service_pb2.PublishEventsRequest(events=[event])).duplicates) == [True]
 
 
 def test_every_rpc_of_the_schedule_service_answers(grpc_channel: grpc.Channel) -> None:
@@ -229,12 +244,14 @@ def test_reflection_lists_and_describes_all_that_is_served(grpc_channel: grpc.Ch
     reflected = Reflected(grpc_channel)
     assert {
         "romancy.v1.WorkflowService",
+        "romancy.v1.EventService",
         "romancy.v1.ScheduleService",
         "romancy.v1.WorkerService",
         "romancy.v1.AdminService",
         "grpc.health.v1.Health",
     } <= set(reflected.services())
-    for contract in (workflow_service_pb2, schedule_service_pb2, worker_service_pb2, admin_service_pb2):
+    ours = (workflow_service_pb2, event_service_pb2, schedule_service_pb2, worker_service_pb2, admin_service_pb2)
+    for contract in ours:
         for service in contract.DESCRIPTOR.services_by_name.values():
             described = reflected.describe(service.full_name)
             assert [method.name for method in described.methods] == [method.name for method in service.methods]

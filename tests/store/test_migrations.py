@@ -51,7 +51,9 @@ async def test_checks_and_partial_indexes_are_those_of_the_code_too(tmp_path: Pa
     await store.open()
     await store.close()
     connection = sqlite3.connect(tmp_path / "romancy.db")
-    migrated = connection.execute("select sql from sqlite_master where sql is not null and name not like 'alembic%'")
+    migrated = connection.execute(
+        "select sql from sqlite_master where sql is not null and name not like 'alembic%' and name not like 'sqlite%'"
+    )
     dialect = SQLiteDialect_pysqlite()
     wanted = [
         *(str(CreateTable(table).compile(dialect=dialect)) for table in metadata.sorted_tables),

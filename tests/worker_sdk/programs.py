@@ -13,6 +13,7 @@ from romancy import (
     ChildError,
     ChildNotStarted,
     CompensationError,
+    EventTimeout,
     SendError,
     StepError,
     WorkflowContext,
@@ -295,6 +296,25 @@ class Interpreter:
             return "nothing"
         return str(self.heard.pop(0))
 
+    async def event(self, number: int) -> str:
+        where = {"data.number": number % 2} if number % 3 else None
+        try:
+            event = await self.ctx.wait_event("paid" if number % 4 else "bid", where=where, timeout=number % 9)
+        except EventTimeout:
+            return "nothing happened"
+        return f"{event.id} {event.data}"
+
+    async def stream(self, number: int) -> list[str]:
+        came: list[str] = []
+        with self.ctx.subscribe_event("bid") as bids:
+            await self.ctx.sleep(number % 4)
+            while len(came) < number % 3:
+                try:
+                    came.append((await bids.receive(timeout=number % 7)).id)
+                except EventTimeout:
+                    break
+        return came
+
     async def patch(self, number: int) -> bool:
         return self.ctx.patched(f"patch {number % 4}")
 
@@ -342,7 +362,7 @@ class Interpreter:
 
 LEAVES = ["call", "careful", "sleep", "nap", "pause", "draw", "named", "orphan", "generate", "open_gate", "wait_gate",
           "put", "get", "register", "undo_all", "listen", "step", "condition", "take", "patch", "child", "stop_child",
-          "tell", "again", "mark"]  # fmt: skip
+          "tell", "again", "mark", "event", "event", "stream"]  # fmt: skip
 WRAPPERS = ["stubborn", "tidy", "timeout", "wait_for", "shield", "spawn", "locked"]
 BRANCHES = ["seq", "gather", "group", "first", "among", "each"]
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from romancy.v1.command_pb2 import Command
+from romancy.v1.command_pb2 import Command, Subscribe
+from romancy.v1.event_pb2 import CloudEvent
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.history_pb2 import (
     ActivityCancelled,
@@ -30,6 +31,7 @@ from romancy.v1.history_pb2 import (
     CompensateFinished,
     CompensateRequested,
     CompensationRegistered,
+    EventReceived,
     HistoryEvent,
     PatchMarked,
     RollbackStarted,
@@ -37,9 +39,11 @@ from romancy.v1.history_pb2 import (
     SendRequested,
     SignalReceived,
     StepRecorded,
+    Subscribed,
     TimerCancelled,
     TimerFired,
     TimerStarted,
+    Unsubscribed,
     UpdateAccepted,
     UpdateCompleted,
     UpdateReceived,
@@ -118,6 +122,7 @@ class SimulatedService:
     children: dict[str, bool] = field(default_factory=dict)
     """Those whose end is not known, and whether they are open."""
     sends: list[str] = field(default_factory=list)
+    subscriptions: dict[str, Subscribe] = field(default_factory=dict)
     updates: dict[str, bool] = field(default_factory=dict)
     """Those that are not answered, and whether they were accepted."""
     said: int = 0
@@ -140,7 +145,8 @@ class SimulatedService:
     def deliver(self) -> bool:
         """Let one thing happen that the run waits for; False when it waits for nothing."""
         timers = (f"timer {timer_id}" for timer_id in self.timers)
-        choices = [*self.activities, *timers, *self.compensates, *self.children, *self.sends]
+        wanted = [f"event {subscription_id}" for subscription_id in self.subscriptions]
+        choices = [*self.activities, *timers, *self.compensates, *self.children, *self.sends, *wanted]
         if self.closed or not choices:
             return False
         if not self.cancel_requested and self.rng.random() < 0.03:
@@ -153,6 +159,8 @@ class SimulatedService:
             self._input(**self.close_activity(choice))
         elif choice in self.children:
             self._input(**self._child_goes_on(choice))
+        elif choice in wanted:
+            self.publish(self.subscriptions[choice.removeprefix("event ")].event_type)
         elif choice in self.sends:
             self.sends.remove(choice)
             refused = Failure(message="nobody", type="NOT_FOUND") if self.rng.random() < 0.3 else None
@@ -175,7 +183,9 @@ class SimulatedService:
         """Somebody sends a signal or asks for an update."""
         self.said += 1
         arguments = [Payload(json=str(self.rng.randrange(100)))]
-        if self.rng.random() < 0.4:
+        if self.rng.random() < 0.3:
+            self.publish(self.rng.choice(["bid", "paid"]), addressed=self.rng.random() < 0.6)
+        elif self.rng.random() < 0.4:
             update_id = f"u{self.said}"
             self.updates[update_id] = False
             self._input(update_received=UpdateReceived(update_id=update_id, name="change", arguments=arguments))
@@ -183,6 +193,25 @@ class SimulatedService:
             name = self.rng.choice(["poke", "nudge", "late", "nobody listens"])
             self._input(signal_received=SignalReceived(signal=Signal(name=name, arguments=arguments)))
         return True
+
+    def publish(self, event_type: str, *, addressed: bool = False) -> None:
+        """An event comes for all that want it, or for the run itself."""
+        number = self.rng.randrange(2)
+        event = CloudEvent(id=str(len(self.events)), source="/", spec_version="1.0", type=event_type)
+        event.text_data = f'{{"number": {number}}}'
+        fitting = [
+            each.subscription_id
+            for each in self.subscriptions.values()
+            if each.event_type == event_type and each.where.get("data.number", str(number)) == str(number)
+        ]
+        if addressed:
+            fitting = []
+        elif not fitting:
+            return
+        for subscription_id in fitting:
+            if self.subscriptions[subscription_id].once:
+                del self.subscriptions[subscription_id]
+        self._input(event_received=EventReceived(event=event, subscription_ids=fitting))
 
     def _child_goes_on(self, child_id: str) -> dict[str, Any]:
         """A child that was asked for begins, or cannot; one that is open ends."""
@@ -298,6 +327,12 @@ class SimulatedService:
                 return {"send_requested": SendRequested(command=command.send)}
             case "accept_update" | "reject_update" | "complete_update":
                 return self._answer_update(command)
+            case "subscribe":
+                self.subscriptions[command.subscribe.subscription_id] = command.subscribe
+                return {"subscribed": Subscribed(command=command.subscribe)}
+            case "unsubscribe":
+                self.subscriptions.pop(command.unsubscribe.subscription_id, None)
+                return {"unsubscribed": Unsubscribed(subscription_id=command.unsubscribe.subscription_id)}
             case "set_attributes":
                 return {"attributes_set": AttributesSet(command=command.set_attributes)}
         self.closed = True

@@ -23,6 +23,7 @@ PRINTED = {
         "no trip: TerminalError",
     ],
     "counter": ["55"],
+    "events": ["order 3: nobody paid", "order 1: 10.00 by Ann", "order 2: 20.00 by Bob", "30.00 in all"],
     "patch": ["shipped the old one, not checked", "shipped the new one, checked"],
     "step": ["invoice over 120.00"],
 }
