@@ -15,15 +15,18 @@ from typing import Final
 
 import structlog
 
-from romancy.v1.command_pb2 import PARENT_CLOSE_POLICY_TERMINATE, Send, StartChild
+from romancy.v1.command_pb2 import PARENT_CLOSE_POLICY_TERMINATE, Send, StartChild, Subscribe
 from romancy.v1.failure_pb2 import FAILURE_SOURCE_SERVICE, Failure
 from romancy.v1.history_pb2 import Parent
 from romancy.v1.workflow_service_pb2 import StartWorkflowRequest
 
+from romancy_service.clock import Clock
 from romancy_service.core import children
+from romancy_service.core.channel import message, mode_name
 from romancy_service.core.run import OPEN_STATUSES, Run
 from romancy_service.core.task import NEVER_MS, REPORT_TASK_ID, Fence, Task, TaskKind
 from romancy_service.core.triggers import (
+    AnswerSubscription,
     BeginChild,
     EndChild,
     FinishErrand,
@@ -36,6 +39,7 @@ from romancy_service.core.triggers import (
 )
 from romancy_service.engine import Engine
 from romancy_service.errors import (
+    ChannelModeConflict,
     QueryTooSlow,
     RomancyError,
     StaleTask,
@@ -44,13 +48,14 @@ from romancy_service.errors import (
     WorkflowClosed,
     WorkflowNotFound,
 )
+from romancy_service.publisher import Publisher
 from romancy_service.starter import Starter
 from romancy_service.store.store import Store
 from romancy_service.submission import Recorded, RequestKey
 
 _log = structlog.get_logger("romancy.courier")
 
-ERRANDS: Final = (TaskKind.CHILD, TaskKind.SEND, TaskKind.REPORT)
+ERRANDS: Final = (TaskKind.CHILD, TaskKind.SEND, TaskKind.REPORT, TaskKind.SUBSCRIPTION)
 VISITS: Final = 64
 """So many runs are visited at a time."""
 _TRIES: Final = 5
@@ -63,8 +68,10 @@ _NOT_NOW: Final = (StoreUnavailable, QueryTooSlow, TooMuchContention)
 class Courier:
     """Visits the runs that have errands."""
 
-    def __init__(self, store: Store, engine: Engine, starter: Starter) -> None:
+    def __init__(self, store: Store, clock: Clock, engine: Engine, starter: Starter, publisher: Publisher) -> None:
         self._store = store
+        self._clock = clock
+        self._publisher = publisher
         self._engine = engine
         self._starter = starter
         self._waiting: dict[str, None] = {}
@@ -114,8 +121,7 @@ class Courier:
         """One after the other for each other workflow, all of these at the same time."""
         by_target: dict[str, list[Task]] = defaultdict(list)
         for task in sorted(errands, key=lambda task: task.scheduled_ms):
-            whom = task.errand.workflow_id if isinstance(task.errand, StartChild | Send) else ""
-            by_target[whom].append(task)
+            by_target[_target(task)].append(task)
         outcomes = await asyncio.gather(*(self._do(run, tasks) for tasks in by_target.values()), return_exceptions=True)
         for outcome in outcomes:
             if outcome is not None:
@@ -129,6 +135,8 @@ class Courier:
                         await self._see_to_child(run, task)
                     case TaskKind.SEND:
                         await self._send(run, task)
+                    case TaskKind.SUBSCRIPTION:
+                        await self._join(run, task)
                     case _:
                         await self._report(run)
             except StaleTask:
@@ -233,6 +241,33 @@ class Courier:
         await self._engine.submit(run.run_id, FinishSend(_fence(task), send.send_id))
 
     async def _deliver(self, run: Run, send: Send) -> None:
+        if send.HasField("channel_message"):
+            what = send.channel_message
+            source = f"/runs/{run.run_id}"
+            event = message(
+                what.channel, what.data, what.metadata,
+                source=source, message_id=send.send_id, workflow_id=send.workflow_id,
+            )  # fmt: skip
+            await self._publisher.publish(run.namespace, [event], "channel_message")
+        elif send.HasField("returned"):
+            line = await self._store.reopen_event(send.returned.position, send.returned.count)
+            if line is not None:
+                await self._publisher.tell([(run.namespace, line)])
+        else:
+            await self._tell_workflow(run, send)
+
+    async def _join(self, run: Run, task: Task) -> None:
+        """Subscribe to a channel, if it is taken for the same."""
+        wanted = task.errand
+        assert isinstance(wanted, Subscribe)
+        taken = await self._store.join_channel(run.namespace, wanted.channel, wanted.channel_mode, self._clock.now_ms())
+        failure = None
+        if taken is not None:
+            failure = _failure(ChannelModeConflict(wanted.channel, mode_name(taken), mode_name(wanted.channel_mode)))
+        answer = AnswerSubscription(_fence(task), wanted.subscription_id, failure)
+        await self._engine.submit(run.run_id, answer)
+
+    async def _tell_workflow(self, run: Run, send: Send) -> None:
         key = RequestKey(run.namespace, _send_id(run, send), "Send", lambda _: b"")
         identity = f"run {run.run_id}"
         trigger: Trigger
@@ -254,6 +289,17 @@ class Courier:
                 tried = target  # another run of it may go on
             else:
                 return
+
+
+def _target(task: Task) -> str:
+    """Errands with the same one are done in their order."""
+    match task.errand:
+        case StartChild():
+            return task.errand.workflow_id
+        case Send():
+            return task.errand.workflow_id or f"channel {task.errand.channel_message.channel}"
+        case _:
+            return ""
 
 
 def _fence(task: Task) -> Fence:

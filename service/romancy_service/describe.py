@@ -16,10 +16,11 @@ from romancy.v1.workflow_pb2 import (
 from romancy.v1.workflow_service_pb2 import GetWorkflowResponse
 
 from romancy_service.core import children
+from romancy_service.core.channel import RECEIVER, channel_of
 from romancy_service.core.limits import KIB
 from romancy_service.core.run import Run
 from romancy_service.core.saga import Saga
-from romancy_service.core.subscription import event_type_of
+from romancy_service.core.subscription import event_type_of, is_answered
 from romancy_service.core.task import COMPENSATION_PREFIX, WORKFLOW_TASK_ID, Task, TaskKind
 from romancy_service.core.times import timestamp
 from romancy_service.ledger import read_saga
@@ -144,13 +145,24 @@ def _errand(task: Task) -> str:
     return f"child {name} {state[task.attempt]}" + (" and was asked to stop" if task.cancel_requested else "")
 
 
+def _in_channel(channel: str, task: Task, since: str) -> str:
+    if task.queue == RECEIVER:
+        return f"a message of channel {channel} is waited for {since}"
+    if not is_answered(task):
+        return f"channel {channel} is to be subscribed to, {task.queue}"
+    return f"channel {channel} is subscribed to, {task.queue}, {since}"
+
+
 def _wait(task: Task, view: RunView, now_ms: int) -> str:
     if task.kind in (TaskKind.CHILD, TaskKind.SEND, TaskKind.REPORT):
         return _errand(task)
     if task.kind is TaskKind.SUBSCRIPTION:
+        since = f"since {_seconds(now_ms - task.scheduled_ms)}" if task.scheduled_ms else "since a run before this one"
+        channel = channel_of(task.type)
+        if channel is not None:
+            return _in_channel(channel, task, since)
         event_type, paths = event_type_of(task.type)
         chosen = f" with the {' and '.join(paths)} that it asked for" if paths else ""
-        since = f"since {_seconds(now_ms - task.scheduled_ms)}" if task.scheduled_ms else "since a run before this one"
         return f"event {event_type}{chosen} is waited for {since}"
     what = {TaskKind.WORKFLOW: "workflow task", TaskKind.TIMER: "timer", TaskKind.DEADLINE: "run timeout"}.get(
         task.kind, "compensation" if task.is_compensation else "activity"

@@ -135,6 +135,29 @@ class TooManyUpdates(RomancyError):
         super().__init__(text, workflow_id=workflow_id, run_id=run_id, limit=str(limit))
 
 
+class ChannelNotFound(RomancyError):
+    """Nobody uses a channel of that name."""
+
+    reason = "CHANNEL_NOT_FOUND"
+
+    def __init__(self, channel: str) -> None:
+        text = f"channel {shown(channel)} is not there: nobody sent to it or subscribed to it lately; check the name"
+        super().__init__(text, channel=channel)
+
+
+class ChannelModeConflict(RomancyError):
+    """Others take the channel for something else."""
+
+    reason = "CHANNEL_MODE_CONFLICT"
+
+    def __init__(self, channel: str, mode: str, wanted: str) -> None:
+        text = (
+            f"channel {shown(channel)} is {mode} for those that are subscribed to it, not {wanted}; subscribe to it as "
+            f"{mode}, or use another channel"
+        )
+        super().__init__(text, channel=channel, mode=mode)
+
+
 class UpdateAborted(RomancyError):
     """The run ended before it answered the update."""
 

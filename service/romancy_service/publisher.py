@@ -1,4 +1,4 @@
-"""Publisher: keeps events that come, and brings each to the runs that want it.
+"""Publisher: keeps events and messages that come, and brings each to the runs that want it.
 
 An event is kept first, and answered; then those that wait for it are looked up, and it is submitted to each of them
 under a request id made of the event and of the run that asked for it. So it does not matter how often, or by how many
@@ -8,30 +8,35 @@ them; with several replicas each delivers its share of the types, and those of o
 
 A subscription that was stored before the event is found, since it is looked for after the event was stored. One that
 came later may be found too, if it came within some seconds: its time is an estimate of a clock, as the event's is.
+
+A message for which runs compete stays until one waits for it. It is submitted under a request id of its own, whichever
+run it goes to: so only one can record it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 from zlib import crc32
 
 import structlog
 
+from romancy.v1.channel_pb2 import CHANNEL_MODE_BROADCAST, CHANNEL_MODE_COMPETING, CHANNEL_MODE_UNSPECIFIED, Delivery
 from romancy.v1.event_pb2 import CloudEvent
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPENSATING
 
 from romancy_service import faults
 from romancy_service.clock import Clock
-from romancy_service.core.cloud_event import ABSENT, RUN_ID, WORKFLOW_ID, attribute, check_cloud_event
+from romancy_service.core.channel import MODE_KEYS, RECEIVER, address_of, channel_of, line_of, topic_of_channel
+from romancy_service.core.cloud_event import check_cloud_event
 from romancy_service.core.decide import Reply
 from romancy_service.core.limits import Limits
-from romancy_service.core.run import OPEN_STATUSES
+from romancy_service.core.run import OPEN_STATUSES, Run
 from romancy_service.core.subscription import Content, origin_of
-from romancy_service.core.task import SUBSCRIPTION_PREFIX
+from romancy_service.core.task import SUBSCRIPTION_PREFIX, TaskKind
 from romancy_service.core.triggers import ReceiveEvent
 from romancy_service.engine import Engine
 from romancy_service.errors import (
@@ -58,14 +63,18 @@ SUBSCRIBERS: Final = 1_000
 """So many subscriptions are read at a time, and so many runs told before the next are."""
 _LATE_MS: Final = 1_000
 """After so long events of another replica's types are anybody's: that replica may be gone."""
+_CHANNELS: Final = 10_000
+"""So many channels are remembered as stored."""
 _SLACK_MS: Final = 3_000
 """So much later than an event may a subscription seem to be that was stored before it."""
 _GONE: Final = (StaleTask, WorkflowClosed, WorkflowNotFound)
 """The run does not want the event any more."""
 _NOT_NOW: Final = (StoreUnavailable, TooMuchContention)
 
-_Type = tuple[str, str]
-"""Namespace and type."""
+_Line = tuple[str, str]
+"""Namespace and line: a type of events, or a channel."""
+_Keys = Callable[[CloudEvent], Sequence[tuple[str, str]]]
+"""The topics and keys of the subscriptions that want an event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +97,12 @@ class Publisher:
         self._limits = limits
         self.part, self.parts = 0, 1
         """Which share of the types this replica delivers, of how many."""
-        self._waiting: dict[_Type, None] = {}
-        self._lanes: set[_Type] = set()
+        self._waiting: dict[_Line, None] = {}
+        self._awaited: dict[_Line, None] = {}
+        """Where runs that were written here wait."""
+        self._channels: dict[tuple[str, str], int] = {}
+        """Channels that are known to be stored, by namespace and name, and until when."""
+        self._lanes: set[_Line] = set()
         self._wake = asyncio.Event()
 
     # In -----------------------------------------------------------------------------------------------------------
@@ -102,10 +115,13 @@ class Publisher:
         for number, event in enumerate(events):
             check_cloud_event(field.format(number), event, self._limits)
         await self._check_addressees(namespace, events)
-        new = [NewEvent(event.source, event.id, event.type, event.SerializeToString()) for event in events]
-        added = await self._store.add_events(namespace, new, self._clock.now_ms())
+        now_ms = self._clock.now_ms()
+        new = [self._new(event, now_ms) for event in events]
+        for channel in sorted({channel for each in new if (channel := channel_of(each.line)) is not None}):
+            await self._see_to_channel(namespace, channel, now_ms)
+        added = await self._store.add_events(namespace, new, now_ms)
         faults.point("publish.stored")
-        await self._tell(sorted({(namespace, event.type) for event in events}))
+        await self.tell(sorted({(namespace, each.line) for each in new}))
         duplicates = []
         for event in events:
             key = (event.source, event.id)
@@ -113,10 +129,23 @@ class Publisher:
             added.discard(key)
         return duplicates
 
+    async def _see_to_channel(self, namespace: str, channel: str, now_ms: int) -> None:
+        """Say now and then that it is used."""
+        if self._channels.get((namespace, channel), 0) < now_ms:
+            await self._store.add_channel(namespace, channel, now_ms)
+            if len(self._channels) >= _CHANNELS:
+                self._channels.clear()
+            self._channels[namespace, channel] = now_ms + self._limits.event_window_ms // 4
+
+    def _new(self, event: CloudEvent, now_ms: int) -> NewEvent:
+        line = line_of(event)
+        kept_ms = self._limits.event_window_ms if channel_of(line) is None else self._limits.message_retention_ms
+        return NewEvent(event.source, event.id, line, event.SerializeToString(), now_ms + kept_ms)
+
     async def _check_addressees(self, namespace: str, events: Sequence[CloudEvent]) -> None:
         """An event for a workflow that is not there would be kept for nobody."""
         for event in events:
-            address = _address(event)
+            address = address_of(event)
             if address is not None and await self._addressee(namespace, *address) is None:
                 found = (await self._store.find_runs([(namespace, *address)]))[0]
                 if found is None:
@@ -130,32 +159,40 @@ class Publisher:
             return None
         return latest[0] if run_id in ("", latest[0]) else None
 
-    async def _tell(self, types: Sequence[_Type]) -> None:
-        """Something came of these types: whoever delivers them is to know."""
-        others = []
-        for type_ in types:
-            if self._is_ours(type_):
-                self._deliver_soon(type_)
-            else:
-                others.append(type_)
+    async def tell(self, lines: Sequence[_Line]) -> None:
+        """Something came in these lines, or somebody waits there: whoever delivers them is to know."""
+        others = self._keep_ours(lines)
         if others:
             # It may be lost, or too long: then these events count as late, and are found.
             await self._store.notify(json.dumps({"published": others}))
 
     def told(self, payload: str) -> None:
-        """Another replica keeps events that are ours to deliver."""
-        for namespace, event_type in json.loads(payload).get("published", ()):
-            if self._is_ours((namespace, event_type)):
-                self._deliver_soon((namespace, event_type))
+        """Another replica says so."""
+        self._keep_ours([(namespace, name) for namespace, name in json.loads(payload).get("published", ())])
 
-    def _is_ours(self, type_: _Type) -> bool:
-        return crc32("\n".join(type_).encode()) % self.parts == self.part
+    def observe(self, run: Run) -> None:
+        """A run was written here: it may wait for a message that is there already."""
+        for task_id in run.touched:
+            task = run.tasks.get(task_id)
+            if task is not None and task.kind is TaskKind.SUBSCRIPTION and task.queue == RECEIVER:
+                self._awaited[run.namespace, task.type] = None
+                self._wake.set()
+
+    def _keep_ours(self, lines: Iterable[_Line]) -> list[_Line]:
+        """Deliver those that are ours; the others."""
+        others = []
+        for line in lines:
+            if self._is_ours(line):
+                self._waiting[line] = None
+                self._wake.set()
+            else:
+                others.append(line)
+        return others
+
+    def _is_ours(self, line: _Line) -> bool:
+        return crc32("\n".join(line).encode()) % self.parts == self.part
 
     # Out ----------------------------------------------------------------------------------------------------------
-
-    def _deliver_soon(self, type_: _Type) -> None:
-        self._waiting[type_] = None
-        self._wake.set()
 
     async def run(self) -> None:
         """Deliver, until cancelled."""
@@ -164,12 +201,21 @@ class Publisher:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                for type_ in [each for each in self._waiting if each not in self._lanes]:
+                if self._awaited:
+                    lanes.create_task(self._tell_of(self._awaited))
+                    self._awaited = {}
+                for line in [each for each in self._waiting if each not in self._lanes]:
                     if len(self._lanes) >= LANES:
                         break
-                    del self._waiting[type_]
-                    self._lanes.add(type_)
-                    lanes.create_task(self._lane(type_))
+                    del self._waiting[line]
+                    self._lanes.add(line)
+                    lanes.create_task(self._lane(line))
+
+    async def _tell_of(self, lines: Iterable[_Line]) -> None:
+        try:
+            await self.tell(list(lines))
+        except StoreUnavailable as error:
+            _log.warning("database unavailable", error=str(error))
 
     async def _look(self) -> None:
         """Find what was left behind: by a replica that is gone, or here while the database was away."""
@@ -177,43 +223,89 @@ class Publisher:
             await asyncio.sleep(POLL_S)
             try:
                 late_ms = self._clock.now_ms() - _LATE_MS
-                for type_, oldest_ms in await self._store.left_events(LANES):
-                    if oldest_ms < late_ms or self._is_ours(type_):
-                        self._deliver_soon(type_)
+                for line, oldest_ms in await self._store.left_events(LANES):
+                    if oldest_ms < late_ms or self._is_ours(line):
+                        self._waiting[line] = None
+                        self._wake.set()
             except StoreUnavailable as error:
                 _log.warning("database unavailable", error=str(error))
 
-    async def _lane(self, type_: _Type) -> None:
-        """Deliver the open events of one type, in their order, until there are none."""
-        namespace, event_type = type_
+    async def _lane(self, line: _Line) -> None:
+        """Deliver the open events of one line, in their order, until there are none, or none that anybody takes."""
+        namespace, name = line
+        channel = channel_of(name)
         try:
-            while events := await self._store.open_events(namespace, event_type, EVENTS):
-                await self._deliver(namespace, event_type, events)
+            while events := await self._store.open_events(namespace, name, EVENTS):
+                if channel is None:
+                    delivered = await self._deliver(namespace, name, events)
+                else:
+                    delivered = await self._deliver_messages(namespace, channel, events)
+                if not delivered:
+                    return
                 faults.point("publish.delivered")
-                await self._store.close_events(namespace, event_type, [event.position for event in events])
+                await self._store.close_events(namespace, name, delivered, kept=channel is not None)
         except _NOT_NOW as error:
-            _log.warning("events are delivered later", namespace=namespace, type=event_type, error=str(error))
+            _log.warning("events are delivered later", namespace=namespace, line=name, error=str(error))
         except Exception:
-            _log.exception("events were not delivered; they are tried again", namespace=namespace, type=event_type)
+            _log.exception("events were not delivered; they are tried again", namespace=namespace, line=name)
         finally:
-            self._lanes.discard(type_)
+            self._lanes.discard(line)
             self._wake.set()
 
-    async def _deliver(self, namespace: str, event_type: str, events: Sequence[OpenEvent]) -> None:
+    async def _deliver_messages(
+        self, namespace: str, channel: str, messages: Sequence[OpenEvent]
+    ) -> Sequence[OpenEvent]:
+        """Bring a channel's messages to whom they reach by its mode. Returns those that it need not keep any more."""
+        mode, topic = await self._store.channel_mode(namespace, channel), topic_of_channel(channel)
+        if mode == CHANNEL_MODE_UNSPECIFIED:
+            return []
+        if mode == CHANNEL_MODE_COMPETING:
+            return await self._hand_out(namespace, topic, messages)
+        if mode == CHANNEL_MODE_BROADCAST:
+            key = MODE_KEYS[mode]
+            await self._bring_all(namespace, messages, lambda event: [(topic, key)])
+        return messages
+
+    async def _hand_out(self, namespace: str, topic: str, messages: Sequence[OpenEvent]) -> Sequence[OpenEvent]:
+        """Give each message to one run that waits, those that wait longest first. Returns those that a run has."""
+        receivers = await self._store.subscribers(namespace, topic, RECEIVER, ("", ""), SUBSCRIBERS)
+        receivers.sort(key=lambda each: each.since_ms)
+        under_way = []
+        for each, receiver in zip(messages, receivers, strict=False):
+            # Its own id, whoever gets it: so only one run can record it.
+            request = RequestKey(namespace, f"message/{each.position}/{each.deliveries}", "ReceiveEvent", _no_answer)
+            delivery = Delivery(position=each.position, count=each.deliveries)
+            subscription_id = receiver.task_id.removeprefix(SUBSCRIPTION_PREFIX)
+            trigger = ReceiveEvent(each.event, [subscription_id], delivery)
+            under_way.append(_UnderWay(each, receiver.run_id, self._engine.submit(receiver.run_id, trigger, request)))
+        missed = {each.event.position for each in await _recorded(under_way, stale_too=True)}
+        return [each.event for each in under_way if each.event.position not in missed]
+
+    async def _deliver(self, namespace: str, event_type: str, events: Sequence[OpenEvent]) -> Sequence[OpenEvent]:
         """Bring events to all who want them. The engine records in order what it is given in order."""
         topics = await self._store.topics(namespace, event_type)
-        left = [event for event in events if _address(event.event) is None]
+
+        def keys(event: CloudEvent) -> list[tuple[str, str]]:
+            content = Content(event)
+            return [(topic, key) for topic in topics if (key := content.key(topic)) is not None]
+
+        await self._bring_all(namespace, [event for event in events if address_of(event.event) is None], keys)
+        for event in events:
+            if address_of(event.event) is not None:
+                await self._bring_to_addressee(namespace, event)
+        return events
+
+    async def _bring_all(self, namespace: str, events: Sequence[OpenEvent], keys: _Keys) -> None:
+        """Bring events to all subscriptions that have these topics and keys."""
+        left = list(events)
         only: set[str] | None = None
         while left:
             # A run that went on anew while it was told has its subscriptions there. So these are looked up again, until
             # all that are found have taken what is for them.
-            left, only = await self._bring(namespace, topics, left, only)
-        for event in events:
-            if _address(event.event) is not None:
-                await self._bring_to_addressee(namespace, event)
+            left, only = await self._bring(namespace, keys, left, only)
 
     async def _bring(
-        self, namespace: str, topics: Sequence[str], events: Sequence[OpenEvent], only: set[str] | None
+        self, namespace: str, keys: _Keys, events: Sequence[OpenEvent], only: set[str] | None
     ) -> tuple[list[OpenEvent], set[str]]:
         """Bring events to those who want them, or to `only` those subscriptions, by their origin.
 
@@ -231,10 +323,9 @@ class Publisher:
             under_way.clear()
 
         for event in events:
-            content, until_ms = Content(event.event), event.accepted_ms + _SLACK_MS
-            keys = [(topic, key) for topic in topics if (key := content.key(topic)) is not None]
+            until_ms = event.accepted_ms + _SLACK_MS
             wanted: dict[tuple[str, str], list[str]] = {}
-            for topic, key in keys:
+            for topic, key in keys(event.event):
                 async for each in self._subscribers(namespace, topic, key, found):
                     subscription_id = each.task_id.removeprefix(SUBSCRIPTION_PREFIX)
                     origin = origin_of(each.run_id, subscription_id)
@@ -270,7 +361,7 @@ class Publisher:
 
     async def _bring_to_addressee(self, namespace: str, event: OpenEvent) -> None:
         """To the open run of the workflow that the event names."""
-        address = _address(event.event)
+        address = address_of(event.event)
         assert address is not None
         key = RequestKey(namespace, f"event/{event.position}", "ReceiveEvent", _no_answer)
         tried = None
@@ -284,8 +375,8 @@ class Publisher:
                 return
 
 
-async def _recorded(under_way: Sequence[_UnderWay]) -> list[_UnderWay]:
-    """Wait until all is recorded that can be. Returns what found its run closed.
+async def _recorded(under_way: Sequence[_UnderWay], *, stale_too: bool = False) -> list[_UnderWay]:
+    """Wait until all is recorded that can be. Returns what found its run closed, or, if asked for, not waiting.
 
     Raises StoreUnavailable or TooMuchContention if something is not recorded yet.
     """
@@ -296,11 +387,13 @@ async def _recorded(under_way: Sequence[_UnderWay]) -> list[_UnderWay]:
             await each.future
         except (WorkflowClosed, WorkflowNotFound):
             missed.append(each)
-        except StaleTask:
-            pass  # the code does not want it any more
+        except StaleTask:  # the code does not want it any more
+            if stale_too:
+                missed.append(each)
         except _NOT_NOW as error:
             later = error
         except RomancyError as error:
+            missed += [each] if stale_too else []
             _log.error("a run did not take an event", origin=each.origin, error=str(error))
     if later is not None:
         raise later
@@ -309,10 +402,3 @@ async def _recorded(under_way: Sequence[_UnderWay]) -> list[_UnderWay]:
 
 def _no_answer(_: Reply) -> bytes:
     return b""
-
-
-def _address(event: CloudEvent) -> tuple[str, str] | None:
-    """The workflow and the run (empty: any) that an event names."""
-    workflow_id = attribute(event, WORKFLOW_ID)
-    run_id = attribute(event, RUN_ID)
-    return None if workflow_id is ABSENT else (workflow_id, "" if run_id is ABSENT else run_id)

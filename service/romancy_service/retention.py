@@ -87,9 +87,9 @@ class Retention:
             cleared += await self._clear(now_ms)
         while piece := await self._clear(now_ms):
             cleared += piece
-        before_ms = now_ms - self._limits.event_window_ms
-        while await self._rested(self._store.forget_events(before_ms, REQUESTS)) == REQUESTS:
+        while await self._rested(self._store.forget_events(now_ms, REQUESTS)) == REQUESTS:
             pass
+        await self._store.forget_channels(now_ms - self._limits.event_window_ms)
         if removed or cleared:
             _log.info("deleted what was past its retention", runs=removed, cleared_rows=cleared)
 

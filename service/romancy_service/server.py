@@ -16,6 +16,7 @@ from functools import partial
 import structlog
 
 from romancy.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
+from romancy.v1.channel_service_pb2_grpc import add_ChannelServiceServicer_to_server
 from romancy.v1.event_service_pb2_grpc import add_EventServiceServicer_to_server
 from romancy.v1.schedule_service_pb2_grpc import add_ScheduleServiceServicer_to_server
 from romancy.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
@@ -36,6 +37,7 @@ from romancy_service.relay import Relay
 from romancy_service.results import Results
 from romancy_service.retention import Retention
 from romancy_service.rpc.admin_service import AdminService
+from romancy_service.rpc.channel_service import ChannelService
 from romancy_service.rpc.edge import Edge
 from romancy_service.rpc.event_service import EventService
 from romancy_service.rpc.schedule_service import ScheduleService
@@ -138,16 +140,17 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
     heartbeats, results = Heartbeats(store, clock), Results(store)
     queries, updates = Queries(store, clock, dispatch, results, limits), Updates(store, results, limits)
     node = Node(replica_id, store, clock, limits, tokens, engine, dispatch, heartbeats, results, queries, updates)
-    courier = Courier(store, engine, Starter(engine, store))
+    publisher = Publisher(store, clock, engine, limits)
+    courier = Courier(store, clock, engine, Starter(engine, store), publisher)
     relay = Relay(store, clock, engine, courier, limits.session_lease_ms)
     schedules = Schedules(store, clock, engine, results)
-    publisher = Publisher(store, clock, engine, limits)
     retention = Retention(store, clock, limits)
     lobby = Lobby(node, relay.saw_end)
     engine.observe(results.observe)
     engine.doubt(results.doubt)
     engine.observe(relay.observe)
     engine.observe(courier.observe)
+    engine.observe(publisher.observe)
     peers = _Peers(node, relay, schedules, publisher, retention, edge.serves)
     await peers.beat()
 
@@ -155,6 +158,7 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
     add_ScheduleServiceServicer_to_server(ScheduleService(node, schedules), edge.server)
     add_WorkerServiceServicer_to_server(WorkerService(node, lobby, limits), edge.server)
     add_EventServiceServicer_to_server(EventService(node, publisher), edge.server)
+    add_ChannelServiceServicer_to_server(ChannelService(node, publisher), edge.server)
     add_AdminServiceServicer_to_server(AdminService(node), edge.server)
 
     tasks = [

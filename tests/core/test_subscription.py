@@ -171,9 +171,9 @@ def test_subscriptions_to_all_and_what_was_not_read_go_to_the_next_run() -> None
     seen = life.run.last_event_id
     life.do(ReceiveEvent(an_event("1", "bid"), ["1"]))
     spec = WorkflowSpec(workflow_type="order", task_queue="default")
-    command = Command(continue_workflow=ContinueWorkflow(spec=spec, read_event_id=seen, unread_events=[an_event("0")]))
+    command = Command(continue_workflow=ContinueWorkflow(spec=spec, unread_events=[an_event("0")]))
     task = life.run.tasks["w"]
-    reply = life.do(CompleteWorkflowTask(life.fence(task), seen + 1, [command], True, successor_run_id="run-2"))
+    reply = life.do(CompleteWorkflowTask(life.fence(task), seen, [command], True, successor_run_id="run-2"))
     assert reply.successor is not None
     following = Life(Run("default", "order-1", "run-2"))
     following.do(reply.successor[1])

@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from romancy.v1.command_pb2 import Command, ContinueWorkflow, RecordStep, SetAttributes, StartChild
+from romancy.v1.command_pb2 import Command, RecordStep, SetAttributes, StartChild
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.history_pb2 import Parent, UpdateReceived
 from romancy.v1.payload_pb2 import Payload
@@ -206,10 +206,8 @@ def test_what_a_task_brought_after_the_code_had_ended_goes_to_the_next_run() -> 
     for name in ("taken", "not taken"):
         life.do(signal(name))
     life.do(update("u1"))
-    command = recur()
-    command.continue_workflow.read_event_id = 2
     life.do(signal("late"))
-    following = next_life(recurring(life, command, seen=4))
+    following = next_life(recurring(life, recur(), seen=2))
     assert signals_of(following) == ["not taken", "late"]
     assert following.run.counters.open_updates == {"u1": False}
 
@@ -325,7 +323,6 @@ BAD: list[tuple[str, Command]] = [
     ("continue_workflow.spec.workflow_type", recur(workflow_type="")),
     ("continue_workflow.spec.task_queue", recur(task_queue="\n")),
     ("continue_workflow.unread_signals[0].name", recur("")),
-    ("continue_workflow.read_event_id", Command(continue_workflow=ContinueWorkflow(spec=SPEC, read_event_id=-1))),
 ]
 
 

@@ -81,7 +81,7 @@ async def _relaying(many: int) -> AsyncIterator[_Engine]:
     await clock.sync()
     store = _Store(many)
     engine = _Engine(store)
-    courier = Courier(store, engine, None)  # type: ignore[arg-type]
+    courier = Courier(store, clock, engine, None, None)  # type: ignore[arg-type]
     relay = Relay(store, clock, engine, courier, 1_000)  # type: ignore[arg-type]
     task = asyncio.create_task(relay.run())
     try:

@@ -463,4 +463,4 @@ def test_recurring_takes_along_what_no_handler_took_and_says_what_it_read() -> N
     command = run.commands[0].continue_workflow
     assert [payload.json for payload in command.spec.arguments] == ["3"]
     assert [signal.name for signal in command.unread_signals] == ["unknown"]
-    assert command.read_event_id == 3, "the second one was not taken: it goes to the next run"
+    assert run.instance.last_event_id == 3, "the second one was not taken: it goes to the next run"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import assert_never
 
-from romancy.v1.command_pb2 import ScheduleActivity, Subscribe
+from romancy.v1.command_pb2 import ScheduleActivity, Send, Subscribe
 from romancy.v1.failure_pb2 import FAILURE_SOURCE_CANCELLED, FAILURE_SOURCE_LOST, FAILURE_SOURCE_TERMINATED, Failure
 from romancy.v1.history_pb2 import (
     COMPENSATION_RESOLUTION_RETRY,
@@ -14,6 +14,7 @@ from romancy.v1.history_pb2 import (
     CompensationResolved,
     HistoryEvent,
     RollbackStarted,
+    SubscriptionAnswered,
     WorkflowCancelRequested,
     WorkflowStarted,
 )
@@ -172,12 +173,21 @@ def apply(run: Run, event: HistoryEvent) -> None:
             pass  # it is an input, and nothing else
         case "subscribed":
             run.counters.subscriptions += 1
-            run.put_task(subscription(run.last_event_ms, event.subscribed.command))
+            wanted = event.subscribed.command
+            answered = not wanted.channel or wanted.once
+            run.put_task(subscription(run.last_event_ms, wanted, answered=answered))
         case "unsubscribed":
             if (task_id := subscription_task_id(event.unsubscribed.subscription_id)) in run.tasks:
                 run.drop_task(task_id)  # else its event came, and the code had not seen it
         case "event_received":
             _end_single_subscriptions(run, event.event_received.subscription_ids)
+        case "subscription_answered":
+            _answer_subscription(run, event.subscription_answered)
+        case "deliveries_returned":
+            for delivery in event.deliveries_returned.deliveries:
+                send_id = f"{delivery.position}.{delivery.count}"
+                back = Send(send_id=send_id, returned=delivery)
+                run.put_task(errand(run, send_task_id(send_id), TaskKind.SEND, back))
         case "update_received":
             run.counters.open_updates[event.update_received.update_id] = False
         case "update_accepted":
@@ -226,6 +236,13 @@ def _end_single_subscriptions(run: Run, subscription_ids: Iterable[str]) -> None
         wanted = run.tasks[task_id].errand
         if isinstance(wanted, Subscribe) and wanted.once:
             run.drop_task(task_id)
+
+
+def _answer_subscription(run: Run, answer: SubscriptionAnswered) -> None:
+    task = run.drop_task(subscription_task_id(answer.subscription_id))
+    if not answer.HasField("failure"):
+        assert isinstance(task.errand, Subscribe)
+        run.put_task(subscription(run.last_event_ms, task.errand))
 
 
 def see(run: Run, event_id: int) -> None:

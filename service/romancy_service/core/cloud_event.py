@@ -19,9 +19,13 @@ WORKFLOW_ID: Final = "romancyworkflowid"
 """The extension that sends an event to one workflow."""
 RUN_ID: Final = "romancyrunid"
 """With it, to one run of the workflow."""
+CHANNEL: Final = "romancychannel"
+"""The extension that makes an event a message of a channel."""
+METADATA: Final = "romancymetadata"
+"""With it, what else a receiver may want to know: a JSON object of texts."""
 _FIXED: Final = ("id", "source", "type", "specversion")
 _NAME: Final = re.compile(r"[a-z0-9]{1,20}", re.ASCII)
-_TEXTS: Final = ("datacontenttype", "dataschema", "subject", WORKFLOW_ID, RUN_ID)
+_TEXTS: Final = ("datacontenttype", "dataschema", "subject", WORKFLOW_ID, RUN_ID, CHANNEL, METADATA)
 
 
 def check_cloud_event(field: str, event: CloudEvent, limits: Limits) -> None:
@@ -63,7 +67,7 @@ def _check_attributes(field: str, event: CloudEvent, limits: Limits) -> None:
             raise InvalidField(at, "is no text", "set ce_string")
         if name == "time" and kind != "ce_timestamp":
             raise InvalidField(at, "is no time", "set ce_timestamp")
-        if name in (WORKFLOW_ID, RUN_ID):
+        if name in (WORKFLOW_ID, RUN_ID, CHANNEL):
             check_id(at, getattr(value, kind), limits)
         elif kind == "ce_timestamp":
             check_timestamp(at, value.ce_timestamp)

@@ -46,6 +46,7 @@ from romancy.v1.history_pb2 import (
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CANCELLED, WORKFLOW_STATUS_FAILED, AttributeValue
 
 from romancy_service.core.attributes import check_change
+from romancy_service.core.channel import check_message
 from romancy_service.core.check import (
     check_duration,
     check_event,
@@ -112,6 +113,11 @@ class _Draft:
 
     def is_open(self, task_id: str) -> bool:
         return (task_id in self.run.tasks or task_id in self.opened) and task_id not in self.dropped
+
+
+def ends_run(command: Command) -> bool:
+    """Whether the code asks for nothing after it."""
+    return command.WhichOneof("attributes") in _LAST
 
 
 def check_commands(run: Run, commands: Sequence[Command], limits: Limits) -> None:
@@ -263,9 +269,6 @@ def _check_compensation(field_name: str, compensation: Compensation, limits: Lim
 
 def _check_continue(draft: _Draft, command: ContinueWorkflow) -> None:
     check_spec("continue_workflow.spec", command.spec, draft.limits)
-    if command.read_event_id < 0:
-        problem = f"is {command.read_event_id}"
-        raise InvalidField("continue_workflow.read_event_id", problem, "give the last input's number, or 0 for all")
     for number, signal in enumerate(command.unread_signals):
         check_signal(f"continue_workflow.unread_signals[{number}]", signal, draft.limits)
 
@@ -296,16 +299,26 @@ def _check_cancel_child(draft: _Draft, child_id: str) -> None:
 def _check_send(draft: _Draft, command: Send) -> None:
     draft.sends += 1
     _check_counted("send.send_id", command.send_id, str(draft.run.counters.sends + draft.sends))
-    check_id("send.workflow_id", command.workflow_id, draft.limits)
+    kind = command.WhichOneof("message")
+    if command.workflow_id or kind in ("signal", "cancel"):
+        check_id("send.workflow_id", command.workflow_id, draft.limits)
     if command.run_id:
         check_id("send.run_id", command.run_id, draft.limits)
-    match command.WhichOneof("message"):
+    match kind:
         case "signal":
             check_signal("send.signal", command.signal, draft.limits)
         case "cancel":
             check_text("send.cancel.reason", command.cancel.reason, draft.limits.reason_bytes)
+        case "channel_message":
+            what = command.channel_message
+            check_message("send.channel_message.", what.channel, what.data, what.metadata, draft.limits)
+        case "returned":
+            if command.returned.position < 1 or command.returned.count < 1:
+                raise InvalidField("send.returned", "is no delivery", "give that of an event_received")
         case None:
-            raise InvalidField("send.message", "is missing", "set signal or cancel")
+            raise InvalidField("send.message", "is missing", "set signal, cancel, channel_message or returned")
+        case _:
+            assert_never(kind)
     draft.opened.add(send_task_id(command.send_id))
 
 

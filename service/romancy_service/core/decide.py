@@ -17,11 +17,13 @@ from romancy.v1.history_pb2 import (
     COMPENSATION_RESOLUTION_RETRY,
     COMPENSATION_RESOLUTION_UNSPECIFIED,
     CompensationResolved,
+    DeliveriesReturned,
     EventReceived,
     HistoryEvent,
     Parent,
     RollbackStarted,
     SignalReceived,
+    SubscriptionAnswered,
     TimerFired,
     UpdateReceived,
     WorkflowCancelRequested,
@@ -41,17 +43,18 @@ from romancy.v1.workflow_pb2 import (
 
 from romancy_service.core import attempts, errands
 from romancy_service.core.apply import see
-from romancy_service.core.commands import check_commands, record_command
+from romancy_service.core.commands import check_commands, ends_run, record_command
 from romancy_service.core.emit import Emitter
 from romancy_service.core.fenced import fenced
 from romancy_service.core.limits import Limits
 from romancy_service.core.rollback import advance, saga_of
 from romancy_service.core.run import Run
 from romancy_service.core.saga import Saga
-from romancy_service.core.subscription import lasting_id
+from romancy_service.core.subscription import is_answered, lasting_id
 from romancy_service.core.task import Task, TaskKind, subscription_task_id
 from romancy_service.core.times import duration_ms, timestamp, timestamp_ms
 from romancy_service.core.triggers import (
+    AnswerSubscription,
     BeginChild,
     CompleteActivity,
     CompleteWorkflowTask,
@@ -140,6 +143,11 @@ def _decide(emit: Emitter, trigger: Trigger, limits: Limits) -> Reply:
             return Reply()
         case ReceiveEvent():
             return _receive_event(emit, trigger)
+        case AnswerSubscription():
+            fenced(emit.run, trigger.fence)
+            answer = SubscriptionAnswered(subscription_id=trigger.subscription_id, failure=trigger.failure)
+            emit.note(subscription_answered=answer)
+            return Reply()
         case RequestUpdate():
             return _request_update(emit, trigger, limits)
         case BeginChild() | TellChild() | EndChild() | FinishSend() | FinishErrand():
@@ -194,7 +202,7 @@ def _receive_event(emit: Emitter, trigger: ReceiveEvent) -> Reply:
     wanted = [each for each in trigger.subscription_ids if subscription_task_id(each) in run.tasks]
     if trigger.subscription_ids and not wanted:
         raise StaleTask(subscription_task_id(trigger.subscription_ids[0]), "nothing is waited for any more")
-    emit.note(event_received=EventReceived(event=trigger.event, subscription_ids=wanted))
+    emit.note(event_received=EventReceived(event=trigger.event, subscription_ids=wanted, delivery=trigger.delivery))
     return Reply()
 
 
@@ -283,9 +291,10 @@ def _record_commands(
     unseen = list(run.unseen)
     successor = None
     for command in commands:
+        if ends_run(command):
+            _return_unseen(emit, seen_event_id)
         if command.HasField("continue_workflow"):
-            read = command.continue_workflow.read_event_id or seen_event_id
-            unread = [event for event in unseen if event.event_id > min(read, seen_event_id)]
+            unread = [event for event in unseen if event.event_id > seen_event_id]
             successor = _continue(emit, command.continue_workflow, unread, successor_run_id)
         else:
             record_command(emit, command, limits)
@@ -309,7 +318,7 @@ def _continue(
     for event in unseen:
         if event.HasField("signal_received"):
             inputs.append(event.signal_received.signal)
-        elif event.HasField("event_received"):
+        elif event.HasField("event_received") and not event.event_received.HasField("delivery"):
             inputs.append(event.event_received.event)
         elif event.HasField("update_received"):
             inputs.append(event.update_received)
@@ -331,14 +340,25 @@ def _continue(
 
 
 def _that_go_on(run: Run) -> list[Subscribe]:
-    """The subscriptions to all events of a type, under the ids that they have in the next run."""
-    wanted = [task.errand for task in run.tasks.values() if isinstance(task.errand, Subscribe) and not task.errand.once]
-    return [
-        Subscribe(
-            subscription_id=lasting_id(run.run_id, each.subscription_id), event_type=each.event_type, where=each.where
-        )
-        for each in wanted
-    ]
+    """The subscriptions to all events of a type, or to a channel, under the ids that they have in the next run."""
+    going = []
+    for task in run.tasks.values():
+        if isinstance(task.errand, Subscribe) and not task.errand.once and is_answered(task):
+            wanted = Subscribe()
+            wanted.CopyFrom(task.errand)
+            wanted.subscription_id = lasting_id(run.run_id, wanted.subscription_id)
+            going.append(wanted)
+    return going
+
+
+def _return_unseen(emit: Emitter, seen_event_id: int) -> None:
+    """The run closes: what only it was given, and its code has not seen, goes back. What the code saw and did not take
+    it sends back itself.
+    """
+    received = [event.event_received for event in emit.run.unseen if event.event_id > seen_event_id]
+    deliveries = [each.delivery for each in received if each.HasField("delivery")]
+    if deliveries:
+        emit.note(deliveries_returned=DeliveriesReturned(deliveries=deliveries))
 
 
 def _fail_workflow_task(emit: Emitter, task: Task, failure: Failure | None) -> Reply:
@@ -383,6 +403,7 @@ def _task_due(emit: Emitter, trigger: TaskDue) -> Reply:
             name, what = ("ExecutionTimeout", "workflow") if whole else ("RunTimeout", "run")
             message = f"the {what} passed its {'execution' if whole else 'run'} timeout"
             failure = Failure(message=message, type=name, source=FAILURE_SOURCE_TIMEOUT)
+            _return_unseen(emit, run.seen_event_id)
             emit.note(rollback_started=RollbackStarted(closing_status=WORKFLOW_STATUS_TIMED_OUT, failure=failure))
         case TaskKind.WORKFLOW:
             return _fail_workflow_task(emit, task, None)
@@ -421,6 +442,7 @@ def _terminate(emit: Emitter, trigger: Terminate) -> Reply:
     run = emit.run
     _check_open(run)
     not_undone = saga_of(run).not_undone()
+    _return_unseen(emit, run.seen_event_id)
     emit.note(
         workflow_terminated=WorkflowTerminated(reason=trigger.reason, identity=trigger.identity, not_undone=not_undone)
     )
@@ -466,4 +488,5 @@ def _end_too_long(emit: Emitter, problem: str, limit: int) -> None:
         non_retryable=True,
         source=FAILURE_SOURCE_SERVICE,
     )
+    _return_unseen(emit, emit.run.seen_event_id)
     emit.note(rollback_started=RollbackStarted(closing_status=WORKFLOW_STATUS_FAILED, failure=failure))

@@ -107,6 +107,10 @@ class Limits:
     """Attributes and extensions of an event."""
     event_attribute_bytes: int = 4 * KIB
     """One of them."""
+    metadata_name_bytes: int = 128
+    """A name in a message's metadata."""
+    message_retention_ms: int = 7 * 86_400_000
+    """So long a channel keeps a message that nobody takes."""
     event_window_ms: int = 86_400_000
     """So long is an event known that is sent again: senders that were cut off come back within a day."""
     patches: int = 1_000

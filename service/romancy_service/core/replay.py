@@ -24,6 +24,7 @@ INPUTS: Final = frozenset(
         "child_closed",
         "send_finished",
         "event_received",
+        "subscription_answered",
     }
 )
 """The events that workflow code gets to see, as history.proto marks them."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 from romancy.v1.command_pb2 import Subscribe
 from romancy.v1.event_pb2 import CloudEvent
 
+from romancy_service.core.channel import channel_key, check_channel_subscription, topic_of_channel
 from romancy_service.core.check import check_id
 from romancy_service.core.cloud_event import ABSENT, attribute, check_attribute_name, json_data
 from romancy_service.core.limits import Limits
@@ -29,6 +30,11 @@ _JSON: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
 def check_subscribe(field: str, command: Subscribe, limits: Limits) -> None:
     """Raise InvalidField for what no event could be compared with."""
+    if command.channel:
+        check_channel_subscription(field, command, limits)
+        return
+    if command.channel_mode:
+        raise InvalidField(f"{field}.channel_mode", "is set, but no channel", "name the channel, or leave it out")
     check_id(f"{field}.event_type", command.event_type, limits)
     if len(command.where) > limits.subscription_values:
         problem = f"has {len(command.where)} values, at most {limits.subscription_values} are allowed"
@@ -60,17 +66,30 @@ def _check_value(field: str, text: str, limits: Limits) -> None:
         )
 
 
-def subscription(since_ms: int, command: Subscribe) -> Task:
-    """The row by which an event finds it. `since_ms` is 0 for one that goes on from the run before."""
+def subscription(since_ms: int, command: Subscribe, *, answered: bool = True) -> Task:
+    """The row by which an event finds it. `since_ms` is 0 for one that goes on from the run before.
+
+    One to a channel is found once it is answered; until then it is an errand.
+    """
+    if command.channel:
+        topic, key = topic_of_channel(command.channel), channel_key(command)
+    else:
+        topic = _BETWEEN.join((command.event_type, *sorted(command.where)))
+        key = _key([json.loads(command.where[path]) for path in sorted(command.where)])
     return Task(
         subscription_task_id(command.subscription_id),
         TaskKind.SUBSCRIPTION,
-        queue=_key([json.loads(command.where[path]) for path in sorted(command.where)]),
-        type=_BETWEEN.join((command.event_type, *sorted(command.where))),
-        due_ms=NEVER_MS,
+        queue=key,
+        type=topic,
+        due_ms=NEVER_MS if answered else since_ms,
         scheduled_ms=since_ms,
         errand=command,
     )
+
+
+def is_answered(task: Task) -> bool:
+    """Whether a subscription brings what it asked for."""
+    return task.due_ms == NEVER_MS
 
 
 def lasting_id(run_id: str, subscription_id: str) -> str:

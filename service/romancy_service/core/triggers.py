@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from romancy.v1.channel_pb2 import Delivery
 from romancy.v1.command_pb2 import Command, Subscribe
 from romancy.v1.event_pb2 import CloudEvent
 from romancy.v1.failure_pb2 import Failure
@@ -46,6 +47,17 @@ class ReceiveEvent:
 
     event: CloudEvent
     subscription_ids: Sequence[str] = ()
+    delivery: Delivery | None = None
+    """Set where nobody else gets it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSubscription:
+    """Whether the run is subscribed to a channel is known."""
+
+    fence: Fence
+    subscription_id: str
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +200,7 @@ Trigger = (
     | Note
     | SendSignal
     | ReceiveEvent
+    | AnswerSubscription
     | RequestUpdate
     | CompleteActivity
     | CompleteWorkflowTask

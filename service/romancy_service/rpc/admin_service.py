@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from typing import Any, Final
 
 import grpc
@@ -26,14 +25,12 @@ from romancy.v1.admin_service_pb2 import (
 from romancy.v1.admin_service_pb2_grpc import AdminServiceServicer
 from romancy.v1.worker_service_pb2 import Hello
 
-from romancy_service.core.check import check_id
-from romancy_service.core.limits import Limits
 from romancy_service.core.task import TaskKind
 from romancy_service.core.times import duration, duration_ms, timestamp
-from romancy_service.errors import InvalidField
 from romancy_service.node import Node
 from romancy_service.rpc.auth import CALLER, identity_of
 from romancy_service.rpc.once import once
+from romancy_service.rpc.pages import page_token, read_page_token
 from romancy_service.rpc.validate import check_namespace, namespace_of, page_size, task_queue_of
 from romancy_service.starter import new_id
 from romancy_service.store.namespaces import Namespace as NamespaceRow
@@ -43,6 +40,8 @@ from romancy_service.store.store import Request
 _audit = structlog.get_logger("romancy.audit")
 
 _SET: Final = "SetNamespace"
+_ALL: Final = ""
+"""What the list of namespaces is of."""
 
 # The generated servicer names its methods as the contract does.
 
@@ -88,13 +87,15 @@ class AdminService(AdminServiceServicer):
         """One page of the namespaces that the caller may act in."""
         limits = self._node.limits
         size = page_size("page_size", request.page_size, limits.page_runs, limits.max_page_runs)
-        after = _read_page_token(request.page_token, limits)
+        after = read_page_token(request.page_token, _ALL, limits)
         grant, page = CALLER.get(), list[Namespace]()
         while rows := await self._node.store.list_namespaces(after, size + 1):
             page += [self._namespace(row) for row in rows if grant is None or grant.has(row.name)]
             after = rows[-1].name
             if len(page) > size:
-                return ListNamespacesResponse(namespaces=page[:size], next_page_token=_page_token(page[size - 1].name))
+                return ListNamespacesResponse(
+                    namespaces=page[:size], next_page_token=page_token(_ALL, page[size - 1].name)
+                )
         return ListNamespacesResponse(namespaces=page)
 
     async def SetNamespace(
@@ -132,22 +133,6 @@ class AdminService(AdminServiceServicer):
         rows = await self._node.store.list_sessions(namespace_of(namespace, self._node.limits))
         sessions = (_session(row) for row in rows)
         return [session for session in sessions if not task_queue or task_queue in session.task_queues]
-
-
-def _page_token(name: str) -> str:
-    return base64.urlsafe_b64encode(name.encode()).decode()
-
-
-def _read_page_token(token: str, limits: Limits) -> str:
-    try:
-        name = base64.b64decode(token, altchars=b"-_", validate=True).decode()
-        if name:
-            check_id("page_token", name, limits)
-        return name
-    except (ValueError, InvalidField):
-        raise InvalidField(
-            "page_token", "is not of this list", "give next_page_token as it was", reason="INVALID_PAGE_TOKEN"
-        ) from None
 
 
 def _session(row: SessionInfo) -> Session:

@@ -42,11 +42,15 @@ class Right(StrEnum):
 _WORKFLOWS = "/romancy.v1.WorkflowService"
 _SCHEDULES = "/romancy.v1.ScheduleService"
 _EVENTS = "/romancy.v1.EventService"
+_CHANNELS = "/romancy.v1.ChannelService"
 _ADMIN = "/romancy.v1.AdminService"
 RIGHTS: Final[dict[str, Right]] = {
     f"{_WORKFLOWS}/StartWorkflow": Right.WRITE,
     f"{_EVENTS}/PublishEvent": Right.WRITE,
     f"{_EVENTS}/PublishEvents": Right.WRITE,
+    f"{_CHANNELS}/PublishMessage": Right.WRITE,
+    f"{_CHANNELS}/GetChannel": Right.READ,
+    f"{_CHANNELS}/ListChannels": Right.READ,
     f"{_WORKFLOWS}/StartWorkflows": Right.WRITE,
     f"{_WORKFLOWS}/SignalWorkflow": Right.WRITE,
     f"{_WORKFLOWS}/SignalWithStart": Right.WRITE,

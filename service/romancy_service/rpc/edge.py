@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection
 
 from romancy.v1 import (
     admin_service_pb2,
+    channel_service_pb2,
     event_service_pb2,
     schedule_service_pb2,
     worker_service_pb2,
@@ -28,6 +29,7 @@ SERVICES: Final = tuple(
     for contract in (
         workflow_service_pb2,
         event_service_pb2,
+        channel_service_pb2,
         schedule_service_pb2,
         worker_service_pb2,
         admin_service_pb2,

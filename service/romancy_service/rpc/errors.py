@@ -13,6 +13,8 @@ from google.rpc.status_pb2 import Status
 from romancy_service.errors import (
     AnswersUnread,
     BatchRejected,
+    ChannelModeConflict,
+    ChannelNotFound,
     CompensationNotFound,
     Draining,
     InternalError,
@@ -61,6 +63,8 @@ STATUS: Final[dict[type[RomancyError], grpc.StatusCode]] = {
     WorkflowIdUsed: grpc.StatusCode.ALREADY_EXISTS,
     WorkflowClosed: grpc.StatusCode.FAILED_PRECONDITION,
     TooManyUpdates: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ChannelNotFound: grpc.StatusCode.NOT_FOUND,
+    ChannelModeConflict: grpc.StatusCode.FAILED_PRECONDITION,
     UpdateAborted: grpc.StatusCode.ABORTED,
     QueryTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     ScheduleNotFound: grpc.StatusCode.NOT_FOUND,

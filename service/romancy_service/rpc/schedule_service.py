@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Callable
 from itertools import accumulate, islice
 from typing import Any, TypeVar
@@ -34,13 +32,11 @@ from romancy.v1.schedule_service_pb2 import (
 from romancy.v1.schedule_service_pb2_grpc import ScheduleServiceServicer
 
 from romancy_service.core import schedule as core
-from romancy_service.core.check import check_id
-from romancy_service.core.limits import Limits
 from romancy_service.core.schedule import ScheduleRecord
 from romancy_service.core.task import NEVER_MS
 from romancy_service.core.times import timestamp, timestamp_ms
-from romancy_service.errors import InvalidField
 from romancy_service.node import Node
+from romancy_service.rpc.pages import page_token, read_page_token
 from romancy_service.rpc.validate import namespace_of, page_size, task_queue_of
 from romancy_service.rpc.validate_schedule import Change, check_schedule_change
 from romancy_service.schedules import Key, Schedules
@@ -85,12 +81,12 @@ class ScheduleService(ScheduleServiceServicer):
         limits = self._node.limits
         namespace = namespace_of(request.namespace, limits)
         size = page_size("page_size", request.page_size, limits.page_runs, limits.max_page_runs)
-        after = _read_page_token(request.page_token, namespace, limits) if request.page_token else ""
+        after = read_page_token(request.page_token, namespace, limits)
         found = await self._node.store.list_schedules(namespace, after, size + 1)
         sizes = accumulate(_info(each).ByteSize() for each in found[:size])
         fitting = 1 + sum(so_far <= limits.page_bytes for so_far in islice(sizes, 1, None))
         page = found[:fitting]
-        token = _page_token(namespace, page[-1].schedule_id) if len(found) > len(page) else ""
+        token = page_token(namespace, page[-1].schedule_id) if len(found) > len(page) else ""
         return ListSchedulesResponse(schedules=map(_info, page), next_page_token=token)
 
     # Changing -----------------------------------------------------------------------------------------------------
@@ -210,22 +206,4 @@ def _info(each: ScheduleRecord | ScheduleSummary) -> ScheduleInfo:
         create_time=timestamp(each.create_ms),
         update_time=timestamp(each.update_ms),
         next_time=None if each.state.paused or each.due_ms == NEVER_MS else timestamp(each.due_ms),
-    )
-
-
-def _page_token(namespace: str, schedule_id: str) -> str:
-    # Not a secret: whoever forges one sees only what the list shows anyway.
-    return base64.urlsafe_b64encode(json.dumps([namespace, schedule_id]).encode()).decode()
-
-
-def _read_page_token(token: str, namespace: str, limits: Limits) -> str:
-    try:
-        of_namespace, schedule_id = json.loads(base64.urlsafe_b64decode(token))
-        if of_namespace == namespace and isinstance(schedule_id, str):
-            check_id("page_token", schedule_id, limits)
-            return schedule_id
-    except (ValueError, TypeError, RecursionError, InvalidField):
-        pass
-    raise InvalidField(
-        "page_token", "is not of this list", "give next_page_token with the same namespace", reason="INVALID_PAGE_TOKEN"
     )

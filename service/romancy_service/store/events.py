@@ -7,11 +7,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import BigInteger, Integer, Text, bindparam, cast, delete, func, select, text, tuple_, update
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Integer,
+    Text,
+    bindparam,
+    case,
+    cast,
+    delete,
+    func,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
 
 from romancy.v1.event_pb2 import CloudEvent
 
+from romancy_service.core.channel import topic_of_channel
 from romancy_service.core.subscription import topics_of
+from romancy_service.core.task import NEVER_MS
 from romancy_service.store.sql import Statements, among
 from romancy_service.store.tables import SUBSCRIBED, TEXT, UNDELIVERED, events, tasks
 
@@ -22,8 +39,11 @@ class NewEvent:
 
     source: str
     event_id: str
-    type: str
+    line: str
+    """With which others it is in order."""
     event: bytes
+    forget_ms: int
+    """When nobody needs it any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +53,8 @@ class OpenEvent:
     position: int
     event: CloudEvent
     accepted_ms: int
+    deliveries: int
+    """Of a message that only one run gets: how often one was given it, the next time included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +69,7 @@ class Subscriber:
 
 _IS_OPEN: Final = text(UNDELIVERED)
 _OPEN: Final = (
-    select(events.c.position, events.c.event, events.c.accepted_ms)
+    select(events.c.position, events.c.event, events.c.accepted_ms, events.c.deliveries)
     .where(
         _IS_OPEN,
         events.c.namespace == bindparam("of_namespace", type_=TEXT),
@@ -56,13 +78,24 @@ _OPEN: Final = (
     .order_by(events.c.position)
     .limit(bindparam("limit", type_=Integer))
 )
-_LEFT: Final = (
-    select(events.c.namespace, events.c.type, func.min(events.c.accepted_ms).label("oldest_ms"))
-    .where(_IS_OPEN)
-    .group_by(events.c.namespace, events.c.type)
-    .order_by(func.min(events.c.accepted_ms))
-    .limit(bindparam("limit", type_=Integer))
+LEFT: Final = text(f"""
+with recursive line(position, namespace, type, accepted_ms) as (
+    select position, namespace, type, accepted_ms from events where position = (
+        select position from events where {UNDELIVERED} order by namespace, type, position limit 1)
+    union all
+    select next.position, next.namespace, next.type, next.accepted_ms
+    from line join events as next on next.position = (
+        select position from events where {UNDELIVERED} and (namespace, type) > (line.namespace, line.type)
+        order by namespace, type, position limit 1)
 )
+select namespace, type, accepted_ms as oldest_ms from line
+where substr(type, 1, 1) <> :before_channel or exists (
+    select from_run.run_id from tasks as from_run where {SUBSCRIBED.replace("kind", "from_run.kind")}
+    and from_run.namespace = line.namespace and from_run.type = line.type)
+order by accepted_ms limit :limit
+""").bindparams(bindparam("before_channel", type_=Text), bindparam("limit", type_=Integer))
+"""The oldest open event of each line: one look into an index for each, however many there are. Messages that nobody is
+there for are no work."""
 _CLOSE: Final = (
     update(events)
     .where(
@@ -71,15 +104,26 @@ _CLOSE: Final = (
         events.c.type == bindparam("of_type", type_=TEXT),
         events.c.position <= bindparam("up_to", type_=BigInteger),
         events.c.position >= bindparam("since", type_=BigInteger),
-        # One between them may have been stored only now.
-        among(cast(events.c.position, Text), "positions"),
+        # One between them may have been stored only now, and one of them be given back.
+        among(cast(events.c.position, Text) + "/" + cast(events.c.deliveries, Text), "deliveries"),
     )
-    .values(open=False, event=b"")
+    .values(open=False, event=case((bindparam("kept", type_=Boolean), events.c.event), else_=b""))
+)
+_REOPEN: Final = (
+    update(events)
+    .where(
+        events.c.position == bindparam("at", type_=BigInteger), events.c.deliveries == bindparam("count", type_=Integer)
+    )
+    .values(open=True, deliveries=events.c.deliveries + 1)
+    .returning(events.c.type)
 )
 _OLD: Final = (
     select(events.c.position)
-    .where(events.c.accepted_ms < bindparam("before_ms", type_=BigInteger), ~events.c.open)
-    .order_by(events.c.accepted_ms)
+    .where(
+        events.c.forget_ms < bindparam("now_ms", type_=BigInteger),
+        or_(~events.c.open, func.substr(events.c.type, 1, 1) == topic_of_channel("")),
+    )
+    .order_by(events.c.forget_ms)
     .limit(bindparam("limit", type_=Integer))
 )
 _FORGET: Final = delete(events).where(events.c.position.in_(_OLD)).returning(events.c.position)
@@ -102,6 +146,7 @@ SUBSCRIBERS: Final = (
         tasks.c.namespace == bindparam("of_namespace", type_=TEXT),
         tasks.c.type == bindparam("topic", type_=TEXT),
         tasks.c.queue == bindparam("key", type_=TEXT),
+        tasks.c.due_ms == NEVER_MS,
         tuple_(tasks.c.run_id, tasks.c.task_id)
         > tuple_(bindparam("after_run", type_=TEXT), bindparam("after_task", type_=TEXT)),
     )
@@ -120,27 +165,38 @@ class Events(Statements):
     async def open_events(self, namespace: str, event_type: str, limit: int) -> list[OpenEvent]:
         """The first ones that may not have been delivered."""
         rows = await self._read(_OPEN, of_namespace=namespace, of_type=event_type, limit=limit)
-        return [OpenEvent(row["position"], CloudEvent.FromString(row["event"]), row["accepted_ms"]) for row in rows]
+        return [
+            OpenEvent(row["position"], CloudEvent.FromString(row["event"]), row["accepted_ms"], row["deliveries"])
+            for row in rows
+        ]
 
     async def left_events(self, limit: int) -> list[tuple[tuple[str, str], int]]:
         """Namespaces and types that have open events, with the time of the oldest one; in that order."""
-        rows = await self._read(_LEFT, limit=limit)
+        rows = await self._read(LEFT, before_channel=topic_of_channel(""), limit=limit)
         return [((row["namespace"], row["type"]), row["oldest_ms"]) for row in rows]
 
-    async def close_events(self, namespace: str, event_type: str, positions: Sequence[int]) -> None:
-        """These were delivered. What remains of them is their id."""
+    async def close_events(
+        self, namespace: str, event_type: str, delivered: Sequence[OpenEvent], *, kept: bool = False
+    ) -> None:
+        """These were delivered. What remains of them is their id, unless they may be given back: these are `kept`."""
         await self._write(
             _CLOSE,
             of_namespace=namespace,
             of_type=event_type,
-            since=min(positions),
-            up_to=max(positions),
-            positions=[str(position) for position in positions],
+            since=min(event.position for event in delivered),
+            up_to=max(event.position for event in delivered),
+            deliveries=[f"{event.position}/{event.deliveries}" for event in delivered],
+            kept=kept,
         )
 
-    async def forget_events(self, before_ms: int, limit: int) -> int:
-        """Delete delivered ones that are so old. Returns how many."""
-        return len(await self._write_apart(_FORGET, before_ms=before_ms, limit=limit))
+    async def reopen_event(self, position: int, count: int) -> str | None:
+        """The run that got it the `count`th time gives it back. Returns its line, if it was not given back before."""
+        rows = await self._write(_REOPEN, at=position, count=count)
+        return rows[0]["type"] if rows else None
+
+    async def forget_events(self, now_ms: int, limit: int) -> int:
+        """Delete those that were delivered long ago, and messages that nobody took. Returns how many."""
+        return len(await self._write_apart(_FORGET, now_ms=now_ms, limit=limit))
 
     async def topics(self, namespace: str, event_type: str) -> list[str]:
         """The topics of events of the type that somebody subscribed to. One look into an index for each."""

@@ -326,7 +326,7 @@ class PostgresStore(Store):
     # Events -------------------------------------------------------------------------------------------------------
 
     async def add_events(self, namespace: str, new: Sequence[NewEvent], now_ms: int) -> set[tuple[str, str]]:
-        rows = [(each.source, each.event_id, each.type, each.event) for each in new]
+        rows = [(each.source, each.event_id, each.line, each.event, each.forget_ms) for each in new]
         try:
             added = await self._fetch(self._lookups, ADD_EVENTS, *NEW_EVENTS.values(new=rows), namespace, now_ms)
         except (*_BAD_DATA, ValueError) as error:

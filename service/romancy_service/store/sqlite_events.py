@@ -9,7 +9,8 @@ from typing import Final
 from romancy_service.store.events import NewEvent
 
 _ADD: Final = """
-insert into events (namespace, source, event_id, type, event, accepted_ms, open) values (?, ?, ?, ?, ?, ?, true)
+insert into events (namespace, source, event_id, type, event, accepted_ms, forget_ms, open, deliveries)
+values (?, ?, ?, ?, ?, ?, ?, true, 1)
 on conflict (namespace, source, event_id) do nothing
 """
 
@@ -20,7 +21,7 @@ def add_events(
     """Keep events in this order. Returns those, by source and id, that were not known before."""
     added = set()
     for each in new:
-        row = (namespace, each.source, each.event_id, each.type, each.event, now_ms)
+        row = (namespace, each.source, each.event_id, each.line, each.event, now_ms, each.forget_ms)
         if connection.execute(_ADD, row).rowcount:
             added.add((each.source, each.event_id))
     return added

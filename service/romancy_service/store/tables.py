@@ -254,16 +254,35 @@ events = Table(
     _text("type"),
     _bytes("event"),
     _ms("accepted_ms"),
+    _ms("forget_ms"),
     _flag("open"),
+    _integer("deliveries"),
     PrimaryKeyConstraint("position", name="events_pk"),
     UniqueConstraint("namespace", "source", "event_id", name="events_once"),
     postgresql_with=_BUSY,
     sqlite_autoincrement=True,
 )
-"""Events that came, in their order. Those that are not open are kept so that they are known when they come again."""
+"""Events that came, in their order. Those that are not open are kept so that they are known when they come again.
+
+Messages of channels are events whose `type` is the channel's topic. `deliveries` counts how often a message that only
+one run gets was given to a run, the next time included.
+"""
 
 Index("events_open", events.c.namespace, events.c.type, events.c.position, **_where(UNDELIVERED))
-Index("events_by_age", events.c.accepted_ms)
+Index("events_by_age", events.c.forget_ms)
+
+channels = Table(
+    "channels",
+    metadata,
+    _text("namespace"),
+    _text("channel"),
+    _integer("mode"),
+    _ms("version"),
+    _ms("changed_ms"),
+    PrimaryKeyConstraint("namespace", "channel", name="channels_pk"),
+    CheckConstraint("mode between 0 and 3", name="channels_mode"),
+)
+"""What a channel is taken for. Who decides whether somebody may subscribe raises the version."""
 
 requests = Table(
     "requests",

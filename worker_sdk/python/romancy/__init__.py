@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         is_cancelled,
     )
     from romancy.attributes import Attribute
+    from romancy.channels import ChannelInfo, ChannelMode, Message
     from romancy.children import Child, OtherWorkflow
     from romancy.client import Client
     from romancy.context import WorkflowContext, WorkflowInfo
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         ActivityLost,
         ActivityTimeout,
         ApplicationError,
+        ChannelModeConflict,
         ChildCancelled,
         ChildError,
         ChildNotStarted,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
         DefinitionError,
         Divergence,
         EventTimeout,
+        MessageTimeout,
         NonDeterminism,
         NothingDone,
         OutsideActivity,
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
     from romancy.options import ActivityOptions, RetryPolicy
     from romancy.refusals import (
         AccessDenied,
+        ChannelNotFound,
         QueryTimeout,
         RequestRefused,
         ScheduleChanged,
@@ -95,6 +99,10 @@ __all__ = [
     "ActivityTimeout",
     "ApplicationError",
     "Attribute",
+    "ChannelInfo",
+    "ChannelMode",
+    "ChannelModeConflict",
+    "ChannelNotFound",
     "Child",
     "ChildCancelled",
     "ChildError",
@@ -110,6 +118,8 @@ __all__ = [
     "EventStream",
     "EventTimeout",
     "Every",
+    "Message",
+    "MessageTimeout",
     "NonDeterminism",
     "NothingDone",
     "OtherWorkflow",
@@ -159,8 +169,8 @@ __all__ = [
 ]
 
 _HOMES: Final = (
-    "errors", "options", "events", "activity", "attributes", "children", "context", "workflow", "refusals", "handle",
-    "schedules", "client", "worker",
+    "errors", "options", "events", "channels", "activity", "attributes", "children", "context", "workflow", "refusals",
+    "handle", "schedules", "client", "worker",
 )  # fmt: skip
 """The modules that have the public names, each after those that it needs."""
 

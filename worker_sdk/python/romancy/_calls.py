@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 
 from romancy.v1.admin_service_pb2_grpc import AdminServiceStub
+from romancy.v1.channel_service_pb2_grpc import ChannelServiceStub
 from romancy.v1.event_service_pb2_grpc import EventServiceStub
 from romancy.v1.schedule_service_pb2_grpc import ScheduleServiceStub
 from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceStub
@@ -21,6 +22,7 @@ from romancy.refusals import refusal_of
 
 if TYPE_CHECKING:
     from romancy.v1.admin_service_pb2_grpc import AdminServiceAsyncStub
+    from romancy.v1.channel_service_pb2_grpc import ChannelServiceAsyncStub
     from romancy.v1.event_service_pb2_grpc import EventServiceAsyncStub
     from romancy.v1.schedule_service_pb2_grpc import ScheduleServiceAsyncStub
     from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceAsyncStub
@@ -50,6 +52,7 @@ class Calls:
         self._admin: AdminServiceAsyncStub | None = None
         self._schedules: ScheduleServiceAsyncStub | None = None
         self._events: EventServiceAsyncStub | None = None
+        self._channels: ChannelServiceAsyncStub | None = None
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -84,6 +87,13 @@ class Calls:
             self._events = EventServiceStub(self._open())
         return self._events
 
+    @property
+    def channels(self) -> ChannelServiceAsyncStub:
+        """ChannelService on the current channel."""
+        if self._channels is None:
+            self._channels = ChannelServiceStub(self._open())
+        return self._channels
+
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:
             self._channel = self._endpoint.open()
@@ -92,7 +102,7 @@ class Calls:
     def reopen(self) -> None:
         """Leave the connection behind: it gave no answer in time. Other calls on it may end by themselves."""
         channel, self._channel = self._channel, None
-        self._workflows = self._admin = self._schedules = self._events = None
+        self._workflows = self._admin = self._schedules = self._events = self._channels = None
         if channel is not None:
             task = asyncio.get_running_loop().create_task(channel.close(_CLOSING_S))
             self._closing.add(task)
@@ -105,7 +115,7 @@ class Calls:
         await asyncio.gather(*self._closing, return_exceptions=True)
         if self._channel is not None:
             await self._channel.close(None)
-        self._channel = self._workflows = self._admin = self._schedules = self._events = None
+        self._channel = self._workflows = self._admin = self._schedules = self._events = self._channels = None
 
     async def call(
         self,

@@ -1,26 +1,40 @@
-"""Inbox: the events that came to a run, and the parts of its code that wait for them.
+"""Inbox: the events and messages that came to a run, and the parts of its code that wait for them.
 
 An event goes to the subscriptions that it came for. One that came for the run itself goes to the first that waits for
-such an event, and is kept if none does; so is one whose subscription was given up while it was on its way.
+such an event, and is kept if none does; so is one whose subscription was given up while it was on its way. But what
+only this run was given goes back when its code does not take it: somebody else is to have it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from romancy.v1.command_pb2 import Subscribe
+from romancy.v1.channel_pb2 import Delivery
+from romancy.v1.command_pb2 import Send, Subscribe
 from romancy.v1.event_pb2 import CloudEvent
 from romancy.v1.history_pb2 import EventReceived
 
-from romancy.errors import EventTimeout
+from romancy.channels import MODE_NUMBERS, ChannelMode, channel_of
 from romancy.events import fits
 from romancy.options import Seconds, to_duration
 
 if TYPE_CHECKING:
     from romancy._loop import WorkflowLoop
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """An event that came."""
+
+    number: int
+    """Of the input that brought it."""
+    event: CloudEvent
+    delivery: Delivery | None
+    """Set where nobody else gets it."""
 
 
 class Listener:
@@ -29,12 +43,13 @@ class Listener:
     def __init__(self, inbox: Inbox, command: Subscribe) -> None:
         self._inbox = inbox
         self.command = command
-        self.came: deque[tuple[int, CloudEvent]] = deque()
-        """By the number of the input that brought them."""
+        self.came: deque[Arrival] = deque()
         self._waiter: asyncio.Future[None] | None = None
 
     def fits(self, event: CloudEvent) -> bool:
         """Whether it wants the event."""
+        if self.command.channel:
+            return channel_of(event) == self.command.channel
         return fits(event, self.command.event_type, self.command.where)
 
     @property
@@ -42,22 +57,19 @@ class Listener:
         """It wants one event, and has it."""
         return self.command.once and bool(self.came)
 
-    def take(self, number: int, event: CloudEvent) -> None:
+    def take(self, arrival: Arrival) -> None:
         """An event came for it."""
-        self.came.append((number, event))
+        self.came.append(arrival)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def next(self, timeout: Seconds | None) -> CloudEvent:
-        """The next event. Raises EventTimeout."""
-        try:
-            async with asyncio.timeout(None if timeout is None else to_duration(timeout).ToMilliseconds() / 1000):
-                while not self.came:
-                    self._waiter = self._inbox.create_future()
-                    await self._waiter
-        except TimeoutError:
-            raise EventTimeout(f"no event {self.command.event_type!r} came within {timeout}") from None
-        return self.came.popleft()[1]
+    async def next(self, timeout: Seconds | None) -> Arrival:
+        """The next event. Raises TimeoutError."""
+        async with asyncio.timeout(None if timeout is None else to_duration(timeout).ToMilliseconds() / 1000):
+            while not self.came:
+                self._waiter = self._inbox.create_future()
+                await self._waiter
+        return self.came.popleft()
 
     def close(self) -> None:
         """It wants no more."""
@@ -71,8 +83,13 @@ class Inbox:
         self._loop = loop
         self._listeners: dict[str, Listener] = {}
         """Those that are subscribed, by subscription id."""
-        self._unread: list[tuple[int, CloudEvent]] = []
+        self._open: list[Listener] = []
+        """Those that are not closed, full ones too."""
+        self._joining = asyncio.Lock()
+        self._unread: list[Arrival] = []
         self._carried: list[Subscribe] = []
+        self._channels: dict[str, Listener] = {}
+        """Those that the run is subscribed to, by name."""
 
     def begin(self, carried: Sequence[Subscribe]) -> None:
         """The run goes on with these subscriptions of the run before."""
@@ -84,52 +101,131 @@ class Inbox:
 
     def received(self, received: EventReceived) -> None:
         """An event came."""
-        number, event = self._loop.last_event_id, received.event
+        delivery = received.delivery if received.HasField("delivery") else None
+        arrival = Arrival(self._loop.last_event_id, received.event, delivery)
         found = [self._listeners[each] for each in received.subscription_ids if each in self._listeners]
         if not received.subscription_ids:
-            fitting = (each for each in self._listeners.values() if each.fits(event) and not each.is_full)
+            fitting = (each for each in self._listeners.values() if each.fits(arrival.event) and not each.is_full)
             found = list(fitting)[:1]
         for listener in found:
-            listener.take(number, event)
+            listener.take(arrival)
         if not found:
-            self._unread.append((number, event))
+            self._keep([arrival])
         for subscription_id in received.subscription_ids:
             listener_of_it = self._listeners.get(subscription_id)
             if listener_of_it is not None and listener_of_it.command.once:
                 del self._listeners[subscription_id]
                 self._loop.machine.end_subscription(subscription_id)
 
+    def _keep(self, arrivals: Iterable[Arrival]) -> None:
+        """Nobody took these: they stay for whoever wants them next, in this run or in another one."""
+        for arrival in arrivals:
+            if arrival.delivery is None:
+                self._unread.append(arrival)
+            else:
+                self._loop.machine.send(Send(returned=arrival.delivery), lambda event: None)
+        self._unread.sort(key=lambda kept: kept.number)
+
     def listen(self, event_type: str, where: Mapping[str, str], *, once: bool) -> Listener:
         """Want events from now on, and those that are kept."""
-        listener = Listener(self, Subscribe(event_type=event_type, where=where, once=once))
-        for kept in [kept for kept in self._unread if listener.fits(kept[1])][: 1 if once else None]:
+        return self._listen(Subscribe(event_type=event_type, where=where, once=once))
+
+    def _listen(self, command: Subscribe) -> Listener:
+        listener = Listener(self, command)
+        self._open.append(listener)
+        for kept in [kept for kept in self._unread if listener.fits(kept.event)][: 1 if command.once else None]:
             self._unread.remove(kept)
-            listener.take(*kept)
-        if listener.is_full:
-            return listener
-        carried = next((c for c in self._carried if (c.event_type, c.where) == (event_type, where)), None)
-        if carried is None or once:
-            self._loop.machine.subscribe(listener.command)
+            listener.take(kept)
+        if not listener.is_full:
+            self._subscribe(listener)
+        return listener
+
+    def _subscribe(self, listener: Listener) -> None:
+        """Ask the service, unless the run has the subscription from the run before."""
+        wanted = listener.command
+        carried = None if wanted.once else next((each for each in self._carried if _is_same(each, wanted)), None)
+        if carried is None:
+            self._loop.machine.subscribe(wanted)
         else:
             self._carried.remove(carried)
-            listener.command.subscription_id = carried.subscription_id
-            self._loop.machine.adopt_subscription(listener.command)
-        self._listeners[listener.command.subscription_id] = listener
-        return listener
+            wanted.subscription_id = carried.subscription_id
+            self._loop.machine.adopt_subscription(wanted)
+        self._listeners[wanted.subscription_id] = listener
+
+    async def join(self, channel: str, mode: ChannelMode) -> None:
+        """Subscribe to a channel. Raises ChannelModeConflict, and ValueError if the run has it in another mode."""
+        async with self._joining:
+            joined = self._channels.get(channel)
+            if joined is None:
+                await self._join(Subscribe(channel=channel, channel_mode=MODE_NUMBERS[mode]))
+            elif joined.command.channel_mode != MODE_NUMBERS[mode]:
+                problem = f"this workflow is subscribed to channel {channel!r} in another mode"
+                raise ValueError(f"{problem}: ctx.unsubscribe({channel!r}) first")
+
+    async def _join(self, command: Subscribe) -> None:
+        channel = command.channel
+        for stale in [each for each in self._carried if each.channel == channel and not _is_same(each, command)]:
+            self._carried.remove(stale)
+            self._loop.machine.adopt_subscription(stale)
+            self._loop.machine.unsubscribe(stale.subscription_id)
+        listener = self._listen(command)
+        try:
+            if not _is_carried(command):
+                await self._loop.run_subscription(command.subscription_id)
+        except BaseException:
+            listener.close()
+            raise
+        self._channels[channel] = listener
+
+    def channel(self, name: str) -> Listener:
+        """The run's subscription to a channel. Raises ValueError."""
+        if name not in self._channels:
+            raise ValueError(
+                f"this workflow is not subscribed to channel {name!r}: await ctx.subscribe({name!r}, mode)"
+            )
+        return self._channels[name]
+
+    def compete(self, channel: str) -> Listener:
+        """Want one message of those for which all compete."""
+        return self._listen(Subscribe(channel=channel, once=True))
+
+    def part(self, channel: str) -> None:
+        """Unsubscribe from a channel. What came and was not received is dropped."""
+        self.channel(channel).close()
+        del self._channels[channel]
 
     def leave(self, listener: Listener) -> None:
         """It wants no more; what it has and did not give out is kept if it waited for one event."""
+        if listener in self._open:
+            self._open.remove(listener)
         subscription_id = listener.command.subscription_id
         if self._listeners.get(subscription_id) is listener:
             del self._listeners[subscription_id]
             self._loop.machine.unsubscribe(subscription_id)
         if listener.command.once:
-            self._unread = sorted([*self._unread, *listener.came], key=lambda kept: kept[0])
+            self._keep(listener.came)
             listener.came.clear()
+
+    def give_back(self) -> None:
+        """The code ended: what only this run was given, and it did not take, goes back."""
+        came = [arrival for listener in self._open for arrival in listener.came]
+        self._keep(sorted((each for each in came if each.delivery is not None), key=lambda each: each.number))
 
     @property
     def unread(self) -> list[CloudEvent]:
         """What came and was not given out, in its order."""
-        kept = [*self._unread, *(each for listener in self._listeners.values() for each in listener.came)]
-        events: dict[int, CloudEvent] = dict(sorted(kept, key=lambda each: each[0]))
+        kept = [*self._unread, *(each for listener in self._open for each in listener.came)]
+        events = {each.number: each.event for each in sorted(kept, key=lambda each: each.number) if not each.delivery}
         return list(events.values())
+
+
+def _is_carried(subscription: Subscribe) -> bool:
+    """Whether a run before this one asked for it."""
+    return "/" in subscription.subscription_id
+
+
+def _is_same(one: Subscribe, other: Subscribe) -> bool:
+    """Whether they ask for the same."""
+    return (one.event_type, one.where, one.channel, one.channel_mode) == (
+        other.event_type, other.where, other.channel, other.channel_mode,
+    )  # fmt: skip

@@ -78,6 +78,11 @@ class WorkflowInstance:
             return self._handlers.query(name, arguments)
 
     @property
+    def last_event_id(self) -> int:
+        """The last input that the code got."""
+        return self._loop.last_event_id
+
+    @property
     def machine(self) -> Machine:
         """What the code asked for."""
         return self._loop.machine
@@ -170,8 +175,6 @@ async def _live(
         loop.excuse_calls()
         if isinstance(recurrence := only_error(error), Recurrence):
             kind, command = "ContinueWorkflow", Command(continue_workflow=_next_run(recurrence, spec, handlers, inbox))
-            # What the task brings beyond is not taken any more: it is the next run's.
-            command.continue_workflow.read_event_id = loop.last_event_id
         elif loop.cancel_requested and isinstance(only_error(error), asyncio.CancelledError | ActivityCancelled):
             kind, command = "CancelWorkflow", Command(cancel_workflow=CancelWorkflow())
         else:
@@ -181,6 +184,7 @@ async def _live(
     else:
         kind, command = "CompleteWorkflow", Command(complete_workflow=CompleteWorkflow(result=result))
     await loop.close_generators()
+    inbox.give_back()
     loop.machine.end(kind, command)
 
 

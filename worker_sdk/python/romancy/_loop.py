@@ -27,10 +27,10 @@ from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.payload_pb2 import Payload
 
 from romancy import _drop
-from romancy._failure import to_failure
+from romancy._failure import from_failure, to_failure
 from romancy._frames import place, user_place
 from romancy._machine import Machine
-from romancy.errors import NonDeterminism, OutsideWorkflow, WorkflowTaskError
+from romancy.errors import ChannelModeConflict, NonDeterminism, OutsideWorkflow, WorkflowTaskError
 from romancy.options import to_duration
 
 _log: Final = logging.getLogger("romancy.workflow")
@@ -299,6 +299,15 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             self.machine.drop_send(send_id)
             raise
         return event
+
+    async def run_subscription(self, subscription_id: str) -> None:
+        """Wait until it is known whether a subscription may be. Raises ChannelModeConflict."""
+        answer = self.create_future()
+        self.machine.await_answer(subscription_id, answer.set_result)
+        event: HistoryEvent = await answer
+        if event.subscription_answered.HasField("failure"):
+            self.machine.end_subscription(subscription_id)
+            raise from_failure(ChannelModeConflict, event.subscription_answered.failure)
 
     async def run_condition(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition is met. It is when this returns: what another waiter undid meanwhile is waited for."""

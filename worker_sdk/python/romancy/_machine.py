@@ -60,6 +60,7 @@ INPUTS: Final = frozenset(
         "child_start_failed",
         "child_closed",
         "send_finished",
+        "subscription_answered",
         "event_received",
     }
 )
@@ -135,7 +136,9 @@ class Machine:
         self._send_count = 0
         self._subscription_count = 0
         self._subscriptions: dict[str, str] = {}
-        """Those that are open, by id: their types."""
+        """Those that are open, by id: what for."""
+        self._answers: dict[str, Resolve] = {}
+        """Called when it is known whether a subscription may be."""
         self._activities: dict[str, Resolve] = {}
         self._children: dict[str, Resolve] = {}
         """Called with the child's start, and again with its end."""
@@ -192,6 +195,8 @@ class Machine:
                 resolve = self._children.pop(event.child_closed.child_id, None)
             case "send_finished":
                 resolve = self._sends.pop(event.send_finished.send_id, None)
+            case "subscription_answered":
+                resolve = self._answers.pop(event.subscription_answered.subscription_id, None)
             case "compensate_finished":
                 resolve = self._compensates.pop(event.compensate_finished.compensate_id, None)
         if resolve is not None:
@@ -212,7 +217,7 @@ class Machine:
             *(f"compensate {compensate_id}" for compensate_id in self._compensates),
             *(f"child {child_id}" for child_id in self._children),
             *(f"send {send_id}" for send_id in self._sends),
-            *(f"event {event_type}" for event_type in self._subscriptions.values()),
+            *self._subscriptions.values(),
         ]
 
     # The code.
@@ -275,19 +280,26 @@ class Machine:
         """Ask for events; the id is filled in. Who gets them is not the machine's affair."""
         self._subscription_count += 1
         command.subscription_id = str(self._subscription_count)
-        if self._issue("Subscribe", f"{command.event_type} {command.subscription_id}", Command(subscribe=command)):
+        name = f"{_wanted(command)} {command.subscription_id}"
+        if self._issue("Subscribe", name, Command(subscribe=command)):
             self.adopt_subscription(command)
+
+    def await_answer(self, subscription_id: str, resolve: Resolve) -> None:
+        """Whether a subscription may be is to be known."""
+        if subscription_id in self._subscriptions:
+            self._answers[subscription_id] = resolve
 
     def adopt_subscription(self, command: Subscribe) -> None:
         """A subscription is open."""
-        self._subscriptions[command.subscription_id] = command.event_type
+        self._subscriptions[command.subscription_id] = _wanted(command)
 
     def end_subscription(self, subscription_id: str) -> None:
-        """A subscription ended with its event."""
+        """A subscription ended: with its event, or because it may not be."""
         self._subscriptions.pop(subscription_id, None)
 
     def unsubscribe(self, subscription_id: str) -> None:
         """Give a subscription up."""
+        self._answers.pop(subscription_id, None)
         if self._subscriptions.pop(subscription_id, None) is not None:
             command = Command(unsubscribe=Unsubscribe(subscription_id=subscription_id))
             self._issue("Unsubscribe", subscription_id, command)
@@ -377,6 +389,7 @@ class Machine:
         self._children.clear()
         self._sends.clear()
         self._subscriptions.clear()
+        self._answers.clear()
 
     def _issue(self, kind: str, name: str, command: Command) -> bool:
         """Match a command with the next recorded one, or add it to the new ones. False: the code is to be ignored."""
@@ -424,6 +437,13 @@ def _attribute_names(command: SetAttributes) -> str:
     return ", ".join([*sorted(command.set), *(f"without {name}" for name in sorted(command.unset))])
 
 
+def _wanted(command: Subscribe) -> str:
+    """What a subscription is for, and how."""
+    if not command.channel:
+        return f"event {command.event_type}"
+    return f"message of {command.channel}" if command.once else f"channel {command.channel}"
+
+
 def _recorded(event: HistoryEvent) -> str:
     """The command that an event records, in the words of `_issue`."""
     match event.WhichOneof("attributes"):
@@ -458,8 +478,7 @@ def _recorded(event: HistoryEvent) -> str:
         case "send_requested":
             return f"Send {event.send_requested.command.send_id}"
         case "subscribed":
-            wanted = event.subscribed.command
-            return f"Subscribe {wanted.event_type} {wanted.subscription_id}"
+            return f"Subscribe {_wanted(event.subscribed.command)} {event.subscribed.command.subscription_id}"
         case "unsubscribed":
             return f"Unsubscribe {event.unsubscribed.subscription_id}"
         case "workflow_continued":

@@ -210,7 +210,8 @@ class Workflows:
             self._drop(task.run_id)
         return WorkflowTaskCompletion(
             token=task.token,
-            seen_event_id=task.last_event_id,
+            # What the task brought after the code ended, nobody took.
+            seen_event_id=held.instance.last_event_id if activation.closed else task.last_event_id,
             commands=WorkflowTaskCommands(commands=activation.commands, holds_run=holds_run),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from romancy.v1.admin_service_pb2 import (
     Session,
     SetNamespaceRequest,
 )
+from romancy.v1.channel_service_pb2 import GetChannelRequest, ListChannelsRequest, PublishMessageRequest
 from romancy.v1.event_service_pb2 import PublishEventRequest, PublishEventsRequest
 from romancy.v1.schedule_pb2 import ScheduleInfo
 from romancy.v1.schedule_service_pb2 import ListSchedulesRequest
@@ -54,6 +56,7 @@ from romancy._methods import HandlerMethod
 from romancy._results import Results
 from romancy._spec import SpecOptions, check_spec, to_spec
 from romancy._starts import Starts
+from romancy.channels import ChannelInfo, check_metadata, to_channel_info
 from romancy.context import WorkflowContext
 from romancy.converter import codec
 from romancy.events import Event, to_cloud_event
@@ -252,6 +255,50 @@ class Client:
         request = PublishEventsRequest(namespace=self.namespace, events=sent)
         response = await self.calls.call(lambda calls: calls.events.PublishEvents, request)
         return [not duplicate for duplicate in response.duplicates]
+
+    # Channels ---------------------------------------------------------------------------------------------------------
+
+    async def publish(
+        self,
+        channel: str,
+        data: Any,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        workflow_id: str = "",
+        request_id: str | None = None,
+    ) -> bool:
+        """Send a message to a channel, or to one workflow that has subscribed to it. It is stored when this returns.
+
+        `request_id` makes it happen once, however often it is called with it within a day; a new one unless given.
+        Returns whether the service did not know the message. Raises WorkflowNotFound and WorkflowClosed for a message
+        to one workflow, ConversionError, and RequestRefused for what else is wrong.
+        """
+        request = PublishMessageRequest(
+            namespace=self.namespace,
+            channel=channel,
+            data=codec(Any).encode(data, f"a message for channel {channel}"),
+            metadata=check_metadata(metadata),
+            workflow_id=workflow_id,
+            request_id=request_id or str(uuid.uuid4()),
+        )
+        return not (await self.calls.call(lambda calls: calls.channels.PublishMessage, request)).duplicate
+
+    async def list_channels(self) -> AsyncIterator[ChannelInfo]:
+        """The namespace's channels, by name."""
+        token = ""
+        while True:
+            request = ListChannelsRequest(namespace=self.namespace, page_token=token)
+            page = await self.calls.call(lambda calls: calls.channels.ListChannels, request)
+            for channel in page.channels:
+                yield to_channel_info(channel)
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def describe_channel(self, channel: str) -> ChannelInfo:
+        """One channel. Raises ChannelNotFound."""
+        request = GetChannelRequest(namespace=self.namespace, channel=channel)
+        return to_channel_info((await self.calls.call(lambda calls: calls.channels.GetChannel, request)).channel)
 
     # Schedules ------------------------------------------------------------------------------------------------------
 

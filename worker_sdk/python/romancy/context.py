@@ -12,7 +12,7 @@ from functools import cached_property
 from random import Random
 from typing import Any, Final, NoReturn, ParamSpec, Protocol, TypeVar, TypeVarTuple, Unpack, overload
 
-from romancy.v1.command_pb2 import RecordStep, StartChild
+from romancy.v1.command_pb2 import RecordStep, Send, SendMessage, StartChild
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.workflow_pb2 import AttributeValue, WorkflowSpec
 
@@ -24,9 +24,11 @@ from romancy._loop import WorkflowLoop
 from romancy._signature import Signature, local_names
 from romancy.activity import ActivityDefinition
 from romancy.attributes import Attribute, attributes_command
+from romancy.channels import MODE_NUMBERS, MODES, ChannelMode, Message, check_metadata, to_message
 from romancy.children import CLOSE_POLICIES, Child, ChildOptions, OtherWorkflow
-from romancy.errors import CompensationError
-from romancy.events import Event, EventStream, Scalar, from_cloud_event, where_of
+from romancy.converter import codec
+from romancy.errors import CompensationError, MessageTimeout, SendError
+from romancy.events import Event, EventStream, Scalar, next_event, where_of
 from romancy.options import Seconds, check_seconds, to_duration
 
 P = ParamSpec("P")
@@ -260,7 +262,7 @@ class WorkflowContext:
         check_type("event_type", event_type, str, "a text")
         listener = self._inbox.listen(event_type, where_of(where), once=True)
         try:
-            return from_cloud_event(await listener.next(timeout), model)
+            return await next_event(listener, timeout, model)
         finally:
             listener.close()
 
@@ -282,6 +284,72 @@ class WorkflowContext:
         """
         check_type("event_type", event_type, str, "a text")
         return EventStream(self._inbox.listen(event_type, where_of(where), once=False), model)
+
+    # Channels ---------------------------------------------------------------------------------------------------------
+
+    async def subscribe(self, channel: str, mode: ChannelMode = "broadcast") -> None:
+        """Get messages of a channel from now on; `receive` gives them out, one at a time.
+
+        "broadcast": every workflow that is subscribed gets every message. "competing": each message goes to one that
+        receives. "direct": only what `send_to` sends to this workflow. What the next run gets when this one recurs goes
+        on, if it subscribes to the same again. Raises ChannelModeConflict when others are subscribed in another mode.
+        """
+        check_type("channel", channel, str, "a text")
+        check_choice("mode", mode, MODES)
+        await self._inbox.join(channel, mode)
+
+    def unsubscribe(self, channel: str) -> None:
+        """Get no more messages of a channel. What came and was not received is dropped."""
+        self._inbox.part(channel)
+
+    @overload
+    async def receive(self, channel: str, model: type[_T], *, timeout: Seconds | None = None) -> Message[_T]: ...
+    @overload
+    async def receive(self, channel: str, model: None = None, *, timeout: Seconds | None = None) -> Message[Any]: ...
+    async def receive(self, channel: str, model: Any = None, *, timeout: Seconds | None = None) -> Message[Any]:
+        """The next message of a channel that this workflow is subscribed to.
+
+        Raises MessageTimeout (a TimeoutError) when none came within `timeout`, and ConversionError when its data do not
+        fit `model`.
+        """
+        joined = self._inbox.channel(channel)
+        competes = joined.command.channel_mode == MODE_NUMBERS["competing"]
+        listener = self._inbox.compete(channel) if competes else joined
+        try:
+            arrival = await listener.next(timeout)
+        except TimeoutError:
+            raise MessageTimeout(f"no message of channel {channel!r} came within {timeout}") from None
+        finally:
+            if competes:
+                listener.close()
+        return to_message(arrival.event, arrival.delivery, model)
+
+    async def publish(self, channel: str, data: Any, *, metadata: Mapping[str, str] | None = None) -> None:
+        """Send a message to a channel, once, however often this code is replayed. It is stored when this returns.
+
+        What one workflow sends to a channel arrives in the order in which it was sent. Raises SendError.
+        """
+        await self._send_message("", channel, data, metadata)
+
+    async def send_to(
+        self, workflow_id: str, channel: str, data: Any, *, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Send a message to one workflow, which keeps it until it subscribes to the channel and receives.
+
+        Raises SendError when no such workflow is open.
+        """
+        check_type("workflow_id", workflow_id, str, "a text")
+        await self._send_message(workflow_id, channel, data, metadata)
+
+    async def _send_message(
+        self, workflow_id: str, channel: str, data: Any, metadata: Mapping[str, str] | None
+    ) -> None:
+        check_type("channel", channel, str, "a text")
+        payload = codec(Any).encode(data, f"a message for channel {channel}")
+        message = SendMessage(channel=channel, data=payload, metadata=check_metadata(metadata))
+        sent = await self._loop.run_send(Send(workflow_id=workflow_id, channel_message=message))
+        if sent.send_finished.HasField("failure"):
+            raise from_failure(SendError, sent.send_finished.failure)
 
     # Other workflows --------------------------------------------------------------------------------------------------
 

@@ -122,6 +122,10 @@ class SendError(RemoteError):
     """Another workflow could not be told something: it is not there, or closed."""
 
 
+class ChannelModeConflict(RemoteError):
+    """Others have subscribed to the channel in another mode."""
+
+
 class StepError(RemoteError):
     """A local step failed. `type` and `message` are those of what it raised."""
 
@@ -164,6 +168,10 @@ class WorkflowTimedOut(WorkflowError):
 
 class EventTimeout(RomancyError, TimeoutError):
     """No event came in time."""
+
+
+class MessageTimeout(RomancyError, TimeoutError):
+    """No message came in time."""
 
 
 class ConversionError(RomancyError):

@@ -20,6 +20,7 @@ from romancy.v1.payload_pb2 import Payload
 
 from romancy._checks import check_type
 from romancy.converter import codec
+from romancy.errors import EventTimeout
 
 if TYPE_CHECKING:
     from romancy._inbox import Listener
@@ -30,6 +31,7 @@ _T = TypeVar("_T")
 Scalar = str | int | float | bool | None
 WORKFLOW_ID: Final = "romancyworkflowid"
 RUN_ID: Final = "romancyrunid"
+CHANNEL: Final = "romancychannel"
 _KNOWN: Final = ("subject", "time", "datacontenttype", WORKFLOW_ID, RUN_ID)
 _JSON: Final = "application/json"
 _ABSENT: Final = object()
@@ -70,7 +72,7 @@ class EventStream(Generic[_T]):
 
     async def receive(self, timeout: Seconds | None = None) -> Event[_T]:
         """The next one. Raises EventTimeout when none came within `timeout`, and ConversionError."""
-        return from_cloud_event(await self._listener.next(timeout), self._model)
+        return await next_event(self._listener, timeout, self._model)
 
     def close(self) -> None:
         """Bring no more. What came and was not received is dropped."""
@@ -93,6 +95,14 @@ class EventStream(Generic[_T]):
             self.close()
 
 
+async def next_event(listener: Listener, timeout: Seconds | None, model: Any) -> Event[Any]:
+    """The next one that comes for the listener. Raises EventTimeout and ConversionError."""
+    try:
+        return from_cloud_event((await listener.next(timeout)).event, model)
+    except TimeoutError:
+        raise EventTimeout(f"no event {listener.command.event_type!r} came within {timeout}") from None
+
+
 def where_of(where: Mapping[str, Scalar] | None) -> dict[str, str]:
     """What an event must have, as the service compares it. Raises TypeError and ValueError."""
     texts = {}
@@ -109,6 +119,8 @@ def where_of(where: Mapping[str, Scalar] | None) -> dict[str, str]:
 
 def fits(event: CloudEvent, event_type: str, where: Mapping[str, str]) -> bool:
     """Whether the event is of the type and has all these values."""
+    if attribute_text(event, CHANNEL):
+        return False
     return event.type == event_type and all(_value(event, path) == json.loads(text) for path, text in where.items())
 
 
@@ -193,11 +205,11 @@ def _set_attribute(sent: CloudEvent, name: str, value: Scalar | datetime) -> Non
 
 def from_cloud_event(event: CloudEvent, model: Any) -> Event[Any]:
     """The event as code sees it, its data as `model` says (None: as it came). Raises ConversionError."""
-    texts = {name: _text(event, name) for name in _KNOWN}
+    texts = {name: attribute_text(event, name) for name in _KNOWN}
     when = event.attributes["time"].ce_timestamp if "time" in event.attributes else None
     return Event(
         type=event.type,
-        data=_decode(event, texts["datacontenttype"], model),
+        data=data_of(event, model, f"the data of event {event.type} {event.id}"),
         source=event.source,
         id=event.id,
         subject=texts["subject"],
@@ -209,13 +221,15 @@ def from_cloud_event(event: CloudEvent, model: Any) -> Event[Any]:
     )
 
 
-def _text(event: CloudEvent, name: str) -> str:
+def attribute_text(event: CloudEvent, name: str) -> str:
+    """An attribute or extension, if it is a text; else nothing."""
     value = _attribute(event, name)
     return value if isinstance(value, str) else ""
 
 
-def _decode(event: CloudEvent, content_type: str, model: Any) -> Any:
-    what = f"the data of event {event.type} {event.id}"
+def data_of(event: CloudEvent, model: Any, what: str) -> Any:
+    """What is known about it, as `model` says (None: as it came). Raises ConversionError, which names it `what`."""
+    content_type = attribute_text(event, "datacontenttype")
     if event.HasField("proto_data"):
         return _unpack(event.proto_data, model, what)
     media_type = content_type.partition(";")[0].strip().lower()
@@ -227,6 +241,9 @@ def _decode(event: CloudEvent, content_type: str, model: Any) -> Any:
 
 
 def _unpack(packed: ProtoAny, model: Any, what: str) -> Any:
+    payload = Payload()
+    if packed.Unpack(payload):
+        return codec(Any if model is None else model).decode(payload, what)
     if model is None:
         return packed.value
     metadata = {"encoding": "protobuf", "type": packed.type_url.rpartition("/")[2]}

@@ -53,6 +53,10 @@ class QueryTimeout(RequestRefused):
     """No worker answered the query in time."""
 
 
+class ChannelNotFound(RequestRefused):
+    """Nobody uses a channel of that name."""
+
+
 class ScheduleNotFound(RequestRefused):
     """There is no schedule of that id."""
 
@@ -87,6 +91,7 @@ _BY_REASON: Final[Mapping[str, type[RequestRefused]]] = {
     "WORKFLOW_ALREADY_OPEN": WorkflowAlreadyOpen,
     "WORKFLOW_ID_USED": WorkflowIdUsed,
     "WORKFLOW_CLOSED": WorkflowClosed,
+    "CHANNEL_NOT_FOUND": ChannelNotFound,
     "SCHEDULE_NOT_FOUND": ScheduleNotFound,
     "SCHEDULE_EXISTS": ScheduleExists,
     "SCHEDULE_CHANGED": ScheduleChanged,

@@ -23,6 +23,7 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from romancy.v1 import channel_pb2 as romancy_dot_v1_dot_channel__pb2
 from romancy.v1 import event_pb2 as romancy_dot_v1_dot_event__pb2
 from romancy.v1 import failure_pb2 as romancy_dot_v1_dot_failure__pb2
 from romancy.v1 import payload_pb2 as romancy_dot_v1_dot_payload__pb2
@@ -30,7 +31,7 @@ from romancy.v1 import retry_pb2 as romancy_dot_v1_dot_retry__pb2
 from romancy.v1 import workflow_pb2 as romancy_dot_v1_dot_workflow__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18romancy/v1/command.proto\x12\nromancy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16romancy/v1/event.proto\x1a\x18romancy/v1/failure.proto\x1a\x18romancy/v1/payload.proto\x1a\x16romancy/v1/retry.proto\x1a\x19romancy/v1/workflow.proto\"\xc6\x08\n\x07\x43ommand\x12\x39\n\x11schedule_activity\x18\x01 \x01(\x0b\x32\x1c.romancy.v1.ScheduleActivityH\x00\x12\x35\n\x0f\x63\x61ncel_activity\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.CancelActivityH\x00\x12-\n\x0bstart_timer\x18\x03 \x01(\x0b\x32\x16.romancy.v1.StartTimerH\x00\x12/\n\x0c\x63\x61ncel_timer\x18\x04 \x01(\x0b\x32\x17.romancy.v1.CancelTimerH\x00\x12\x41\n\x15register_compensation\x18\x05 \x01(\x0b\x32 .romancy.v1.RegisterCompensationH\x00\x12,\n\ncompensate\x18\x06 \x01(\x0b\x32\x16.romancy.v1.CompensateH\x00\x12\x39\n\x11\x63omplete_workflow\x18\x07 \x01(\x0b\x32\x1c.romancy.v1.CompleteWorkflowH\x00\x12\x31\n\rfail_workflow\x18\x08 \x01(\x0b\x32\x18.romancy.v1.FailWorkflowH\x00\x12\x35\n\x0f\x63\x61ncel_workflow\x18\t \x01(\x0b\x32\x1a.romancy.v1.CancelWorkflowH\x00\x12\x39\n\x11\x63ontinue_workflow\x18\n \x01(\x0b\x32\x1c.romancy.v1.ContinueWorkflowH\x00\x12-\n\x0brecord_step\x18\x0b \x01(\x0b\x32\x16.romancy.v1.RecordStepH\x00\x12+\n\nmark_patch\x18\x0c \x01(\x0b\x32\x15.romancy.v1.MarkPatchH\x00\x12\x31\n\raccept_update\x18\r \x01(\x0b\x32\x18.romancy.v1.AcceptUpdateH\x00\x12\x31\n\rreject_update\x18\x0e \x01(\x0b\x32\x18.romancy.v1.RejectUpdateH\x00\x12\x35\n\x0f\x63omplete_update\x18\x0f \x01(\x0b\x32\x1a.romancy.v1.CompleteUpdateH\x00\x12-\n\x0bstart_child\x18\x10 \x01(\x0b\x32\x16.romancy.v1.StartChildH\x00\x12/\n\x0c\x63\x61ncel_child\x18\x11 \x01(\x0b\x32\x17.romancy.v1.CancelChildH\x00\x12 \n\x04send\x18\x12 \x01(\x0b\x32\x10.romancy.v1.SendH\x00\x12\x33\n\x0eset_attributes\x18\x13 \x01(\x0b\x32\x19.romancy.v1.SetAttributesH\x00\x12*\n\tsubscribe\x18\x14 \x01(\x0b\x32\x15.romancy.v1.SubscribeH\x00\x12.\n\x0bunsubscribe\x18\x15 \x01(\x0b\x32\x17.romancy.v1.UnsubscribeH\x00\x42\x0c\n\nattributes\"\xb8\x02\n\x0c\x43ompensation\x12\x15\n\ractivity_type\x18\x01 \x01(\t\x12\x12\n\ntask_queue\x18\x02 \x01(\t\x12\x33\n\targuments\x18\x03 \x03(\x0b\x32 .romancy.v1.CompensationArgument\x12-\n\x0cretry_policy\x18\x04 \x01(\x0b\x32\x17.romancy.v1.RetryPolicy\x12\x39\n\x16start_to_close_timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11heartbeat_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x04when\x18\x07 \x01(\x0e\x32\x1a.romancy.v1.CompensateWhen\"\x9b\x01\n\x14\x43ompensationArgument\x12&\n\x07payload\x18\x01 \x01(\x0b\x32\x13.romancy.v1.PayloadH\x00\x12\x35\n\x0f\x61\x63tivity_result\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.ActivityResultH\x00\x12\x1b\n\x11\x61\x63tivity_argument\x18\x03 \x01(\rH\x00\x42\x07\n\x05value\"\x10\n\x0e\x41\x63tivityResult\"\xda\x04\n\x10ScheduleActivity\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\x12\x15\n\ractivity_type\x18\x02 \x01(\t\x12\x12\n\ntask_queue\x18\x03 \x01(\t\x12&\n\targuments\x18\x04 \x03(\x0b\x32\x13.romancy.v1.Payload\x12-\n\x0cretry_policy\x18\x05 \x01(\x0b\x32\x17.romancy.v1.RetryPolicy\x12<\n\x19schedule_to_close_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12<\n\x19schedule_to_start_timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x39\n\x16start_to_close_timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11heartbeat_timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x61t_most_once\x18\n \x01(\x08\x12.\n\x0c\x63ompensation\x18\x0b \x01(\x0b\x32\x18.romancy.v1.Compensation\x12\x10\n\x08priority\x18\x0c \x01(\x05\x12:\n\x07headers\x18\r \x03(\x0b\x32).romancy.v1.ScheduleActivity.HeadersEntry\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"%\n\x0e\x43\x61ncelActivity\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\"K\n\nStartTimer\x12\x10\n\x08timer_id\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x1f\n\x0b\x43\x61ncelTimer\x12\x10\n\x08timer_id\x18\x01 \x01(\t\"F\n\x14RegisterCompensation\x12.\n\x0c\x63ompensation\x18\x01 \x01(\x0b\x32\x18.romancy.v1.Compensation\"#\n\nCompensate\x12\x15\n\rcompensate_id\x18\x01 \x01(\t\"\x97\x01\n\rSetAttributes\x12/\n\x03set\x18\x01 \x03(\x0b\x32\".romancy.v1.SetAttributes.SetEntry\x12\r\n\x05unset\x18\x02 \x03(\t\x1a\x46\n\x08SetEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.AttributeValue:\x02\x38\x01\"7\n\x10\x43ompleteWorkflow\x12#\n\x06result\x18\x01 \x01(\x0b\x32\x13.romancy.v1.Payload\"4\n\x0c\x46\x61ilWorkflow\x12$\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x13.romancy.v1.Failure\"\x10\n\x0e\x43\x61ncelWorkflow\"\xac\x01\n\x10\x43ontinueWorkflow\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x18.romancy.v1.WorkflowSpec\x12*\n\x0eunread_signals\x18\x02 \x03(\x0b\x32\x12.romancy.v1.Signal\x12\x15\n\rread_event_id\x18\x03 \x01(\x03\x12-\n\runread_events\x18\x04 \x03(\x0b\x32\x16.romancy.v1.CloudEvent\"w\n\nRecordStep\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12%\n\x06result\x18\x02 \x01(\x0b\x32\x13.romancy.v1.PayloadH\x00\x12&\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.romancy.v1.FailureH\x00\x42\t\n\x07outcome\"\x1d\n\tMarkPatch\x12\x10\n\x08patch_id\x18\x01 \x01(\t\"!\n\x0c\x41\x63\x63\x65ptUpdate\x12\x11\n\tupdate_id\x18\x01 \x01(\t\"G\n\x0cRejectUpdate\x12\x11\n\tupdate_id\x18\x01 \x01(\t\x12$\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x13.romancy.v1.Failure\"}\n\x0e\x43ompleteUpdate\x12\x11\n\tupdate_id\x18\x01 \x01(\t\x12%\n\x06result\x18\x02 \x01(\x0b\x32\x13.romancy.v1.PayloadH\x00\x12&\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.romancy.v1.FailureH\x00\x42\t\n\x07outcome\"\xc7\x01\n\nStartChild\x12\x10\n\x08\x63hild_id\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12&\n\x04spec\x18\x03 \x01(\x0b\x32\x18.romancy.v1.WorkflowSpec\x12:\n\x13parent_close_policy\x18\x04 \x01(\x0e\x32\x1d.romancy.v1.ParentClosePolicy\x12.\n\x0c\x63ompensation\x18\x05 \x01(\x0b\x32\x18.romancy.v1.Compensation\"\x1f\n\x0b\x43\x61ncelChild\x12\x10\n\x08\x63hild_id\x18\x01 \x01(\t\"\x97\x01\n\x04Send\x12\x0f\n\x07send_id\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12$\n\x06signal\x18\x04 \x01(\x0b\x32\x12.romancy.v1.SignalH\x00\x12(\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32\x16.romancy.v1.SendCancelH\x00\x42\t\n\x07message\"\x1c\n\nSendCancel\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xa5\x01\n\tSubscribe\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12\x12\n\nevent_type\x18\x02 \x01(\t\x12/\n\x05where\x18\x03 \x03(\x0b\x32 .romancy.v1.Subscribe.WhereEntry\x12\x0c\n\x04once\x18\x04 \x01(\x08\x1a,\n\nWhereEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"&\n\x0bUnsubscribe\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t*r\n\x0e\x43ompensateWhen\x12\x1f\n\x1b\x43OMPENSATE_WHEN_UNSPECIFIED\x10\x00\x12#\n\x1f\x43OMPENSATE_WHEN_DONE_OR_UNKNOWN\x10\x01\x12\x1a\n\x16\x43OMPENSATE_WHEN_ALWAYS\x10\x02*\x9c\x01\n\x11ParentClosePolicy\x12#\n\x1fPARENT_CLOSE_POLICY_UNSPECIFIED\x10\x00\x12\x1e\n\x1aPARENT_CLOSE_POLICY_CANCEL\x10\x01\x12!\n\x1dPARENT_CLOSE_POLICY_TERMINATE\x10\x02\x12\x1f\n\x1bPARENT_CLOSE_POLICY_ABANDON\x10\x03\x42P\n\rio.romancy.v1P\x01Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18romancy/v1/command.proto\x12\nromancy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18romancy/v1/channel.proto\x1a\x16romancy/v1/event.proto\x1a\x18romancy/v1/failure.proto\x1a\x18romancy/v1/payload.proto\x1a\x16romancy/v1/retry.proto\x1a\x19romancy/v1/workflow.proto\"\xc6\x08\n\x07\x43ommand\x12\x39\n\x11schedule_activity\x18\x01 \x01(\x0b\x32\x1c.romancy.v1.ScheduleActivityH\x00\x12\x35\n\x0f\x63\x61ncel_activity\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.CancelActivityH\x00\x12-\n\x0bstart_timer\x18\x03 \x01(\x0b\x32\x16.romancy.v1.StartTimerH\x00\x12/\n\x0c\x63\x61ncel_timer\x18\x04 \x01(\x0b\x32\x17.romancy.v1.CancelTimerH\x00\x12\x41\n\x15register_compensation\x18\x05 \x01(\x0b\x32 .romancy.v1.RegisterCompensationH\x00\x12,\n\ncompensate\x18\x06 \x01(\x0b\x32\x16.romancy.v1.CompensateH\x00\x12\x39\n\x11\x63omplete_workflow\x18\x07 \x01(\x0b\x32\x1c.romancy.v1.CompleteWorkflowH\x00\x12\x31\n\rfail_workflow\x18\x08 \x01(\x0b\x32\x18.romancy.v1.FailWorkflowH\x00\x12\x35\n\x0f\x63\x61ncel_workflow\x18\t \x01(\x0b\x32\x1a.romancy.v1.CancelWorkflowH\x00\x12\x39\n\x11\x63ontinue_workflow\x18\n \x01(\x0b\x32\x1c.romancy.v1.ContinueWorkflowH\x00\x12-\n\x0brecord_step\x18\x0b \x01(\x0b\x32\x16.romancy.v1.RecordStepH\x00\x12+\n\nmark_patch\x18\x0c \x01(\x0b\x32\x15.romancy.v1.MarkPatchH\x00\x12\x31\n\raccept_update\x18\r \x01(\x0b\x32\x18.romancy.v1.AcceptUpdateH\x00\x12\x31\n\rreject_update\x18\x0e \x01(\x0b\x32\x18.romancy.v1.RejectUpdateH\x00\x12\x35\n\x0f\x63omplete_update\x18\x0f \x01(\x0b\x32\x1a.romancy.v1.CompleteUpdateH\x00\x12-\n\x0bstart_child\x18\x10 \x01(\x0b\x32\x16.romancy.v1.StartChildH\x00\x12/\n\x0c\x63\x61ncel_child\x18\x11 \x01(\x0b\x32\x17.romancy.v1.CancelChildH\x00\x12 \n\x04send\x18\x12 \x01(\x0b\x32\x10.romancy.v1.SendH\x00\x12\x33\n\x0eset_attributes\x18\x13 \x01(\x0b\x32\x19.romancy.v1.SetAttributesH\x00\x12*\n\tsubscribe\x18\x14 \x01(\x0b\x32\x15.romancy.v1.SubscribeH\x00\x12.\n\x0bunsubscribe\x18\x15 \x01(\x0b\x32\x17.romancy.v1.UnsubscribeH\x00\x42\x0c\n\nattributes\"\xb8\x02\n\x0c\x43ompensation\x12\x15\n\ractivity_type\x18\x01 \x01(\t\x12\x12\n\ntask_queue\x18\x02 \x01(\t\x12\x33\n\targuments\x18\x03 \x03(\x0b\x32 .romancy.v1.CompensationArgument\x12-\n\x0cretry_policy\x18\x04 \x01(\x0b\x32\x17.romancy.v1.RetryPolicy\x12\x39\n\x16start_to_close_timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11heartbeat_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x04when\x18\x07 \x01(\x0e\x32\x1a.romancy.v1.CompensateWhen\"\x9b\x01\n\x14\x43ompensationArgument\x12&\n\x07payload\x18\x01 \x01(\x0b\x32\x13.romancy.v1.PayloadH\x00\x12\x35\n\x0f\x61\x63tivity_result\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.ActivityResultH\x00\x12\x1b\n\x11\x61\x63tivity_argument\x18\x03 \x01(\rH\x00\x42\x07\n\x05value\"\x10\n\x0e\x41\x63tivityResult\"\xda\x04\n\x10ScheduleActivity\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\x12\x15\n\ractivity_type\x18\x02 \x01(\t\x12\x12\n\ntask_queue\x18\x03 \x01(\t\x12&\n\targuments\x18\x04 \x03(\x0b\x32\x13.romancy.v1.Payload\x12-\n\x0cretry_policy\x18\x05 \x01(\x0b\x32\x17.romancy.v1.RetryPolicy\x12<\n\x19schedule_to_close_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12<\n\x19schedule_to_start_timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x39\n\x16start_to_close_timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11heartbeat_timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x61t_most_once\x18\n \x01(\x08\x12.\n\x0c\x63ompensation\x18\x0b \x01(\x0b\x32\x18.romancy.v1.Compensation\x12\x10\n\x08priority\x18\x0c \x01(\x05\x12:\n\x07headers\x18\r \x03(\x0b\x32).romancy.v1.ScheduleActivity.HeadersEntry\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"%\n\x0e\x43\x61ncelActivity\x12\x13\n\x0b\x61\x63tivity_id\x18\x01 \x01(\t\"K\n\nStartTimer\x12\x10\n\x08timer_id\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x1f\n\x0b\x43\x61ncelTimer\x12\x10\n\x08timer_id\x18\x01 \x01(\t\"F\n\x14RegisterCompensation\x12.\n\x0c\x63ompensation\x18\x01 \x01(\x0b\x32\x18.romancy.v1.Compensation\"#\n\nCompensate\x12\x15\n\rcompensate_id\x18\x01 \x01(\t\"\x97\x01\n\rSetAttributes\x12/\n\x03set\x18\x01 \x03(\x0b\x32\".romancy.v1.SetAttributes.SetEntry\x12\r\n\x05unset\x18\x02 \x03(\t\x1a\x46\n\x08SetEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.romancy.v1.AttributeValue:\x02\x38\x01\"7\n\x10\x43ompleteWorkflow\x12#\n\x06result\x18\x01 \x01(\x0b\x32\x13.romancy.v1.Payload\"4\n\x0c\x46\x61ilWorkflow\x12$\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x13.romancy.v1.Failure\"\x10\n\x0e\x43\x61ncelWorkflow\"\x95\x01\n\x10\x43ontinueWorkflow\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x18.romancy.v1.WorkflowSpec\x12*\n\x0eunread_signals\x18\x02 \x03(\x0b\x32\x12.romancy.v1.Signal\x12-\n\runread_events\x18\x03 \x03(\x0b\x32\x16.romancy.v1.CloudEvent\"w\n\nRecordStep\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12%\n\x06result\x18\x02 \x01(\x0b\x32\x13.romancy.v1.PayloadH\x00\x12&\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.romancy.v1.FailureH\x00\x42\t\n\x07outcome\"\x1d\n\tMarkPatch\x12\x10\n\x08patch_id\x18\x01 \x01(\t\"!\n\x0c\x41\x63\x63\x65ptUpdate\x12\x11\n\tupdate_id\x18\x01 \x01(\t\"G\n\x0cRejectUpdate\x12\x11\n\tupdate_id\x18\x01 \x01(\t\x12$\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x13.romancy.v1.Failure\"}\n\x0e\x43ompleteUpdate\x12\x11\n\tupdate_id\x18\x01 \x01(\t\x12%\n\x06result\x18\x02 \x01(\x0b\x32\x13.romancy.v1.PayloadH\x00\x12&\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.romancy.v1.FailureH\x00\x42\t\n\x07outcome\"\xc7\x01\n\nStartChild\x12\x10\n\x08\x63hild_id\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12&\n\x04spec\x18\x03 \x01(\x0b\x32\x18.romancy.v1.WorkflowSpec\x12:\n\x13parent_close_policy\x18\x04 \x01(\x0e\x32\x1d.romancy.v1.ParentClosePolicy\x12.\n\x0c\x63ompensation\x18\x05 \x01(\x0b\x32\x18.romancy.v1.Compensation\"\x1f\n\x0b\x43\x61ncelChild\x12\x10\n\x08\x63hild_id\x18\x01 \x01(\t\"\xf5\x01\n\x04Send\x12\x0f\n\x07send_id\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12$\n\x06signal\x18\x04 \x01(\x0b\x32\x12.romancy.v1.SignalH\x00\x12(\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32\x16.romancy.v1.SendCancelH\x00\x12\x32\n\x0f\x63hannel_message\x18\x06 \x01(\x0b\x32\x17.romancy.v1.SendMessageH\x00\x12(\n\x08returned\x18\x07 \x01(\x0b\x32\x14.romancy.v1.DeliveryH\x00\x42\t\n\x07message\"\xab\x01\n\x0bSendMessage\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12!\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x13.romancy.v1.Payload\x12\x37\n\x08metadata\x18\x03 \x03(\x0b\x32%.romancy.v1.SendMessage.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1c\n\nSendCancel\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xe5\x01\n\tSubscribe\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12\x12\n\nevent_type\x18\x02 \x01(\t\x12/\n\x05where\x18\x03 \x03(\x0b\x32 .romancy.v1.Subscribe.WhereEntry\x12\x0c\n\x04once\x18\x04 \x01(\x08\x12\x0f\n\x07\x63hannel\x18\x05 \x01(\t\x12-\n\x0c\x63hannel_mode\x18\x06 \x01(\x0e\x32\x17.romancy.v1.ChannelMode\x1a,\n\nWhereEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"&\n\x0bUnsubscribe\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t*r\n\x0e\x43ompensateWhen\x12\x1f\n\x1b\x43OMPENSATE_WHEN_UNSPECIFIED\x10\x00\x12#\n\x1f\x43OMPENSATE_WHEN_DONE_OR_UNKNOWN\x10\x01\x12\x1a\n\x16\x43OMPENSATE_WHEN_ALWAYS\x10\x02*\x9c\x01\n\x11ParentClosePolicy\x12#\n\x1fPARENT_CLOSE_POLICY_UNSPECIFIED\x10\x00\x12\x1e\n\x1aPARENT_CLOSE_POLICY_CANCEL\x10\x01\x12!\n\x1dPARENT_CLOSE_POLICY_TERMINATE\x10\x02\x12\x1f\n\x1bPARENT_CLOSE_POLICY_ABANDON\x10\x03\x42P\n\rio.romancy.v1P\x01Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,68 +43,74 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCHEDULEACTIVITY_HEADERSENTRY']._serialized_options = b'8\001'
   _globals['_SETATTRIBUTES_SETENTRY']._loaded_options = None
   _globals['_SETATTRIBUTES_SETENTRY']._serialized_options = b'8\001'
+  _globals['_SENDMESSAGE_METADATAENTRY']._loaded_options = None
+  _globals['_SENDMESSAGE_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_SUBSCRIBE_WHEREENTRY']._loaded_options = None
   _globals['_SUBSCRIBE_WHEREENTRY']._serialized_options = b'8\001'
-  _globals['_COMPENSATEWHEN']._serialized_start=4122
-  _globals['_COMPENSATEWHEN']._serialized_end=4236
-  _globals['_PARENTCLOSEPOLICY']._serialized_start=4239
-  _globals['_PARENTCLOSEPOLICY']._serialized_end=4395
-  _globals['_COMMAND']._serialized_start=200
-  _globals['_COMMAND']._serialized_end=1294
-  _globals['_COMPENSATION']._serialized_start=1297
-  _globals['_COMPENSATION']._serialized_end=1609
-  _globals['_COMPENSATIONARGUMENT']._serialized_start=1612
-  _globals['_COMPENSATIONARGUMENT']._serialized_end=1767
-  _globals['_ACTIVITYRESULT']._serialized_start=1769
-  _globals['_ACTIVITYRESULT']._serialized_end=1785
-  _globals['_SCHEDULEACTIVITY']._serialized_start=1788
-  _globals['_SCHEDULEACTIVITY']._serialized_end=2390
-  _globals['_SCHEDULEACTIVITY_HEADERSENTRY']._serialized_start=2344
-  _globals['_SCHEDULEACTIVITY_HEADERSENTRY']._serialized_end=2390
-  _globals['_CANCELACTIVITY']._serialized_start=2392
-  _globals['_CANCELACTIVITY']._serialized_end=2429
-  _globals['_STARTTIMER']._serialized_start=2431
-  _globals['_STARTTIMER']._serialized_end=2506
-  _globals['_CANCELTIMER']._serialized_start=2508
-  _globals['_CANCELTIMER']._serialized_end=2539
-  _globals['_REGISTERCOMPENSATION']._serialized_start=2541
-  _globals['_REGISTERCOMPENSATION']._serialized_end=2611
-  _globals['_COMPENSATE']._serialized_start=2613
-  _globals['_COMPENSATE']._serialized_end=2648
-  _globals['_SETATTRIBUTES']._serialized_start=2651
-  _globals['_SETATTRIBUTES']._serialized_end=2802
-  _globals['_SETATTRIBUTES_SETENTRY']._serialized_start=2732
-  _globals['_SETATTRIBUTES_SETENTRY']._serialized_end=2802
-  _globals['_COMPLETEWORKFLOW']._serialized_start=2804
-  _globals['_COMPLETEWORKFLOW']._serialized_end=2859
-  _globals['_FAILWORKFLOW']._serialized_start=2861
-  _globals['_FAILWORKFLOW']._serialized_end=2913
-  _globals['_CANCELWORKFLOW']._serialized_start=2915
-  _globals['_CANCELWORKFLOW']._serialized_end=2931
-  _globals['_CONTINUEWORKFLOW']._serialized_start=2934
-  _globals['_CONTINUEWORKFLOW']._serialized_end=3106
-  _globals['_RECORDSTEP']._serialized_start=3108
-  _globals['_RECORDSTEP']._serialized_end=3227
-  _globals['_MARKPATCH']._serialized_start=3229
-  _globals['_MARKPATCH']._serialized_end=3258
-  _globals['_ACCEPTUPDATE']._serialized_start=3260
-  _globals['_ACCEPTUPDATE']._serialized_end=3293
-  _globals['_REJECTUPDATE']._serialized_start=3295
-  _globals['_REJECTUPDATE']._serialized_end=3366
-  _globals['_COMPLETEUPDATE']._serialized_start=3368
-  _globals['_COMPLETEUPDATE']._serialized_end=3493
-  _globals['_STARTCHILD']._serialized_start=3496
-  _globals['_STARTCHILD']._serialized_end=3695
-  _globals['_CANCELCHILD']._serialized_start=3697
-  _globals['_CANCELCHILD']._serialized_end=3728
-  _globals['_SEND']._serialized_start=3731
-  _globals['_SEND']._serialized_end=3882
-  _globals['_SENDCANCEL']._serialized_start=3884
-  _globals['_SENDCANCEL']._serialized_end=3912
-  _globals['_SUBSCRIBE']._serialized_start=3915
-  _globals['_SUBSCRIBE']._serialized_end=4080
-  _globals['_SUBSCRIBE_WHEREENTRY']._serialized_start=4036
-  _globals['_SUBSCRIBE_WHEREENTRY']._serialized_end=4080
-  _globals['_UNSUBSCRIBE']._serialized_start=4082
-  _globals['_UNSUBSCRIBE']._serialized_end=4120
+  _globals['_COMPENSATEWHEN']._serialized_start=4457
+  _globals['_COMPENSATEWHEN']._serialized_end=4571
+  _globals['_PARENTCLOSEPOLICY']._serialized_start=4574
+  _globals['_PARENTCLOSEPOLICY']._serialized_end=4730
+  _globals['_COMMAND']._serialized_start=226
+  _globals['_COMMAND']._serialized_end=1320
+  _globals['_COMPENSATION']._serialized_start=1323
+  _globals['_COMPENSATION']._serialized_end=1635
+  _globals['_COMPENSATIONARGUMENT']._serialized_start=1638
+  _globals['_COMPENSATIONARGUMENT']._serialized_end=1793
+  _globals['_ACTIVITYRESULT']._serialized_start=1795
+  _globals['_ACTIVITYRESULT']._serialized_end=1811
+  _globals['_SCHEDULEACTIVITY']._serialized_start=1814
+  _globals['_SCHEDULEACTIVITY']._serialized_end=2416
+  _globals['_SCHEDULEACTIVITY_HEADERSENTRY']._serialized_start=2370
+  _globals['_SCHEDULEACTIVITY_HEADERSENTRY']._serialized_end=2416
+  _globals['_CANCELACTIVITY']._serialized_start=2418
+  _globals['_CANCELACTIVITY']._serialized_end=2455
+  _globals['_STARTTIMER']._serialized_start=2457
+  _globals['_STARTTIMER']._serialized_end=2532
+  _globals['_CANCELTIMER']._serialized_start=2534
+  _globals['_CANCELTIMER']._serialized_end=2565
+  _globals['_REGISTERCOMPENSATION']._serialized_start=2567
+  _globals['_REGISTERCOMPENSATION']._serialized_end=2637
+  _globals['_COMPENSATE']._serialized_start=2639
+  _globals['_COMPENSATE']._serialized_end=2674
+  _globals['_SETATTRIBUTES']._serialized_start=2677
+  _globals['_SETATTRIBUTES']._serialized_end=2828
+  _globals['_SETATTRIBUTES_SETENTRY']._serialized_start=2758
+  _globals['_SETATTRIBUTES_SETENTRY']._serialized_end=2828
+  _globals['_COMPLETEWORKFLOW']._serialized_start=2830
+  _globals['_COMPLETEWORKFLOW']._serialized_end=2885
+  _globals['_FAILWORKFLOW']._serialized_start=2887
+  _globals['_FAILWORKFLOW']._serialized_end=2939
+  _globals['_CANCELWORKFLOW']._serialized_start=2941
+  _globals['_CANCELWORKFLOW']._serialized_end=2957
+  _globals['_CONTINUEWORKFLOW']._serialized_start=2960
+  _globals['_CONTINUEWORKFLOW']._serialized_end=3109
+  _globals['_RECORDSTEP']._serialized_start=3111
+  _globals['_RECORDSTEP']._serialized_end=3230
+  _globals['_MARKPATCH']._serialized_start=3232
+  _globals['_MARKPATCH']._serialized_end=3261
+  _globals['_ACCEPTUPDATE']._serialized_start=3263
+  _globals['_ACCEPTUPDATE']._serialized_end=3296
+  _globals['_REJECTUPDATE']._serialized_start=3298
+  _globals['_REJECTUPDATE']._serialized_end=3369
+  _globals['_COMPLETEUPDATE']._serialized_start=3371
+  _globals['_COMPLETEUPDATE']._serialized_end=3496
+  _globals['_STARTCHILD']._serialized_start=3499
+  _globals['_STARTCHILD']._serialized_end=3698
+  _globals['_CANCELCHILD']._serialized_start=3700
+  _globals['_CANCELCHILD']._serialized_end=3731
+  _globals['_SEND']._serialized_start=3734
+  _globals['_SEND']._serialized_end=3979
+  _globals['_SENDMESSAGE']._serialized_start=3982
+  _globals['_SENDMESSAGE']._serialized_end=4153
+  _globals['_SENDMESSAGE_METADATAENTRY']._serialized_start=4106
+  _globals['_SENDMESSAGE_METADATAENTRY']._serialized_end=4153
+  _globals['_SENDCANCEL']._serialized_start=4155
+  _globals['_SENDCANCEL']._serialized_end=4183
+  _globals['_SUBSCRIBE']._serialized_start=4186
+  _globals['_SUBSCRIBE']._serialized_end=4415
+  _globals['_SUBSCRIBE_WHEREENTRY']._serialized_start=4371
+  _globals['_SUBSCRIBE_WHEREENTRY']._serialized_end=4415
+  _globals['_UNSUBSCRIBE']._serialized_start=4417
+  _globals['_UNSUBSCRIBE']._serialized_end=4455
 # @@protoc_insertion_point(module_scope)

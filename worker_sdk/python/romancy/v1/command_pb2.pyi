@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from romancy.v1 import channel_pb2 as _channel_pb2
 from romancy.v1 import event_pb2 as _event_pb2
 from romancy.v1 import failure_pb2 as _failure_pb2
 from romancy.v1 import payload_pb2 as _payload_pb2
@@ -689,12 +690,7 @@ class ContinueWorkflow(_message.Message):
 
     SPEC_FIELD_NUMBER: _builtins.int
     UNREAD_SIGNALS_FIELD_NUMBER: _builtins.int
-    READ_EVENT_ID_FIELD_NUMBER: _builtins.int
     UNREAD_EVENTS_FIELD_NUMBER: _builtins.int
-    read_event_id: _builtins.int
-    """The last input that the code took. What the task brought after it goes to the next run, after `unread_signals` and
-    `unread_events`. 0: it took all.
-    """
     @_builtins.property
     def spec(self) -> _workflow_pb2.WorkflowSpec:
         """What the next run is started with. Its attributes are ignored: the run's own, as they are by then, go on."""
@@ -712,12 +708,11 @@ class ContinueWorkflow(_message.Message):
         *,
         spec: _workflow_pb2.WorkflowSpec | None = ...,
         unread_signals: _abc.Iterable[_workflow_pb2.Signal] | None = ...,
-        read_event_id: _builtins.int = ...,
         unread_events: _abc.Iterable[_event_pb2.CloudEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["read_event_id", b"read_event_id", "spec", b"spec", "unread_events", b"unread_events", "unread_signals", b"unread_signals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "unread_events", b"unread_events", "unread_signals", b"unread_signals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -933,8 +928,8 @@ Global___CancelChild: _TypeAlias = CancelChild  # noqa: Y015
 
 @_typing.final
 class Send(_message.Message):
-    """Send tells another workflow of the namespace something, once. `SendFinished` answers it. What one run sends to another
-    arrives in the order in which it was sent.
+    """Send tells another workflow of the namespace something, once. `SendFinished` answers it. What one run sends to another,
+    or to a channel, arrives in the order in which it was sent.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -944,10 +939,12 @@ class Send(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     SIGNAL_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    CHANNEL_MESSAGE_FIELD_NUMBER: _builtins.int
+    RETURNED_FIELD_NUMBER: _builtins.int
     send_id: _builtins.str
     """The run's sends, counted from 1, as decimal text. The service refuses any other value."""
     workflow_id: _builtins.str
-    """The workflow that is told."""
+    """The workflow that is told. Empty for a message that is not for a certain one."""
     run_id: _builtins.str
     """The run of it; empty: the newest."""
     @_builtins.property
@@ -958,6 +955,14 @@ class Send(_message.Message):
     def cancel(self) -> Global___SendCancel:
         """A request to stop."""
 
+    @_builtins.property
+    def channel_message(self) -> Global___SendMessage:
+        """A message for a channel."""
+
+    @_builtins.property
+    def returned(self) -> _channel_pb2.Delivery:
+        """A message of a competing channel that this run got and did not take: somebody else is to have it."""
+
     def __init__(
         self,
         *,
@@ -966,16 +971,72 @@ class Send(_message.Message):
         run_id: _builtins.str = ...,
         signal: _workflow_pb2.Signal | None = ...,
         cancel: Global___SendCancel | None = ...,
+        channel_message: Global___SendMessage | None = ...,
+        returned: _channel_pb2.Delivery | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "message", b"message", "signal", b"signal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "channel_message", b"channel_message", "message", b"message", "returned", b"returned", "signal", b"signal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "message", b"message", "run_id", b"run_id", "send_id", b"send_id", "signal", b"signal", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "channel_message", b"channel_message", "message", b"message", "returned", b"returned", "run_id", b"run_id", "send_id", b"send_id", "signal", b"signal", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["signal", "cancel"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["signal", "cancel", "channel_message", "returned"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___Send: _TypeAlias = Send  # noqa: Y015
+
+@_typing.final
+class SendMessage(_message.Message):
+    """SendMessage sends a message to a channel; with `workflow_id` to that workflow alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    channel: _builtins.str
+    """1 to 255 bytes."""
+    @_builtins.property
+    def data(self) -> _payload_pb2.Payload:
+        """What is told."""
+
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What else the receiver may want to know. At most 64 names of 128 bytes, 4 KiB together."""
+
+    def __init__(
+        self,
+        *,
+        channel: _builtins.str = ...,
+        data: _payload_pb2.Payload | None = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "data", b"data", "metadata", b"metadata"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendMessage: _TypeAlias = SendMessage  # noqa: Y015
 
 @_typing.final
 class SendCancel(_message.Message):
@@ -1001,7 +1062,9 @@ Global___SendCancel: _TypeAlias = SendCancel  # noqa: Y015
 
 @_typing.final
 class Subscribe(_message.Message):
-    """Subscribe asks for events. What is stored before this command is recorded is not brought; what is stored after it is."""
+    """Subscribe asks for events, or for the messages of a channel. What is stored before this command is recorded is not
+    brought; what is stored after it is.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1029,12 +1092,18 @@ class Subscribe(_message.Message):
     EVENT_TYPE_FIELD_NUMBER: _builtins.int
     WHERE_FIELD_NUMBER: _builtins.int
     ONCE_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    CHANNEL_MODE_FIELD_NUMBER: _builtins.int
     subscription_id: _builtins.str
     """The run's subscriptions, counted from 1, as decimal text. The service refuses any other value."""
     event_type: _builtins.str
-    """The type of the events. 1 to 255 bytes."""
+    """The type of the events. 1 to 255 bytes. Empty where `channel` is set."""
     once: _builtins.bool
-    """It ends with the first event."""
+    """It ends with the first event. Of a channel: it gets one message of those for which all compete."""
+    channel: _builtins.str
+    """The channel. 1 to 255 bytes. Without `once` the run subscribes to it, and `SubscriptionAnswered` says whether it may."""
+    channel_mode: _channel_pb2.ChannelMode.ValueType
+    """What the run takes the channel for; set where it subscribes."""
     @_builtins.property
     def where(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Only events that have all these values, at most 8. The name is that of an attribute ("subject", "source", an
@@ -1049,10 +1118,12 @@ class Subscribe(_message.Message):
         event_type: _builtins.str = ...,
         where: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         once: _builtins.bool = ...,
+        channel: _builtins.str = ...,
+        channel_mode: _channel_pb2.ChannelMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_type", b"event_type", "once", b"once", "subscription_id", b"subscription_id", "where", b"where"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "channel_mode", b"channel_mode", "event_type", b"event_type", "once", b"once", "subscription_id", b"subscription_id", "where", b"where"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from romancy.v1 import channel_pb2 as _channel_pb2
 from romancy.v1 import command_pb2 as _command_pb2
 from romancy.v1 import event_pb2 as _event_pb2
 from romancy.v1 import failure_pb2 as _failure_pb2
@@ -155,6 +156,8 @@ class HistoryEvent(_message.Message):
     SUBSCRIBED_FIELD_NUMBER: _builtins.int
     UNSUBSCRIBED_FIELD_NUMBER: _builtins.int
     EVENT_RECEIVED_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTION_ANSWERED_FIELD_NUMBER: _builtins.int
+    DELIVERIES_RETURNED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.int
     """The number of the event in its run, from 1."""
     seen_event_id: _builtins.int
@@ -343,6 +346,14 @@ class HistoryEvent(_message.Message):
     def event_received(self) -> Global___EventReceived:
         """Input. An event came."""
 
+    @_builtins.property
+    def subscription_answered(self) -> Global___SubscriptionAnswered:
+        """Input. The run is subscribed to a channel, or may not be."""
+
+    @_builtins.property
+    def deliveries_returned(self) -> Global___DeliveriesReturned:
+        """Note. The run closed before its code saw these messages of competing channels: others are to have them."""
+
     def __init__(
         self,
         *,
@@ -394,12 +405,14 @@ class HistoryEvent(_message.Message):
         subscribed: Global___Subscribed | None = ...,
         unsubscribed: Global___Unsubscribed | None = ...,
         event_received: Global___EventReceived | None = ...,
+        subscription_answered: Global___SubscriptionAnswered | None = ...,
+        deliveries_returned: Global___DeliveriesReturned | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "attributes_set", b"attributes_set", "child_cancel_delivered", b"child_cancel_delivered", "child_cancel_requested", b"child_cancel_requested", "child_closed", b"child_closed", "child_requested", b"child_requested", "child_start_failed", b"child_start_failed", "child_started", b"child_started", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "event_received", b"event_received", "patch_marked", b"patch_marked", "rollback_started", b"rollback_started", "send_finished", b"send_finished", "send_requested", b"send_requested", "signal_received", b"signal_received", "step_recorded", b"step_recorded", "subscribed", b"subscribed", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "unsubscribed", b"unsubscribed", "update_accepted", b"update_accepted", "update_completed", b"update_completed", "update_received", b"update_received", "update_rejected", b"update_rejected", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_continued", b"workflow_continued", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "attributes_set", b"attributes_set", "child_cancel_delivered", b"child_cancel_delivered", "child_cancel_requested", b"child_cancel_requested", "child_closed", b"child_closed", "child_requested", b"child_requested", "child_start_failed", b"child_start_failed", "child_started", b"child_started", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "deliveries_returned", b"deliveries_returned", "event_received", b"event_received", "patch_marked", b"patch_marked", "rollback_started", b"rollback_started", "send_finished", b"send_finished", "send_requested", b"send_requested", "signal_received", b"signal_received", "step_recorded", b"step_recorded", "subscribed", b"subscribed", "subscription_answered", b"subscription_answered", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "unsubscribed", b"unsubscribed", "update_accepted", b"update_accepted", "update_completed", b"update_completed", "update_received", b"update_received", "update_rejected", b"update_rejected", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_continued", b"workflow_continued", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "attributes_set", b"attributes_set", "child_cancel_delivered", b"child_cancel_delivered", "child_cancel_requested", b"child_cancel_requested", "child_closed", b"child_closed", "child_requested", b"child_requested", "child_start_failed", b"child_start_failed", "child_started", b"child_started", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "event_id", b"event_id", "event_received", b"event_received", "patch_marked", b"patch_marked", "rollback_started", b"rollback_started", "seen_event_id", b"seen_event_id", "send_finished", b"send_finished", "send_requested", b"send_requested", "signal_received", b"signal_received", "step_recorded", b"step_recorded", "subscribed", b"subscribed", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "unsubscribed", b"unsubscribed", "update_accepted", b"update_accepted", "update_completed", b"update_completed", "update_received", b"update_received", "update_rejected", b"update_rejected", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_continued", b"workflow_continued", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "attributes_set", b"attributes_set", "child_cancel_delivered", b"child_cancel_delivered", "child_cancel_requested", b"child_cancel_requested", "child_closed", b"child_closed", "child_requested", b"child_requested", "child_start_failed", b"child_start_failed", "child_started", b"child_started", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "deliveries_returned", b"deliveries_returned", "event_id", b"event_id", "event_received", b"event_received", "patch_marked", b"patch_marked", "rollback_started", b"rollback_started", "seen_event_id", b"seen_event_id", "send_finished", b"send_finished", "send_requested", b"send_requested", "signal_received", b"signal_received", "step_recorded", b"step_recorded", "subscribed", b"subscribed", "subscription_answered", b"subscription_answered", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "unsubscribed", b"unsubscribed", "update_accepted", b"update_accepted", "update_completed", b"update_completed", "update_received", b"update_received", "update_rejected", b"update_rejected", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_continued", b"workflow_continued", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["workflow_started", "workflow_cancel_requested", "activity_scheduled", "activity_cancel_requested", "activity_attempt_failed", "activity_completed", "activity_failed", "activity_cancelled", "timer_started", "timer_fired", "timer_cancelled", "compensation_registered", "compensate_requested", "compensate_finished", "rollback_started", "compensation_scheduled", "compensation_attempt_failed", "compensation_completed", "compensation_failed", "compensation_resolved", "workflow_completed", "workflow_failed", "workflow_cancelled", "workflow_terminated", "workflow_timed_out", "workflow_continued", "signal_received", "update_received", "update_accepted", "update_rejected", "update_completed", "step_recorded", "patch_marked", "child_requested", "child_started", "child_start_failed", "child_cancel_requested", "child_closed", "send_requested", "send_finished", "child_cancel_delivered", "attributes_set", "subscribed", "unsubscribed", "event_received"]  # noqa: Y015
+    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["workflow_started", "workflow_cancel_requested", "activity_scheduled", "activity_cancel_requested", "activity_attempt_failed", "activity_completed", "activity_failed", "activity_cancelled", "timer_started", "timer_fired", "timer_cancelled", "compensation_registered", "compensate_requested", "compensate_finished", "rollback_started", "compensation_scheduled", "compensation_attempt_failed", "compensation_completed", "compensation_failed", "compensation_resolved", "workflow_completed", "workflow_failed", "workflow_cancelled", "workflow_terminated", "workflow_timed_out", "workflow_continued", "signal_received", "update_received", "update_accepted", "update_rejected", "update_completed", "step_recorded", "patch_marked", "child_requested", "child_started", "child_start_failed", "child_cancel_requested", "child_closed", "send_requested", "send_finished", "child_cancel_delivered", "attributes_set", "subscribed", "unsubscribed", "event_received", "subscription_answered", "deliveries_returned"]  # noqa: Y015
     _WhichOneofArgType_attributes: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_attributes) -> _WhichOneofReturnType_attributes | None: ...
 
@@ -1686,6 +1699,7 @@ class EventReceived(_message.Message):
 
     EVENT_FIELD_NUMBER: _builtins.int
     SUBSCRIPTION_IDS_FIELD_NUMBER: _builtins.int
+    DELIVERY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def event(self) -> _event_pb2.CloudEvent:
         """The event."""
@@ -1694,16 +1708,73 @@ class EventReceived(_message.Message):
     def subscription_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The subscriptions that it is for; none: it is for the run itself, which keeps it until its code asks for it."""
 
+    @_builtins.property
+    def delivery(self) -> _channel_pb2.Delivery:
+        """Set where it is a message that nobody else gets: code that does not take it sends it back (`Send.returned`)."""
+
     def __init__(
         self,
         *,
         event: _event_pb2.CloudEvent | None = ...,
         subscription_ids: _abc.Iterable[_builtins.str] | None = ...,
+        delivery: _channel_pb2.Delivery | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery", "event", b"event"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "subscription_ids", b"subscription_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery", "event", b"event", "subscription_ids", b"subscription_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EventReceived: _TypeAlias = EventReceived  # noqa: Y015
+
+@_typing.final
+class SubscriptionAnswered(_message.Message):
+    """SubscriptionAnswered says whether the run is subscribed to a channel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    subscription_id: _builtins.str
+    """Which subscription."""
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """Why it is not, and the subscription is over. Not set: it is."""
+
+    def __init__(
+        self,
+        *,
+        subscription_id: _builtins.str = ...,
+        failure: _failure_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "subscription_id", b"subscription_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubscriptionAnswered: _TypeAlias = SubscriptionAnswered  # noqa: Y015
+
+@_typing.final
+class DeliveriesReturned(_message.Message):
+    """DeliveriesReturned gives messages back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELIVERIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[_channel_pb2.Delivery]:
+        """Which ones."""
+
+    def __init__(
+        self,
+        *,
+        deliveries: _abc.Iterable[_channel_pb2.Delivery] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeliveriesReturned: _TypeAlias = DeliveriesReturned  # noqa: Y015

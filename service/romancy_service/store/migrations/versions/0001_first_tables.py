@@ -181,6 +181,16 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("query_id", name="queries_pk"),
     )
     op.create_table(
+        "channels",
+        sa.Column("namespace", _TEXT, nullable=False),
+        sa.Column("channel", _TEXT, nullable=False),
+        sa.Column("mode", sa.Integer(), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False),
+        sa.Column("changed_ms", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("mode between 0 and 3", name="channels_mode"),
+        sa.PrimaryKeyConstraint("namespace", "channel", name="channels_pk"),
+    )
+    op.create_table(
         "events",
         sa.Column(
             "position",
@@ -195,14 +205,16 @@ def upgrade() -> None:
         sa.Column("type", _TEXT, nullable=False),
         sa.Column("event", sa.LargeBinary(), nullable=False),
         sa.Column("accepted_ms", sa.BigInteger(), nullable=False),
+        sa.Column("forget_ms", sa.BigInteger(), nullable=False),
         sa.Column("open", sa.Boolean(), nullable=False),
+        sa.Column("deliveries", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("position", name="events_pk"),
         sa.UniqueConstraint("namespace", "source", "event_id", name="events_once"),
         postgresql_with=_BUSY,
         sqlite_autoincrement=True,
     )
     op.create_index("events_open", "events", ["namespace", "type", "position"], **_where("open"))
-    op.create_index("events_by_age", "events", ["accepted_ms"])
+    op.create_index("events_by_age", "events", ["forget_ms"])
     op.create_table(
         "tasks",
         sa.Column("run_id", _TEXT, nullable=False),
