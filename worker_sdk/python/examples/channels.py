@@ -52,8 +52,7 @@ async def foreman(ctx: WorkflowContext, workflow_id: str) -> None:
 
 
 async def main(address: str = "127.0.0.1:7233") -> None:
-    workflows = [press, counter, foreman]
-    async with Client(address) as client, Worker(address, workflows=workflows):
+    async with Client(address) as client, Worker(address, workflows=[press, counter, foreman]):
         listening = await client.start_workflow(counter, 3)
         await subscribed(client, "printed")
         for number, (title, customer) in enumerate((("Poster", "Ann"), ("Flyer", "Bob"), ("Book", "Cem"))):
