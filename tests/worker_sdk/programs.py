@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from romancy import (
     ActivityError,
     Attribute,
+    ChannelMode,
+    ChannelModeConflict,
     ChildError,
     ChildNotStarted,
     CompensationError,
     EventTimeout,
+    MessageTimeout,
     SendError,
     StepError,
     WorkflowContext,
@@ -315,6 +318,24 @@ class Interpreter:
                     break
         return came
 
+    async def message(self, number: int) -> str:
+        channel = f"channel {number % 2}"
+        try:
+            await self.ctx.subscribe(channel, mode=MODES[number % 3])
+            message = await self.ctx.receive(channel, int, timeout=number % 7)
+        except (ChannelModeConflict, MessageTimeout, ValueError) as error:
+            return type(error).__name__
+        if number % 5 == 0:
+            self.ctx.unsubscribe(channel)
+        return f"{message.channel} {message.data} {message.deliveries}"
+
+    async def publish(self, number: int) -> str:
+        try:
+            await self.ctx.publish(f"channel {number % 2}", number, metadata={"by": "me"})
+        except SendError:
+            return "refused"
+        return "published"
+
     async def patch(self, number: int) -> bool:
         return self.ctx.patched(f"patch {number % 4}")
 
@@ -360,9 +381,11 @@ class Interpreter:
             self.see("not undone", str(error))
 
 
+MODES: Sequence[ChannelMode] = ("broadcast", "competing", "direct")
 LEAVES = ["call", "careful", "sleep", "nap", "pause", "draw", "named", "orphan", "generate", "open_gate", "wait_gate",
           "put", "get", "register", "undo_all", "listen", "step", "condition", "take", "patch", "child", "stop_child",
-          "tell", "again", "mark", "event", "event", "stream"]  # fmt: skip
+          "tell", "again", "mark", "event", "event", "stream", "message",
+          "message", "publish"]  # fmt: skip
 WRAPPERS = ["stubborn", "tidy", "timeout", "wait_for", "shield", "spawn", "locked"]
 BRANCHES = ["seq", "gather", "group", "first", "among", "each"]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from romancy.v1.channel_pb2 import Delivery
 from romancy.v1.command_pb2 import Command, Subscribe
 from romancy.v1.event_pb2 import CloudEvent
 from romancy.v1.failure_pb2 import Failure
@@ -40,6 +41,7 @@ from romancy.v1.history_pb2 import (
     SignalReceived,
     StepRecorded,
     Subscribed,
+    SubscriptionAnswered,
     TimerCancelled,
     TimerFired,
     TimerStarted,
@@ -123,6 +125,10 @@ class SimulatedService:
     """Those whose end is not known, and whether they are open."""
     sends: list[str] = field(default_factory=list)
     subscriptions: dict[str, Subscribe] = field(default_factory=dict)
+    unanswered: set[str] = field(default_factory=set)
+    """Subscriptions to channels of which it is not known whether they may be."""
+    given: list[Delivery] = field(default_factory=list)
+    """Messages that only this run has."""
     updates: dict[str, bool] = field(default_factory=dict)
     """Those that are not answered, and whether they were accepted."""
     said: int = 0
@@ -160,7 +166,7 @@ class SimulatedService:
         elif choice in self.children:
             self._input(**self._child_goes_on(choice))
         elif choice in wanted:
-            self.publish(self.subscriptions[choice.removeprefix("event ")].event_type)
+            self._bring(self.subscriptions[choice.removeprefix("event ")])
         elif choice in self.sends:
             self.sends.remove(choice)
             refused = Failure(message="nobody", type="NOT_FOUND") if self.rng.random() < 0.3 else None
@@ -193,6 +199,31 @@ class SimulatedService:
             name = self.rng.choice(["poke", "nudge", "late", "nobody listens"])
             self._input(signal_received=SignalReceived(signal=Signal(name=name, arguments=arguments)))
         return True
+
+    def _bring(self, wanted: Subscribe) -> None:
+        """What a subscription is for."""
+        if not wanted.channel:
+            self.publish(wanted.event_type)
+        elif wanted.subscription_id in self.unanswered:
+            self.unanswered.remove(wanted.subscription_id)
+            refused = Failure(message="taken", type="CHANNEL_MODE_CONFLICT") if self.rng.random() < 0.2 else None
+            if refused is not None:
+                del self.subscriptions[wanted.subscription_id]
+            answer = SubscriptionAnswered(subscription_id=wanted.subscription_id, failure=refused)
+            self._input(subscription_answered=answer)
+        elif wanted.once:
+            del self.subscriptions[wanted.subscription_id]
+            delivery = Delivery(position=len(self.events) + 1, count=self.rng.choice([1, 2]))
+            self.given.append(delivery)
+            self._message(wanted, delivery)
+        else:
+            self._message(wanted, None)
+
+    def _message(self, wanted: Subscribe, delivery: Delivery | None) -> None:
+        event = CloudEvent(id=str(len(self.events)), source="/", spec_version="1.0", type="message", text_data="7")
+        event.attributes["romancychannel"].ce_string = wanted.channel
+        received = EventReceived(event=event, subscription_ids=[wanted.subscription_id], delivery=delivery)
+        self._input(event_received=received)
 
     def publish(self, event_type: str, *, addressed: bool = False) -> None:
         """An event comes for all that want it, or for the run itself."""
@@ -324,14 +355,19 @@ class SimulatedService:
                 return {"child_cancel_requested": ChildCancelRequested(child_id=command.cancel_child.child_id)}
             case "send":
                 self.sends.append(f"send {command.send.send_id}")
+                if command.send.HasField("returned"):
+                    self.given.remove(command.send.returned)  # it was given, and is given back once
                 return {"send_requested": SendRequested(command=command.send)}
             case "accept_update" | "reject_update" | "complete_update":
                 return self._answer_update(command)
             case "subscribe":
                 self.subscriptions[command.subscribe.subscription_id] = command.subscribe
+                if command.subscribe.channel and not command.subscribe.once:
+                    self.unanswered.add(command.subscribe.subscription_id)
                 return {"subscribed": Subscribed(command=command.subscribe)}
             case "unsubscribe":
                 self.subscriptions.pop(command.unsubscribe.subscription_id, None)
+                self.unanswered.discard(command.unsubscribe.subscription_id)
                 return {"unsubscribed": Unsubscribed(subscription_id=command.unsubscribe.subscription_id)}
             case "set_attributes":
                 return {"attributes_set": AttributesSet(command=command.set_attributes)}
