@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from romancy import Worker, WorkflowContext, workflow
 
@@ -32,9 +33,42 @@ async def waiter(ctx: WorkflowContext, number: int) -> list[int]:
     return [paid.data["order"], sent.data]
 
 
+@workflow
+async def consumer(ctx: WorkflowContext) -> list[list[Any]]:
+    """Takes what it gets of the channel for which all compete, until it gets nothing but None."""
+    await ctx.subscribe("work", mode="competing")
+    taken = []
+    while (message := await ctx.receive("work")).data is not None:
+        taken.append(message.data)
+    return taken
+
+
+@workflow
+async def teller(ctx: WorkflowContext, workflow_id: str, count: int) -> None:
+    """Tells everybody, and one by name, numbers from 1."""
+    for number in range(1, count + 1):
+        await ctx.publish("news", number)
+        await ctx.send_to(workflow_id, "orders", -number)
+
+
+@workflow
+async def hearer(ctx: WorkflowContext, count: int) -> list[int]:
+    """Hears as many of both."""
+    await ctx.subscribe("news")
+    await ctx.subscribe("orders", mode="direct")
+    told = [(await ctx.receive("news")).data for _ in range(count)]
+    return [*told, *[(await ctx.receive("orders")).data for _ in range(count)]]
+
+
 def main(address: str, worker_id: str) -> None:
     """Work until SIGTERM."""
-    Worker(address, worker_id=worker_id, workflows=[listener, waiter], activities=[], drain_timeout=5).run()
+    Worker(
+        address,
+        worker_id=worker_id,
+        workflows=[listener, waiter, consumer, teller, hearer],
+        activities=[],
+        drain_timeout=5,
+    ).run()
 
 
 if __name__ == "__main__":
