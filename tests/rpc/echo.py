@@ -10,12 +10,14 @@ import grpc
 
 from romancy.v1 import (
     admin_service_pb2,
+    channel_service_pb2,
     event_service_pb2,
     schedule_service_pb2,
     worker_service_pb2,
     workflow_service_pb2,
 )
 from romancy.v1.admin_service_pb2_grpc import AdminServiceServicer, add_AdminServiceServicer_to_server
+from romancy.v1.channel_service_pb2_grpc import ChannelServiceServicer, add_ChannelServiceServicer_to_server
 from romancy.v1.event_service_pb2_grpc import EventServiceServicer, add_EventServiceServicer_to_server
 from romancy.v1.schedule_service_pb2_grpc import ScheduleServiceServicer, add_ScheduleServiceServicer_to_server
 from romancy.v1.worker_service_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
@@ -87,6 +89,19 @@ class EventEcho(EventServiceServicer):
         return event_service_pb2.PublishEventResponse()
 
 
+class ChannelEcho(ChannelServiceServicer):
+    """Has no channels."""
+
+    async def PublishMessage(self, request: Any, context: Any) -> Any:
+        return channel_service_pb2.PublishMessageResponse()
+
+    async def GetChannel(self, request: Any, context: Any) -> Any:
+        return channel_service_pb2.GetChannelResponse()
+
+    async def ListChannels(self, request: Any, context: Any) -> Any:
+        return channel_service_pb2.ListChannelsResponse()
+
+
 class Echo:
     """The server while it is up."""
 
@@ -114,6 +129,7 @@ async def echoing(config: Config) -> AsyncIterator[Echo]:
     add_WorkerServiceServicer_to_server(WorkerEcho(), edge.server)
     add_ScheduleServiceServicer_to_server(make_schedules(), edge.server)
     add_EventServiceServicer_to_server(make_events(), edge.server)
+    add_ChannelServiceServicer_to_server(ChannelEcho(), edge.server)
     add_AdminServiceServicer_to_server(make_admin(), edge.server)
     await edge.bind()
     await edge.start()

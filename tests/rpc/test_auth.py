@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from romancy.v1 import (
     admin_service_pb2,
+    channel_service_pb2,
     event_service_pb2,
     schedule_service_pb2,
     worker_service_pb2,
@@ -42,7 +43,14 @@ from romancy_service.rpc.guard import namespace_paths
 from tests.rpc.certificates import Authority
 from tests.rpc.echo import Echo, echoing
 
-OURS = (workflow_service_pb2, event_service_pb2, schedule_service_pb2, worker_service_pb2, admin_service_pb2)
+OURS = (
+    workflow_service_pb2,
+    event_service_pb2,
+    channel_service_pb2,
+    schedule_service_pb2,
+    worker_service_pb2,
+    admin_service_pb2,
+)
 SERVED = (*OURS, health_pb2, reflection_pb2)
 LISTEN = Address("127.0.0.1", 0)
 TOKENS = {

@@ -18,12 +18,14 @@ from grpc_status import rpc_status
 
 from romancy.v1 import (
     admin_service_pb2,
+    channel_service_pb2,
     event_service_pb2,
     schedule_service_pb2,
     worker_service_pb2,
     workflow_service_pb2,
 )
 from romancy.v1.admin_service_pb2_grpc import AdminServiceStub
+from romancy.v1.channel_service_pb2_grpc import ChannelServiceStub
 from romancy.v1.event_pb2 import CloudEvent
 from romancy.v1.event_service_pb2_grpc import EventServiceStub
 from romancy.v1.schedule_pb2 import Schedule, ScheduleAction
@@ -129,6 +131,14 @@ def test_every_rpc_of_the_admin_service_answers(grpc_channel: grpc.Channel) -> N
     request.retention.FromSeconds(7_200)
     said = stub.SetNamespace(request).namespace
     assert said in stub.ListNamespaces(admin_service_pb2.ListNamespacesRequest()).namespaces
+
+
+def test_every_rpc_of_the_channel_service_answers(grpc_channel: grpc.Channel) -> None:
+    stub = ChannelServiceStub(grpc_channel)
+    assert not stub.PublishMessage(channel_service_pb2.PublishMessageRequest(channel="contract")).duplicate
+    channel = stub.GetChannel(channel_service_pb2.GetChannelRequest(channel="contract")).channel
+    assert (channel.name, channel.unread) == ("contract", 1)
+    assert channel in stub.ListChannels(channel_service_pb2.ListChannelsRequest()).channels
 
 
 def test_every_rpc_of_the_event_service_answers(grpc_channel: grpc.Channel) -> None:
@@ -245,12 +255,20 @@ def test_reflection_lists_and_describes_all_that_is_served(grpc_channel: grpc.Ch
     assert {
         "romancy.v1.WorkflowService",
         "romancy.v1.EventService",
+        "romancy.v1.ChannelService",
         "romancy.v1.ScheduleService",
         "romancy.v1.WorkerService",
         "romancy.v1.AdminService",
         "grpc.health.v1.Health",
     } <= set(reflected.services())
-    ours = (workflow_service_pb2, event_service_pb2, schedule_service_pb2, worker_service_pb2, admin_service_pb2)
+    ours = (
+        workflow_service_pb2,
+        event_service_pb2,
+        channel_service_pb2,
+        schedule_service_pb2,
+        worker_service_pb2,
+        admin_service_pb2,
+    )
     for contract in ours:
         for service in contract.DESCRIPTOR.services_by_name.values():
             described = reflected.describe(service.full_name)

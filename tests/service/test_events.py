@@ -228,7 +228,7 @@ async def test_closed_runs_and_runs_that_end_their_wait_at_that_moment_do_no_har
 
 async def test_what_was_left_open_by_a_replica_that_is_gone_is_delivered(tenant: Tenant) -> None:
     _, run_id = await waiting(tenant, subscribe(1, "paid", False))
-    new = publisher.NewEvent("/shop", "left", "paid", an_event("left").SerializeToString())
+    new = publisher.NewEvent("/shop", "left", "paid", an_event("left").SerializeToString(), 2**62)
     now_ms = tenant.cluster.replicas[0].node.clock.now_ms()
     await tenant.cluster.store.add_events(tenant.namespace, [new], now_ms)
     assert await received(tenant, run_id, 1) == ["left"]
@@ -239,7 +239,7 @@ async def test_delivering_again_brings_nothing_twice(tenant: Tenant) -> None:
     node = tenant.cluster.replicas[-1].node
     now_ms = node.clock.now_ms()
     event = an_event("1")
-    new = publisher.NewEvent(event.source, event.id, event.type, event.SerializeToString())
+    new = publisher.NewEvent(event.source, event.id, event.type, event.SerializeToString(), 2**62)
     await node.store.add_events(tenant.namespace, [new], now_ms)
     opened = await node.store.open_events(tenant.namespace, "paid", 10)
     again = publisher.Publisher(node.store, node.clock, node.engine, node.limits)

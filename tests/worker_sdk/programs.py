@@ -10,7 +10,6 @@ from typing import Any
 from romancy import (
     ActivityError,
     Attribute,
-    ChannelMode,
     ChannelModeConflict,
     ChildError,
     ChildNotStarted,
@@ -24,6 +23,7 @@ from romancy import (
     compensation,
     workflow,
 )
+from romancy.channels import ChannelMode
 
 Tree = list[Any]
 """`[operation, number, *children]`"""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         is_cancelled,
     )
     from romancy.attributes import Attribute
-    from romancy.channels import ChannelInfo, ChannelMode, Message
+    from romancy.channels import ChannelInfo, Message
     from romancy.children import Child, OtherWorkflow
     from romancy.client import Client
     from romancy.context import WorkflowContext, WorkflowInfo
@@ -100,7 +100,6 @@ __all__ = [
     "ApplicationError",
     "Attribute",
     "ChannelInfo",
-    "ChannelMode",
     "ChannelModeConflict",
     "ChannelNotFound",
     "Child",
