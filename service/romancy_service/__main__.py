@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
+# A frame that arrives goes through four threads of gRPC's newer event engine, and through two of its older poller, which
+# is what a lone workflow waits for. Read when gRPC is loaded.
+os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener,-event_engine_client")
+
 import argparse
 import asyncio
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

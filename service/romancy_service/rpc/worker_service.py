@@ -137,28 +137,40 @@ class _Connection:
         self._interval_s = limits.heartbeat_interval_ms / 1000
         self._silence_s = self._interval_s * limits.missed_heartbeats
         self._returns: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._written_at = self._heard_at = self._loop.time()
 
     async def serve(self, frames: AsyncIterator[ConnectRequest]) -> bool:
         """Until the worker has left (True) or ended the stream (False), silence, or a newer stream of the session."""
-        reader = asyncio.create_task(self._read(frames))
-        writer = asyncio.create_task(self._write())
+        parts = [asyncio.create_task(part) for part in (self._read(frames), self._write(), self._watch())]
         try:
-            done, _ = await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
-            left = (reader if reader in done else writer).result()
+            await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            left = next(part for part in parts if part.done()).result()
             # What was given back must be free before what is left counts as lost.
             await asyncio.gather(*self._returns)
             return left
         finally:
-            reader.cancel()
-            writer.cancel()
-            await asyncio.gather(reader, writer, return_exceptions=True)
+            for part in parts:
+                part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
+
+    async def _watch(self) -> bool:
+        """Have something written when nothing was for an interval. Raises PeerSilent when nothing is heard for three."""
+        while True:
+            now = self._loop.time()
+            if now >= self._heard_at + self._silence_s:
+                raise PeerSilent(self._silence_s)
+            if now >= self._written_at + self._interval_s:
+                self._session.wake.set()
+            # From the last frame on: what was written meanwhile puts off the next sign of life.
+            beat_at = max(self._written_at, now if self._session.wake.is_set() else 0) + self._interval_s
+            await asyncio.sleep(min(beat_at, self._heard_at + self._silence_s) - now)
 
     # Down ---------------------------------------------------------------------------------------------------------
 
     async def _write(self) -> bool:
         """Until the worker has left (True)."""
-        session, clock = self._session, asyncio.get_running_loop().time
-        written_at = clock()
+        session, clock = self._session, self._loop.time
         while True:
             frame = session.take_frame(self._limits.frame_bytes)
             if frame is None:
@@ -166,18 +178,15 @@ class _Connection:
                     raise session.closed_why or Draining()
                 if session.has_left:
                     return True
-                session.wake.clear()
-                try:
-                    # From the last frame on, not from the last wake: what wakes need not have anything to say.
-                    async with asyncio.timeout_at(written_at + self._interval_s):
-                        await session.wake.wait()
+                if clock() < self._written_at + self._interval_s:
+                    session.wake.clear()
+                    await session.wake.wait()
                     # What else this round of the event loop has to say joins the frame: an answer, the task after it.
                     await asyncio.sleep(0)
                     continue
-                except TimeoutError:
-                    frame = ConnectResponse()
+                frame = ConnectResponse()
             await self.write(frame)
-            written_at = clock()
+            self._written_at = clock()
 
     async def write(self, frame: ConnectResponse) -> None:
         """Send one frame, in pieces if it is large and the worker joins them."""
@@ -195,12 +204,10 @@ class _Connection:
         iterator = aiter(frames)
         while True:
             try:
-                async with asyncio.timeout(self._silence_s):
-                    piece = await anext(iterator)
+                piece = await anext(iterator)
             except StopAsyncIteration:
                 return False
-            except TimeoutError as error:
-                raise PeerSilent(self._silence_s) from error
+            self._heard_at = self._loop.time()
             frame = self._joiner.join(piece)
             if frame is not None and self._receive(frame):
                 return True

@@ -24,7 +24,7 @@ from romancy.v1.worker_service_pb2 import (
 )
 
 from romancy._failure import to_failure
-from romancy._threads import DaemonPool
+from romancy._threads import DaemonPool, new_event_loop
 from romancy._watch import Watch
 from romancy.activity import ActivityContext, ActivityDefinition, ActivityInfo, current_activity
 from romancy.errors import ApplicationError, NothingDone, RemoteError, RomancyError
@@ -137,7 +137,7 @@ class Activities:
         self._tasks: set[asyncio.Task[None]] = set()
         """The loop itself holds tasks only weakly."""
         self._pool = DaemonPool(slots, "romancy-activity")
-        self._loop = asyncio.new_event_loop()
+        self._loop = new_event_loop()
         self._stopping = False
         self._idle: threading.Event | None = None
         """Somebody waits for the end of all attempts."""

@@ -11,6 +11,7 @@ import asyncio
 import functools
 import pkgutil
 import sys
+import time
 import zoneinfo
 from collections.abc import Callable
 from typing import Any, Final
@@ -61,6 +62,9 @@ _TRUSTED: Final = frozenset(
 """Packages that do such things on the way, without an effect on what the code does: logs, traces, imports."""
 
 _installed = False
+
+monotonic: Final = time.monotonic
+"""Not guarded: for the worker's own event loops, which ask for the time several times for each message."""
 
 
 def install() -> None:

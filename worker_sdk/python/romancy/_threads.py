@@ -1,12 +1,22 @@
-"""A pool of daemon threads: a sync function that never returns must not keep the process from ending."""
+"""The worker's threads: daemons, since a sync function that never returns must not keep the process from ending."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from romancy._guard import monotonic
+
 _Job = Callable[[], None]
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """A loop for a thread on which no workflow's code runs."""
+    loop = asyncio.new_event_loop()
+    loop.time = monotonic  # type: ignore[method-assign]
+    return loop
 
 
 class DaemonPool:

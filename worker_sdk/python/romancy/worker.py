@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -43,6 +44,8 @@ _D = TypeVar("_D")
 
 _log = logging.getLogger("romancy.worker")
 
+_STOCK_THRESHOLDS: Final = (700, 10, 10)
+"""The garbage collector's, as Python has them unless a program sets others."""
 _GIVE_UP_S: Final = 2.0
 """How long activities that are cancelled at the end of a drain may take to end."""
 _THREADS_S: Final = 10.0
@@ -127,7 +130,11 @@ class Worker:
     # Life -----------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Work until SIGTERM or SIGINT, then drain. Raises WorkerStopped when the service refuses this worker."""
+        """Work until SIGTERM or SIGINT, then drain. Raises WorkerStopped when the service refuses this worker.
+
+        The process is taken to be the worker's: unless the program set thresholds of its own, garbage is collected rarely.
+        """
+        _collect_garbage_rarely()
         asyncio.run(self._run())
 
     async def _run(self) -> None:
@@ -350,6 +357,14 @@ def _implemented(activities: Iterable[ActivityDefinition[..., Any]]) -> Iterator
             yield activity
         if compensation is not None and not compensation.is_declared:
             yield compensation
+
+
+def _collect_garbage_rarely() -> None:
+    """Nearly all that comes and goes with a task is freed without the collector, which took a tenth of the time."""
+    if gc.get_threshold() == _STOCK_THRESHOLDS:
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 50)
 
 
 @contextmanager
