@@ -51,24 +51,25 @@ class Wire:
 
     def cut_next(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Have the next commit that is sent meet its fate."""
-        send = self.store._fetch
+        send = self.store._fetch_on_lane
 
         def reached(point: faults.Point) -> None:
             self.committing = point == "commit.before"  # nothing comes between this and the statement
 
-        async def fetch(pool: Any, sql: str, *values: Any) -> list[asyncpg.Record]:
+        async def fetch(sql: str, *values: Any) -> list[asyncpg.Record]:
             committing, self.committing = self.committing, False
             if not committing or self.happened:
-                return await send(pool, sql, *values)
+                return await send(sql, *values)
             self.happened = True
             # First the database learns the statement, on the connection that comes next: then it is all that is sent.
-            async with pool.acquire() as connection:
-                with contextlib.suppress(asyncpg.InterfaceError):
-                    await connection.fetch(sql)  # without its values
-            return await self._meet_fate(send(pool, sql, *values))
+            connection = await self.store._lane()
+            with contextlib.suppress(asyncpg.InterfaceError):
+                await connection.fetch(sql)  # without its values
+            self.store._idle_lanes.append(connection)
+            return await self._meet_fate(send(sql, *values))
 
         monkeypatch.setattr(faults, "point", reached)
-        monkeypatch.setattr(self.store, "_fetch", fetch)
+        monkeypatch.setattr(self.store, "_fetch_on_lane", fetch)
 
     async def _meet_fate(self, commit: Awaitable[list[asyncpg.Record]]) -> list[asyncpg.Record]:
         told = self.fate == "carried out, but nobody is told"

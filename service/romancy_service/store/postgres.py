@@ -228,12 +228,15 @@ class PostgresStore(Store):
                 except _CLASHES as error:
                     await self._by_key.release(lane)
                     await _after_clash(error)
+                    continue
                 except BaseException as error:
                     await _give_back(self._by_key, lane, error)
                     raise
-                else:
+                if len(self._idle_lanes) < self.lanes:
                     self._idle_lanes.append(lane)
-                    return rows
+                else:
+                    await self._by_key.release(lane)
+                return rows
         raise _overloaded()
 
     async def _lane(self) -> _Borrowed:
