@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-# A frame that arrives goes through four threads of gRPC's newer event engine, and through two of its older poller, which
-# is what a lone workflow waits for. Read when gRPC is loaded.
+# A frame that arrives goes through four threads of gRPC's newer event engine, and through two of its older poller: for
+# these wake-ups a lone workflow waits. Read when gRPC is loaded.
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener,-event_engine_client")
 
 import argparse

@@ -155,7 +155,7 @@ class _Connection:
             await asyncio.gather(*parts, return_exceptions=True)
 
     async def _watch(self) -> bool:
-        """Have something written when nothing was for an interval. Raises PeerSilent when nothing is heard for three."""
+        """Have something written when nothing was for an interval. Raises PeerSilent when nothing is heard for long."""
         while True:
             now = self._loop.time()
             if now >= self._heard_at + self._silence_s:

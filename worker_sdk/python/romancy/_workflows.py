@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -104,6 +104,10 @@ class Workflows:
         self._outstanding: dict[str, str] = {}
         self._results = Results([], [], [], [])
         self._jobs: SimpleQueue[tuple[Callable[[Any], None], Any] | None] = SimpleQueue()
+        self._unread: deque[list[Acknowledgement]] = deque()
+        """Acknowledgements that nothing waits for: they are read before the next job, and wake nobody by themselves."""
+        self._expecting = 0
+        """Ends of activities, and queries, that wait for an acknowledgement."""
         self._thread = threading.Thread(target=self._main, name="romancy-workflows", daemon=True)
         self._interrupt = Interrupt()
         self._watch = Watch(
@@ -133,12 +137,16 @@ class Workflows:
         """Learn what became of what was sent. Those of activities alone are passed over."""
         ours = [acknowledgement for acknowledgement in acknowledgements if acknowledgement.token in self._outstanding]
         if ours:
-            self._post(self._acknowledge, ours)
+            self._unread.append(ours)
+            if self._expecting:
+                self._post(self._acknowledge_all, None)
 
     def check(self) -> None:
         """Report it when a workflow's code blocks the others, and end it at last. To be called now and then."""
         self._watch.check()
         self._interrupt.check()
+        if self._unread:
+            self._post(self._acknowledge_all, None)
 
     def forget_all(self) -> None:
         """The service knows nothing of what is held here."""
@@ -162,7 +170,10 @@ class Workflows:
         while (posted := self._jobs.get()) is not None:
             job, what = posted
             try:
+                self._acknowledge_all(None)
                 job(what)
+                if self._expecting:  # one may have come while that was not known yet
+                    self._acknowledge_all(None)
             except BaseException:  # a bug: the thread must go on for the other runs
                 _log.exception("a workflow task broke the worker's own code")
             now = time.monotonic()
@@ -255,6 +266,7 @@ class Workflows:
             held = self._runs.get(query.run_id)
             if query.after_event_id and held is not None and held.outstanding:
                 held.queries.append(query)
+                self._expecting += 1
             else:
                 self._results.answers.append(self._answer(query, held))
 
@@ -282,6 +294,7 @@ class Workflows:
         if held is not None and _may_carry(held, task, completion):
             if held.outstanding and held.parked is None:
                 held.parked = ended
+                self._expecting += 1
                 return
             if not held.outstanding:
                 self._carry(held, task, completion)
@@ -330,6 +343,7 @@ class Workflows:
         if held is not None:
             held.instance.close()
             self._outstanding.pop(held.outstanding, None)
+            self._expecting -= len(held.queries) + (held.parked is not None)
             if held.parked is not None:
                 self._results.activities.append(held.parked[1])
             for query in held.queries:
@@ -345,6 +359,10 @@ class Workflows:
         for run_id in list(self._runs):
             self._drop(run_id)
 
+    def _acknowledge_all(self, _: None) -> None:
+        while self._unread:
+            self._acknowledge(self._unread.popleft())
+
     def _acknowledge(self, acknowledgements: list[Acknowledgement]) -> None:
         for acknowledgement in acknowledgements:
             run_id = self._outstanding.pop(acknowledgement.token, "")
@@ -356,9 +374,11 @@ class Workflows:
                 held.last_event_id = acknowledgement.last_event_id
                 held.last_event_ms = acknowledgement.last_event_time.ToMilliseconds()
                 queries, held.queries = held.queries, []
+                self._expecting -= len(queries)
                 self._answer_all(queries)
                 if held.parked is not None:
                     ended, held.parked = held.parked, None
+                    self._expecting -= 1
                     self._complete(ended)
             else:
                 self._forget(run_id)

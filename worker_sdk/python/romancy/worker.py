@@ -132,7 +132,7 @@ class Worker:
     def run(self) -> None:
         """Work until SIGTERM or SIGINT, then drain. Raises WorkerStopped when the service refuses this worker.
 
-        The process is taken to be the worker's: unless the program set thresholds of its own, garbage is collected rarely.
+        The process is taken to be the worker's: garbage is collected rarely, unless the program set its own thresholds.
         """
         _collect_garbage_rarely()
         asyncio.run(self._run())
