@@ -240,12 +240,32 @@ def task_of(row: Row) -> Task:
     )
 
 
+_EVENTS_TAG: Final = bytes((GetHistoryResponse.EVENTS_FIELD_NUMBER << 3 | 2,))
+
+
 # Events -----------------------------------------------------------------------------------------------------------
 
 
 def events_bytes(events: Sequence[HistoryEvent]) -> bytes:
-    """The events of one commit as one row of `history` keeps them."""
-    return GetHistoryResponse(events=events).SerializeToString()
+    """The events of one commit as one row of `history` keeps them: a GetHistoryResponse with nothing else.
+
+    Joined by hand: protobuf would copy each event into the response first, which takes twice as long.
+    """
+    parts = []
+    for event in events:
+        encoded = event.SerializeToString()
+        parts += (_EVENTS_TAG, _varint(len(encoded)), encoded)
+    return b"".join(parts)
+
+
+def _varint(number: int) -> bytes:
+    if number < 0x80:
+        return bytes((number,))
+    low = []
+    while number >= 0x80:
+        low.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes((*low, number))
 
 
 def events_of(batch: bytes) -> Sequence[HistoryEvent]:
