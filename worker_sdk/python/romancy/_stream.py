@@ -23,7 +23,7 @@ from romancy.v1.worker_service_pb2_grpc import WorkerServiceStub
 
 from romancy._channel import Endpoint, error_details
 from romancy._session import Received, Session
-from romancy._threads import new_event_loop
+from romancy._threads import new_stream_loop
 
 _log = logging.getLogger("romancy.worker")
 
@@ -102,7 +102,7 @@ class Stream:
 
     def start(self) -> None:
         """Begin to connect."""
-        self._loop = new_event_loop()
+        self._loop = new_stream_loop()
         self._thread.start()
 
     def join(self, timeout_s: float | None = None) -> None:

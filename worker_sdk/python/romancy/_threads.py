@@ -12,6 +12,15 @@ from romancy._guard import monotonic
 _Job = Callable[[], None]
 
 
+def new_stream_loop() -> asyncio.AbstractEventLoop:
+    """A loop for a thread on which no code of users runs: uvloop's if that is installed, which wakes up for less."""
+    try:
+        import uvloop
+    except ImportError:
+        return new_event_loop()
+    return uvloop.new_event_loop()
+
+
 def new_event_loop() -> asyncio.AbstractEventLoop:
     """A loop for a thread on which no workflow's code runs."""
     loop = asyncio.new_event_loop()
