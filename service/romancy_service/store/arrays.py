@@ -1,4 +1,8 @@
-"""Arrays: how many rows travel to Postgres in one statement: a column each, put together again by `unnest`."""
+"""Arrays: how many rows travel to Postgres in one statement: a column each, put together again by `unnest`.
+
+Where there is one row of each kind its values travel as they are: the plan of a statement without `unnest` is set up in
+half the time.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +40,9 @@ def columns_of(table: Table) -> Columns:
 class Arrays:
     """The parameters of one statement: so many lists of rows, each of them named."""
 
-    def __init__(self, **lists: Columns) -> None:
+    def __init__(self, *, single: bool = False, **lists: Columns) -> None:
+        """`single`: each list has exactly one row."""
+        self._single = single
         self._lists = lists
         self._first = {}
         position = 1
@@ -47,20 +53,25 @@ class Arrays:
 
     def rows(self, name: str) -> str:
         """SQL: the list as a table."""
-        first = self._first[name]
-        arrays = (_array(first + n, kind) for n, (_, kind) in enumerate(self._lists[name]))
-        return f"unnest({', '.join(arrays)}) as {name}({', '.join(column for column, _ in self._lists[name])})"
+        made = _value if self._single else _array
+        values = ", ".join(made(n, kind) for n, (_, kind) in enumerate(self._lists[name], self._first[name]))
+        table = f"(values ({values}))" if self._single else f"unnest({values})"
+        return f"{table} as {name}({', '.join(column for column, _ in self._lists[name])})"
 
     def column(self, name: str, column: str) -> str:
         """SQL: one column of the list as an array."""
         position = [known for known, _ in self._lists[name]].index(column)
-        return _array(self._first[name] + position, self._lists[name][position][1])
+        parameter, kind = self._first[name] + position, self._lists[name][position][1]
+        return f"array[{_value(parameter, kind)}]" if self._single else _array(parameter, kind)
 
     def values(self, **lists: Sequence[tuple[Any, ...]]) -> Iterable[Sequence[Any]]:
         """The values of all parameters, from the rows of all lists. Raises ValueError for what is no id."""
         values: list[Any] = []
         for name, columns in self._lists.items():
             rows = lists[name]
+            if self._single:
+                values += rows[0]
+                continue
             arrays = zip(*rows, strict=True) if rows else ((),) * len(columns)
             for (column, kind), array in zip(columns, arrays, strict=True):
                 if kind in _AS_LITERAL:
@@ -77,6 +88,10 @@ def _joined(column: str, texts: Sequence[str]) -> str:
     if joined.count(_SEPARATOR) != len(texts):
         raise ValueError(f"a text of {column} has the control character {_SEPARATOR!r}, as no id may")
     return joined
+
+
+def _value(parameter: int, kind: str) -> str:
+    return f"${parameter}::{'text' if kind == ANY_TEXT else kind}"
 
 
 def _array(parameter: int, kind: str) -> str:

@@ -42,6 +42,12 @@ class Batch:
     session_ids: set[str] = field(default_factory=set)
     """Who is to get tasks."""
 
+    @property
+    def is_single(self) -> bool:
+        """Whether there is no more than one row of each kind."""
+        lists = (self.run, self.used, self.put, self.asked, self.shown, self.hidden, self.session_ids)
+        return all(len(each) < 2 for each in lists)
+
 
 def batch_of(changes: Sequence[Change], now_ms: int) -> Batch:
     """The rows of these changes."""

@@ -80,6 +80,8 @@ class Shape:
     """Gives attributes to runs."""
     hides: bool = True
     """Takes attributes away."""
+    single: bool = False
+    """Has no more than one row of each kind, as where nothing else goes on."""
 
     @classmethod
     def of(cls, batch: Batch) -> Shape:
@@ -97,6 +99,7 @@ class Shape:
             asks=bool(batch.asked),
             shows=bool(batch.shown),
             hides=bool(batch.hidden),
+            single=batch.is_single,
         )
 
     def lists(self) -> Arrays:
@@ -110,7 +113,7 @@ class Shape:
             "hidden": self.hides,
             "session": self.leases,
         }
-        return Arrays(**{name: columns for name, columns in _LISTS.items() if there[name]})
+        return Arrays(single=self.single, **{name: columns for name, columns in _LISTS.items() if there[name]})
 
 
 def _names(columns: Iterable[tuple[str, str]]) -> str:
