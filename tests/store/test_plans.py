@@ -69,6 +69,9 @@ def _nodes(node: Node) -> Iterator[Node]:
         pytest.param(statement(Shape())[0], id="commit"),
         pytest.param(statement(Shape(uses=False, drops=False, marks=False, updates=False))[0], id="commit of a start"),
         pytest.param(statement(Shape(opens=False, marks=False, asks=False))[0], id="commit of a completion"),
+        pytest.param(statement(Shape(single=True))[0], id="commit of one row of each kind"),
+        pytest.param(statement(Shape(updates=False, single=True))[0], id="commit of one start"),
+        pytest.param(statement(Shape(opens=False, marks=False, single=True))[0], id="commit of one completion"),
         pytest.param(LOAD, id="load"),
         pytest.param(HEARTBEAT, id="heartbeat"),
         pytest.param(RELEASE, id="release"),
@@ -114,6 +117,19 @@ def test_arrays_carry_rows_by_column() -> None:
     assert list(arrays.values(row=[], one=[])) == ["", "{}", (), "{}"]
     assert arrays.next_parameter == 5
     assert WANTS.next_parameter == 8
+
+
+async def test_single_rows_arrive_as_they_were(url: str) -> None:
+    columns = (("name", "text"), ("note", ANY_TEXT), ("number", "bigint"), ("flag", "bool"), ("data", "bytea"))
+    arrays = Arrays(single=True, row=columns, one=(("id", "text"),))
+    row = ("", "\x1f,{}", 2**62, True, None)
+    connection = await asyncpg.connect(url)
+    try:
+        sql = f"select row.*, {arrays.column('one', 'id')} as ids from {arrays.rows('row')}"
+        (found,) = await connection.fetch(sql, *arrays.values(row=[row], one=[("a",)]))
+        assert tuple(found) == (*row, ["a"])
+    finally:
+        await connection.close()
 
 
 async def test_arrays_arrive_as_they_were(url: str) -> None:

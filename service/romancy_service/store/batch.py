@@ -44,9 +44,9 @@ class Batch:
 
     @property
     def is_single(self) -> bool:
-        """Whether there is no more than one row of each kind."""
-        lists = (self.run, self.used, self.put, self.asked, self.shown, self.hidden, self.session_ids)
-        return all(len(each) < 2 for each in lists)
+        """Whether it is one change, with no more than one row of each kind."""
+        others = (self.used, self.put, self.asked, self.shown, self.hidden, self.session_ids)
+        return len(self.run) == 1 and all(len(each) < 2 for each in others)
 
 
 def batch_of(changes: Sequence[Change], now_ms: int) -> Batch:

@@ -81,7 +81,7 @@ class Shape:
     hides: bool = True
     """Takes attributes away."""
     single: bool = False
-    """Has no more than one row of each kind, as where nothing else goes on."""
+    """Is one change, with no more than one row of each kind: nothing else goes on."""
 
     @classmethod
     def of(cls, batch: Batch) -> Shape:
@@ -151,7 +151,7 @@ select array(select run_id from change where {_GOOD.format("change")}) as writte
 def _facts(shape: Shape, lists: Arrays) -> Iterator[str]:
     """What the changes rest on. `version` is the one to be stored, a run must have the one before, a new one none."""
     facts = ["run_fact"]
-    yield f"change as materialized (select * from {lists.rows('change')} order by run_id)"
+    yield _listed(shape, lists, "change", "run_id")
     yield f"""run_fact as materialized (
         select change.unit, case when change.version > 1 then found.version is not distinct from change.version - 1
             else found.version is null and not exists (
@@ -162,7 +162,7 @@ def _facts(shape: Shape, lists: Arrays) -> Iterator[str]:
             select version from runs where run_id = change.run_id for update) as found on true)"""
     if shape.uses:
         facts.append("task_fact")
-        yield f"used as materialized (select * from {lists.rows('used')} order by run_id, task_id)"
+        yield _listed(shape, lists, "used", "run_id, task_id")
         yield """task_fact as materialized (
             select used.unit, found.holds is not null as holds
             from (select * from used where (select count(*) from run_fact) >= 0) as used left join lateral (
@@ -176,7 +176,7 @@ def _facts(shape: Shape, lists: Arrays) -> Iterator[str]:
             and (select count(*) from {facts[-1]}) >= 0 order by session_id for share)"""
     if shape.asks:
         facts.append("request_fact")
-        yield f"asked as materialized (select * from {lists.rows('asked')})"
+        yield _listed(shape, lists, "asked", "namespace, request_id")
         # The limit keeps this a lookup: `not exists` would hash the whole table.
         yield """request_fact as materialized (
             select asked.unit, found.run_id is null as holds from asked left join lateral (
@@ -186,6 +186,13 @@ def _facts(shape: Shape, lists: Arrays) -> Iterator[str]:
     yield f"""good as materialized (
         select array_agg(holds order by unit) as units
         from (select unit, bool_and(holds) as holds from ({every}) as fact group by unit) as judged)"""
+
+
+def _listed(shape: Shape, lists: Arrays, name: str, key: str) -> str:
+    """A list as a table in order of its key; a single row is no table at all, but values where they are used."""
+    if shape.single:
+        return f"{name} as not materialized (select * from {lists.rows(name)})"
+    return f"{name} as materialized (select * from {lists.rows(name)} order by {key})"
 
 
 def _writes(shape: Shape, lists: Arrays) -> Iterator[str]:
