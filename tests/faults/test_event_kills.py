@@ -36,7 +36,7 @@ async def listening(stage: Scene, client: Client, workflow_id: str, what: str) -
     """The workflow's code waits for events."""
 
     async def waits() -> bool:
-        return any(what in wait for wait in (await client.get_handle(workflow_id).describe()).waits)
+        return any(what in wait.sentence for wait in (await client.get_handle(workflow_id).describe()).waits)
 
     async with asyncio.timeout(60):
         while not await waits():

@@ -142,7 +142,7 @@ async def test_a_message_wakes_one_that_waits(tenant: Tenant) -> None:
     run_id = await joined(tenant, worker, "order", join(1))
     await worker.command(await task_of(worker, run_id), receive(2))
     shown = await tenant.get(run_id)
-    assert any("a message of channel jobs is waited for" in each for each in shown.waits)
+    assert any("waits for a message of channel jobs" in wait.sentence for wait in shown.waits)
     assert any("channel jobs is subscribed to, competing" in each for each in shown.waits)
     await publish(tenant, 1)
     assert data(await received(tenant, run_id)) == [1]

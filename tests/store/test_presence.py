@@ -57,7 +57,7 @@ async def test_an_older_stream_cannot_end_a_session_that_came_back(store: Store)
     await store.resume_session("session-1", NAMESPACE, "replica-2", b"", T0 + 30_000)
 
     await store.disconnect_session("session-1", 1, T0)
-    await store.close_session("session-1", 1)
+    await store.close_session("session-1", 1, T0)
 
     row = (await sessions(store))["session-1"]
     assert row.connected
@@ -68,7 +68,7 @@ async def test_renewing_tells_which_sessions_are_somebody_elses_or_gone(store: S
     for name in ("a", "b", "c"):
         await session(store, name)
     await store.resume_session("b", NAMESPACE, "replica-2", b"", T0 + 20_000)
-    await store.close_session("c", 1)
+    await store.close_session("c", 1, T0)
 
     gone = await store.renew_sessions([("a", 1), ("b", 1), ("c", 1)], T0 + 60_000)
 

@@ -202,7 +202,7 @@ async def test_lists_filter_and_count(romancy: Romancy) -> None:
 
 async def test_get_says_what_a_workflow_waits_for(romancy: Romancy) -> None:
     await romancy("workflow", "start", "unserved", "--id", "u")
-    assert "no connected worker" in (await romancy("workflow", "get", "u")).out
+    assert "no worker of queue default has type unserved" in (await romancy("workflow", "get", "u")).out
     assert (await romancy("workflow", "get", "u", "--json")).json["info"]["status"] == "RUNNING"
 
 
