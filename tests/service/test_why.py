@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
+from structlog.testing import capture_logs
 
 from romancy.v1 import wait_pb2 as why
 from romancy.v1.channel_pb2 import CHANNEL_MODE_BROADCAST
@@ -204,7 +206,7 @@ async def test_all_that_have_the_type_are_leaving(tenant: Tenant) -> None:
     await worker.activity()
     await worker.drain()
     wait = await told(tenant, run_id, why.WAIT_KIND_WORKERS_LEAVING)
-    assert "the worker of queue queue with type pay takes nothing more" in wait.sentence
+    assert "the only worker of queue queue with type pay is leaving, and takes nothing more" in wait.sentence
     assert wait.state == WAIT_STATE_BLOCKED
 
 
@@ -512,7 +514,7 @@ async def test_a_closed_run_waits_for_nothing(tenant: Tenant) -> None:
 # History ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def small(tmp_path: Path) -> AsyncIterator[Tenant]:
     """A service whose histories are soon too long."""
     limits = replace(QUICK, history_recur_events=5, history_warn_events=9, history_events=14)
@@ -521,6 +523,13 @@ async def small(tmp_path: Path) -> AsyncIterator[Tenant]:
 
 
 async def test_a_long_history_is_suggested_to_end_then_warned_of_then_ended(small: Tenant) -> None:
+    with capture_logs() as lines:
+        await grow_too_long(small)
+    warned = [line for line in lines if line["event"].startswith("the history is long")]
+    assert [(line["events"], line["most_events"], line["log_level"]) for line in warned] == [(9, 14, "warning")]
+
+
+async def grow_too_long(small: Tenant) -> None:
     worker, run_id = await begin(small)
     told_at = []
     while not (await small.get(run_id)).HasField("outcome"):

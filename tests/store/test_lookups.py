@@ -184,7 +184,6 @@ async def test_a_run_is_shown_with_who_has_its_tasks_and_who_could(store: Store)
     assert view.holders == {"session-1": Holder("worker-of-session-1", connected=True, lease_ms=T0 + 20_000)}
     assert view.heartbeat_details == {"a/pay:1": b"half"}
     assert view.workforce.serving == {
-        ("main", TaskKind.WORKFLOW, "order"): Serving(workers=1, slots=3, busy=0),
         ("main", TaskKind.ACTIVITY, "ship"): Serving(workers=1, slots=5, busy=1),
     }
     assert await store.get_run("none", Limits()) is None

@@ -285,8 +285,9 @@ def _due_now(facts: Facts, task: Task, wait: Wait) -> Wait:
         return _say(wait, why.WAIT_KIND_HANDED_OUT, why.WAIT_STATE_WORKING, sentence)
     wait.slots = serving.slots
     busy = serving.slots if serving.busy is None else serving.busy
+    all_are = "the only worker" if serving.workers == 1 else f"each of the {workers}"
     sentence = (
-        f"{need}: all {workers} of queue {task.queue} with type {task.type} are busy "
+        f"{need}: {all_are} of queue {task.queue} with type {task.type} is busy "
         f"({busy} of {serving.slots} slots){failure}"
     )
     remedy = "it gets its turn; if that takes too long start more workers, or give them more slots"
@@ -297,10 +298,8 @@ def _unserved(facts: Facts, task: Task, wait: Wait, need: str, failure: str) -> 
     key = (task.queue, task.kind, task.type)
     leaving = facts.serving.get(key, Serving()).leaving
     if leaving:
-        workers = "the worker" if leaving == 1 else f"all {leaving} workers"
-        sentence = (
-            f"{need}{workers} of queue {task.queue} with type {task.type} take nothing more, being about to leave"
-        )
+        workers = "the only worker" if leaving == 1 else f"each of the {leaving} workers"
+        sentence = f"{need}{workers} of queue {task.queue} with type {task.type} is leaving, and takes nothing more"
         remedy = f"start a worker of queue {task.queue} that has {task.type}, unless one is about to come"
         return _say(wait, why.WAIT_KIND_WORKERS_LEAVING, why.WAIT_STATE_BLOCKED, sentence + failure, remedy)
     if not facts.all_workers:
