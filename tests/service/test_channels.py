@@ -143,7 +143,7 @@ async def test_a_message_wakes_one_that_waits(tenant: Tenant) -> None:
     await worker.command(await task_of(worker, run_id), receive(2))
     shown = await tenant.get(run_id)
     assert any("waits for a message of channel jobs" in wait.sentence for wait in shown.waits)
-    assert any("channel jobs is subscribed to, competing" in each for each in shown.waits)
+    assert any("channel jobs are kept for its code (competing)" in wait.sentence for wait in shown.waits)
     await publish(tenant, 1)
     assert data(await received(tenant, run_id)) == [1]
 
