@@ -259,11 +259,10 @@ async def test_code_that_does_not_get_through_is_shown_with_place_and_remedy(ten
 
 
 async def test_what_the_code_asked_for_is_refused(tenant: Tenant) -> None:
-    worker, run_id = await begin(tenant, schedule("pay:7"))
+    _, run_id = await begin(tenant, schedule("pay:7"))
     wait = await told(tenant, run_id, why.WAIT_KIND_COMMANDS_REFUSED)
     assert "what its code asked for was refused since 1 attempt: INVALID_FIELD: " in wait.sentence
     assert wait.last_failure.source == FAILURE_SOURCE_SERVICE
-    assert worker
 
 
 async def test_the_code_is_lost_again_and_again(tenant: Tenant) -> None:
@@ -392,12 +391,11 @@ def no_errands(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 async def test_what_is_to_be_brought_about_elsewhere_is_on_its_way(
     tenant: Tenant, no_errands: Callable[[], None], command: Command, kind: why.WaitKind.ValueType, sentence: str
 ) -> None:
-    worker, run_id = await begin(tenant, command)
+    _, run_id = await begin(tenant, command)
     wait = await told(tenant, run_id, kind)
     assert wait.sentence.startswith(sentence)
     assert (wait.state, wait.HasField("since")) == (WAIT_STATE_WORKING, True)
     no_errands()
-    assert worker
 
 
 async def test_a_closed_run_says_what_it_leaves_to_be_done(tenant: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -509,9 +507,8 @@ async def test_of_ten_thousand_open_activities_some_are_said_and_the_rest_counte
 
 
 async def test_a_closed_run_waits_for_nothing(tenant: Tenant) -> None:
-    worker, run_id = await begin(tenant, complete())
+    _, run_id = await begin(tenant, complete())
     assert await kinds(tenant, run_id) == []
-    assert worker
 
 
 # History ---------------------------------------------------------------------------------------------------------------

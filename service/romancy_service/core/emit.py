@@ -27,7 +27,8 @@ class Emitter:
     def note(self, **attributes: Any) -> HistoryEvent:
         """Record an input or a note; the keyword is the event's kind, as in HistoryEvent."""
         event = HistoryEvent(event_id=self.run.last_event_id + 1, time=self._time(), **attributes)
-        event.suggests_recurring = self.suggests_recurring and is_input(event)
+        if self.suggests_recurring and is_input(event):
+            event.suggests_recurring = True
         return self._record(event)
 
     def command(self, **attributes: Any) -> HistoryEvent:

@@ -175,7 +175,7 @@ class Committing:
 
 def _warn_of_length(run: Run, limits: Limits) -> None:
     """One line, by whoever made the history long."""
-    if not run.is_open or not is_long(run, limits):
+    if not is_long(run, limits) or not run.is_open:
         return
     events_before = run.last_event_id - len(run.new_events)
     bytes_before = run.history_bytes - sum(event.ByteSize() for event in run.new_events)
