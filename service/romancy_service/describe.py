@@ -21,7 +21,9 @@ from romancy_service.core.run import Run
 from romancy_service.core.saga import Saga
 from romancy_service.core.task import COMPENSATION_PREFIX, WORKFLOW_TASK_ID, Task, TaskKind
 from romancy_service.core.times import timestamp
-from romancy_service.core.why import Facts, FailedCompensation, is_long, waits
+from romancy_service.core.why.facts import Facts, FailedCompensation
+from romancy_service.core.why.waits import waits
+from romancy_service.core.why.whole import is_long
 from romancy_service.ledger import read_saga
 from romancy_service.node import Node
 from romancy_service.store.lookups import RunSummary, RunView

@@ -12,10 +12,13 @@ from romancy.v1.failure_pb2 import Failure
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_RUNNING
 
 from romancy_service.core.limits import Limits
-from romancy_service.core.place import raised_at
 from romancy_service.core.task import WORKFLOW_TASK_ID, TaskKind
-from romancy_service.core.triggers import FailWorkflowTask
-from romancy_service.core.why import Facts, Holder, Serving, failure_text, is_long, span, waits
+from romancy_service.core.triggers import FailWorkflowTask, RequestCancel
+from romancy_service.core.why.facts import Facts, Holder, Serving
+from romancy_service.core.why.place import raised_at
+from romancy_service.core.why.waits import waits
+from romancy_service.core.why.whole import is_long
+from romancy_service.core.why.words import failure_text, span
 from tests.core.life import T0, Life, fail, schedule, timer
 from tests.core.talk import begun, child, update
 from tests.core.test_subscription import subscribe
@@ -54,6 +57,23 @@ def test_a_subscription_or_a_timeout_is_nothing_that_the_code_waits_for() -> Non
         why.WAIT_KIND_TIMEOUT,
         why.WAIT_KIND_SUBSCRIPTION,
     ]
+
+
+def test_what_was_asked_for_just_now_is_not_taken_for_delayed_or_tried_again() -> None:
+    """What is decided has the clock's latest reading, who looks an earlier one."""
+    life = Life.begin()
+    assert [wait.kind for wait in waits(facts(life, -5))] == [why.WAIT_KIND_NO_WORKER]
+    life.code(schedule("pay:1"))
+    assert [wait.kind for wait in waits(facts(life, -5))] == [why.WAIT_KIND_NO_WORKER]
+
+
+def test_who_was_asked_to_stop_is_named_also_before_its_code_has_seen_that() -> None:
+    life = Life.begin()
+    life.do(RequestCancel("too late", "ann"))
+    said = {wait.kind: wait.sentence for wait in waits(facts(life))}
+    assert said.keys() == {why.WAIT_KIND_NO_WORKER, why.WAIT_KIND_CANCELLATION}
+    text = "it was asked to stop (cancelled by ann: too late); its code has something to see yet"
+    assert said[why.WAIT_KIND_CANCELLATION] == text
 
 
 def test_a_task_that_a_free_worker_is_about_to_get_is_no_trouble() -> None:

@@ -189,6 +189,14 @@ async def test_of_a_worker_that_was_lost_it_is_remembered_too(tenant: Tenant) ->
     assert wait.last_served.ToMilliseconds() <= clock.now_ms()
 
 
+async def test_what_finds_no_worker_in_time_says_when_it_fails(tenant: Tenant) -> None:
+    late = schedule("pay:1", schedule_to_start_timeout=seconds(600))
+    _, run_id = await begin(tenant, late, activities=["other"])
+    wait = await told(tenant, run_id, why.WAIT_KIND_NO_WORKER)
+    assert "; it fails if no worker takes it in 9 min" in wait.sentence
+    assert wait.HasField("due")
+
+
 async def test_all_that_have_the_type_are_busy(tenant: Tenant) -> None:
     worker, run_id = await begin(tenant, schedule("pay:1"), schedule("pay:2"), activity_slots=1)
     taken = await worker.activity()
@@ -284,7 +292,7 @@ async def test_an_activity_runs_with_its_progress(tenant: Tenant) -> None:
     await worker.send(ConnectRequest(activity_heartbeats=[beat]))
     wait = await told(tenant, run_id, why.WAIT_KIND_ACTIVITY_RUNS, "progress")
     assert wait.sentence.startswith("activity pay:1 (attempt 1) runs on worker worker for ")
-    assert 'ago, progress {"rows": 7}' in wait.sentence
+    assert 'ago, progress {"rows": 7}; unless it is heard it times out in ' in wait.sentence
     assert (wait.state, wait.progress, wait.HasField("heartbeat_time")) == (WAIT_STATE_WORKING, '{"rows": 7}', True)
 
 
@@ -341,9 +349,10 @@ async def test_an_update_is_not_answered(tenant: Tenant) -> None:
     worker, run_id = await begin(tenant)
     asking = asyncio.create_task(tenant.update(run_id, "up-1", wait_for=UPDATE_STAGE_RECEIVED))
     task = await worker.workflow_task()
+    await told(tenant, run_id, why.WAIT_KIND_UPDATE, "waits until its code has seen it")
     await worker.command(task)
     await asking
-    wait = await told(tenant, run_id, why.WAIT_KIND_UPDATE)
+    wait = await told(tenant, run_id, why.WAIT_KIND_UPDATE, "neither")
     assert "update up-1 came, and its code has neither accepted nor refused it" in wait.sentence
     await tenant.signal(run_id)
     await worker.command(await worker.workflow_task(), accept("up-1"))
@@ -356,7 +365,7 @@ async def test_the_code_was_asked_to_stop_and_goes_on(tenant: Tenant) -> None:
     worker, run_id = await begin(tenant)
     await tenant.cancel(run_id, reason="too late", identity="ann")
     await worker.command(await worker.workflow_task(), timer("1", 3_600))
-    wait = await told(tenant, run_id, why.WAIT_KIND_CANCELLATION)
+    wait = await told(tenant, run_id, why.WAIT_KIND_CANCELLATION, "goes on")
     assert "it was asked to stop (cancelled by ann: too late); its code has seen that and goes on" in wait.sentence
     assert "terminate" in wait.remedy
 

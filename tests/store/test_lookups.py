@@ -14,7 +14,7 @@ from romancy_service.core.limits import Limits
 from romancy_service.core.run import Run
 from romancy_service.core.task import TaskKind
 from romancy_service.core.times import timestamp
-from romancy_service.core.why import Holder, Serving
+from romancy_service.core.why.facts import Holder, Serving
 from romancy_service.store import lookups
 from romancy_service.store.store import Beat, Change, Store, Want
 from tests.core.life import complete, schedule

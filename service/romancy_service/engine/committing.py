@@ -12,7 +12,7 @@ from romancy_service.core.decide import Reply
 from romancy_service.core.limits import Limits
 from romancy_service.core.run import Run
 from romancy_service.core.task import Task, TaskKind
-from romancy_service.core.why import is_long
+from romancy_service.core.why.whole import is_long
 from romancy_service.engine.cache import RunCache
 from romancy_service.engine.draft import Draft
 from romancy_service.engine.gathering import Gathering

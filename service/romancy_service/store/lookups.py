@@ -32,7 +32,7 @@ from romancy.v1.workflow_service_pb2 import WorkflowFilter
 from romancy_service.core.limits import COUNTED, MIB, Limits
 from romancy_service.core.run import Run
 from romancy_service.core.task import TaskKind
-from romancy_service.core.why import Holder
+from romancy_service.core.why.facts import Holder
 from romancy_service.store.rows import Row, events_of, loaded_run, outcome_of
 from romancy_service.store.selection import select_runs
 from romancy_service.store.sql import among

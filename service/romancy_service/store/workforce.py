@@ -12,7 +12,7 @@ from romancy.v1.worker_service_pb2 import Hello
 
 from romancy_service.core.limits import COUNTED, Limits
 from romancy_service.core.task import TaskKind
-from romancy_service.core.why import Holder, Serving, TypeKey
+from romancy_service.core.why.facts import Holder, Serving, TypeKey
 from romancy_service.store.offers import Offers, served_types
 from romancy_service.store.rows import Row
 from romancy_service.store.sql import among
