@@ -17,7 +17,7 @@ from romancy.v1.workflow_pb2 import (
 from romancy.v1.workflow_service_pb2 import GetWorkflowResponse
 
 from romancy_service.core.limits import KIB, MIB, Limits
-from romancy_service.core.run import Run
+from romancy_service.core.run import OPEN_STATUSES, Run
 from romancy_service.core.saga import Saga
 from romancy_service.core.task import COMPENSATION_PREFIX, WORKFLOW_TASK_ID, Task, TaskKind
 from romancy_service.core.times import timestamp
@@ -51,7 +51,7 @@ def describe_summary(run: RunSummary, limits: Limits) -> WorkflowInfo:
     info.build_id = run.build_id
     info.history_bytes = run.history_bytes
     info.first_run_id = info.first_run_id or run.run_id
-    info.history_warning = is_long(run, limits)
+    info.history_warning = run.status in OPEN_STATUSES and is_long(run, limits)
     return info
 
 

@@ -120,8 +120,9 @@ def test_code_that_fails_is_in_trouble_until_it_gets_through() -> None:
     for _ in range(5):
         task = life.run.tasks[WORKFLOW_TASK_ID]
         life.do(FailWorkflowTask(life.fence(task), failure))
-    (wait,) = waits(facts(life))
-    assert wait.sentence == "its code fails since 5 attempts: NameError: no at order.py:31; it is tried again in 16 s"
+    (wait,) = waits(facts(life, 4_000))
+    text = "its code fails since 5 attempts (4 s): NameError: no at order.py:31; it is tried again in 12 s"
+    assert wait.sentence == text
     life.run.tasks[WORKFLOW_TASK_ID].due_ms = life.now_ms
     free = {("default", TaskKind.WORKFLOW, "order"): Serving(workers=1, slots=1, busy=0)}
     assert [wait.kind for wait in waits(facts(life, serving=free))] == [why.WAIT_KIND_CODE_FAILS]

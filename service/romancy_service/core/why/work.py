@@ -8,6 +8,7 @@ from romancy.v1 import wait_pb2 as kinds
 from romancy.v1.failure_pb2 import FAILURE_SOURCE_SERVICE
 from romancy.v1.wait_pb2 import Wait
 
+from romancy_service.core.limits import WORKFLOW_TASK_MS
 from romancy_service.core.task import NEVER_MS, Task, TaskKind
 from romancy_service.core.times import timestamp
 from romancy_service.core.why.facts import Facts, Holder, Serving
@@ -68,7 +69,9 @@ def _running_code(facts: Facts, task: Task, wait: Wait) -> Wait:
         return _failing_code(facts, task, wait)
     sentence = f"its code runs on worker {wait.worker_id} for {span(facts.now_ms - task.leased_ms)}"
     if task.losses:
-        sentence += f"; before, it was lost with its worker, or took more than 10 s, {times(task.losses)}"
+        sentence += (
+            f"; before, it was lost with its worker, or took more than {span(WORKFLOW_TASK_MS)}, {times(task.losses)}"
+        )
     return say(wait, kinds.WAIT_KIND_CODE_RUNS, kinds.WAIT_STATE_WORKING, sentence)
 
 
@@ -134,15 +137,15 @@ def _due_later(facts: Facts, task: Task, wait: Wait) -> Wait:
 def _failing_code(facts: Facts, task: Task, wait: Wait) -> Wait:
     """The run's code was tried before and did not get through."""
     failure, tries = task.last_failure, task.attempt - 1
+    wait.since.CopyFrom(timestamp(task.scheduled_ms))
     if task.owner:
         again = f"worker {wait.worker_id} tries it again since {span(facts.now_ms - task.leased_ms)}"
     else:
         again = f"it is tried again in {span(task.due_ms - facts.now_ms)}"
     if failure is None:
-        sentence = (
-            f"its code does not get through: {times(task.losses)} its worker was lost, or took more than 10 s for it; "
-            f"{again}"
-        )
+        too_long = f"took more than {span(WORKFLOW_TASK_MS)} for it"
+        lost = f"{times(task.losses)} its worker was lost, or {too_long}"
+        sentence = f"its code does not get through: {lost}; {again}"
         remedy = "look into the workers' logs: code that computes for long or blocks belongs into an activity"
         return say(wait, kinds.WAIT_KIND_CODE_FAILS, kinds.WAIT_STATE_TROUBLED, sentence, remedy)
     told = failure_text(failure)
@@ -158,7 +161,8 @@ def _failing_code(facts: Facts, task: Task, wait: Wait) -> Wait:
     else:
         kind, what = kinds.WAIT_KIND_CODE_FAILS, "its code fails"
         remedy = "deploy code that is put right; the run then goes on by itself, and nothing of it is lost"
-    sentence = f"{what} since {times(tries, 'attempt')}: {told}; {again}"
+    ago = span(facts.now_ms - task.scheduled_ms)
+    sentence = f"{what} since {times(tries, 'attempt')} ({ago}): {told}; {again}"
     return say(wait, kind, kinds.WAIT_STATE_BLOCKED, sentence, remedy)
 
 
@@ -206,7 +210,7 @@ def _unserved(facts: Facts, task: Task, wait: Wait, need: str, failure: str) -> 
         wait.last_served.CopyFrom(timestamp(last[1]))
         seen = f"last seen at {clock(last[1])} on worker {last[0]}"
     else:
-        seen = "none was seen in the last 30 days"
+        seen = f"none was seen in the last {span(facts.limits.offer_kept_ms)}"
     sentence = f"{need}no worker of queue {task.queue} has type {task.type}, {seen}{failure}"
     remedy = (
         f"start a worker of queue {task.queue} that has {task.type}, or mend the name or the queue that the code gives"

@@ -444,7 +444,7 @@ class WorkflowInfo(_message.Message):
     first_run_id: _builtins.str
     """The first run of the chain: its own id, unless it continues another one."""
     history_warning: _builtins.bool
-    """True when the history is so long, by events or bytes, that the run may soon be ended for it."""
+    """True when the run is open and its history so long, by events or bytes, that it may soon be ended for it."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it started."""
