@@ -17,6 +17,7 @@ from romancy_service.core.why.words import clock, cut, name, say, span
 
 
 def of_timer(facts: Facts, task: Task) -> Wait:
+    """A wait of its time."""
     sentence = f"timer {name(task)} fires in {span(task.due_ms - facts.now_ms)}, at {clock(task.due_ms)}"
     return Wait(
         kind=kinds.WAIT_KIND_TIMER,
@@ -28,6 +29,7 @@ def of_timer(facts: Facts, task: Task) -> Wait:
 
 
 def of_timeout(facts: Facts, task: Task) -> Wait:
+    """When the run is undone for taking too long."""
     whole = task.due_ms == facts.run.counters.execution_deadline_ms
     sentence = (
         f"it is undone in {span(task.due_ms - facts.now_ms)}, at {clock(task.due_ms)}, if it is not over by then: "
@@ -39,6 +41,7 @@ def of_timeout(facts: Facts, task: Task) -> Wait:
 
 
 def of_subscription(facts: Facts, task: Task) -> Wait:
+    """Events, or messages of a channel, that are awaited or kept."""
     wanted = task.errand if isinstance(task.errand, Subscribe) else None
     wait = Wait(id=name(task), where=wanted.where if wanted is not None else {})
     since = "a run before this one"
@@ -75,6 +78,7 @@ def _in_channel(task: Task, wait: Wait, channel: str, since: str) -> Wait:
 
 
 def of_child(facts: Facts, task: Task) -> Wait:
+    """A child, from when it is asked for until its end is known."""
     command = task.errand if isinstance(task.errand, StartChild) else StartChild()
     child_id = name(task)
     wait = Wait(id=child_id, type=child_id.rpartition(":")[0])
@@ -98,6 +102,7 @@ def of_child(facts: Facts, task: Task) -> Wait:
 
 
 def of_send(facts: Facts, task: Task) -> Wait:
+    """A message that is on its way."""
     send = task.errand if isinstance(task.errand, Send) else Send()
     match send.WhichOneof("message"):
         case "signal":
@@ -117,6 +122,7 @@ def of_send(facts: Facts, task: Task) -> Wait:
 
 
 def of_report(facts: Facts, task: Task) -> Wait:
+    """The end of the run, on its way to its parent."""
     parent = facts.run.counters.parent
     workflow_id = parent[2] if parent is not None else ""
     wait = Wait(workflow_id=workflow_id, since=timestamp(task.due_ms))

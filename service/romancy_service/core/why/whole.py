@@ -19,6 +19,7 @@ from romancy_service.core.why.words import clock, failure_text, name, one_line, 
 
 
 def of_run(facts: Facts) -> Iterator[Wait]:
+    """What is neither a task nor seen in one."""
     run = facts.run
     if run.status == WORKFLOW_STATUS_RUNNING:
         yield from _updates(facts)
@@ -60,6 +61,7 @@ def _going_on(run: Run) -> Wait:
 
 
 def condition(facts: Facts) -> Wait:
+    """The code waits, and nothing that it asked for is open."""
     run = facts.run
     sentence = (
         "its code waits for something that only the code knows, such as wait_condition, since "
@@ -120,6 +122,7 @@ def _goes_on(task: Task) -> bool:
 
 
 def failed_for_good(run: Run, failed: FailedCompensation) -> Wait:
+    """A compensation that an operator must see to."""
     sentence = (
         f"compensation {failed.compensation_id} failed for good: {failure_text(failed.failure)}; what it undoes may "
         "still have its effect"

@@ -36,6 +36,7 @@ def span(ms: int) -> str:
 
 
 def times(number: int, unit: str = "time") -> str:
+    """A number of things."""
     return f"{number} {unit}{'s' * (number != 1)}"
 
 
@@ -45,17 +46,21 @@ def clock(ms: int) -> str:
 
 
 def one_line(text: str) -> str:
+    """A text of the user's as part of a sentence."""
     return cut(" ".join(text.split()), _MESSAGE_CHARACTERS)
 
 
 def cut(text: str, most: int) -> str:
+    """At most so many characters of a text."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def name(task: Task) -> str:
+    """What people call it: its id without what tells kinds apart."""
     return task.task_id.removeprefix(COMPENSATION_PREFIX) if task.is_compensation else task.task_id.partition("/")[2]
 
 
 def say(wait: Wait, kind: WaitKind.ValueType, state: WaitState.ValueType, sentence: str, remedy: str = "") -> Wait:
+    """The wait with what all of them have."""
     wait.kind, wait.state, wait.sentence, wait.remedy = kind, state, sentence, remedy
     return wait
