@@ -1,4 +1,4 @@
-"""Describe: a run as people see it, with what it waits for in sentences."""
+"""Describe: a run as people see it, with what it waits for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Final
 
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.payload_pb2 import Payload
+from romancy.v1.wait_pb2 import Wait
 from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_COMPENSATING,
     PendingActivity,
@@ -15,23 +16,25 @@ from romancy.v1.workflow_pb2 import (
 )
 from romancy.v1.workflow_service_pb2 import GetWorkflowResponse
 
-from romancy_service.core import children
-from romancy_service.core.channel import RECEIVER, channel_of
-from romancy_service.core.limits import KIB
-from romancy_service.core.run import Run
+from romancy_service.core.limits import KIB, MIB, Limits
+from romancy_service.core.run import OPEN_STATUSES, Run
 from romancy_service.core.saga import Saga
-from romancy_service.core.subscription import event_type_of, is_answered
 from romancy_service.core.task import COMPENSATION_PREFIX, WORKFLOW_TASK_ID, Task, TaskKind
 from romancy_service.core.times import timestamp
+from romancy_service.core.why.facts import Facts, FailedCompensation
+from romancy_service.core.why.waits import waits
+from romancy_service.core.why.whole import is_long
 from romancy_service.ledger import read_saga
 from romancy_service.node import Node
 from romancy_service.store.lookups import RunSummary, RunView
 
+_WAITS_BYTES: Final = MIB
+"""For what a run waits for, the failures that it names included."""
 _ROOM_BYTES: Final = 64 * KIB
 """For what frames the values of an answer."""
 
 
-def describe_summary(run: RunSummary) -> WorkflowInfo:
+def describe_summary(run: RunSummary, limits: Limits) -> WorkflowInfo:
     """A line of a list."""
     info = WorkflowInfo.FromString(run.memo)
     info.MergeFromString(run.attributes)
@@ -46,6 +49,9 @@ def describe_summary(run: RunSummary) -> WorkflowInfo:
     info.history_length = run.last_event_id
     info.priority = run.priority
     info.build_id = run.build_id
+    info.history_bytes = run.history_bytes
+    info.first_run_id = info.first_run_id or run.run_id
+    info.history_warning = run.status in OPEN_STATUSES and is_long(run, limits)
     return info
 
 
@@ -53,13 +59,10 @@ async def describe(node: Node, view: RunView) -> GetWorkflowResponse:
     """Everything about one run."""
     run = view.run
     events = await node.store.show_history(run.run_id, 0, 1, max_bytes=1)
-    saga: Saga | None = None
-    if run.status == WORKFLOW_STATUS_COMPENSATING:
-        saga = await read_saga(run, node.store.history_pages(run.run_id, for_client=True))
     for task_id, size in view.left_out.items():
         run.tasks[task_id].last_failure = Failure(message=f"it has {size} bytes, too many to be shown; see the history")
     response = GetWorkflowResponse(
-        info=describe_summary(view.summary),
+        info=describe_summary(view.summary, node.limits),
         spec=events[0].workflow_started.spec if events else None,
         outcome=run.outcome,
         cancel_requested=run.cancel_requested,
@@ -75,13 +78,63 @@ async def describe(node: Node, view: RunView) -> GetWorkflowResponse:
             PendingWorkflowTask(
                 attempt=waiting.attempt,
                 due_time=timestamp(waiting.due_ms),
-                worker_id=view.workers.get(waiting.owner, ""),
+                worker_id=_worker(view, waiting),
                 last_failure=waiting.last_failure,
             )
         )
-    response.waits.extend(_waits(run, view, saga, node.clock.now_ms()))
+    saga = await _saga(node, run)
+    _add_waits(response, waits(_facts(node, view, saga)))
     _add_activities(response, view, node.limits.client_message_bytes - _ROOM_BYTES)
     return response
+
+
+async def _saga(node: Node, run: Run) -> Saga | None:
+    """What a run that undoes itself has left to undo, and could not undo. Read from its history where that is cheap, or
+    where nothing else tells what it is blocked by.
+    """
+    if run.status != WORKFLOW_STATUS_COMPENSATING or not run.counters.undoable:
+        return None
+    if run.outcome is None and run.history_bytes > node.limits.shown_saga_bytes:
+        return None
+    return await read_saga(run, node.store.history_pages(run.run_id, for_client=True))
+
+
+def _facts(node: Node, view: RunView, saga: Saga | None) -> Facts:
+    failed = saga.failed if saga is not None else {}
+    details = view.heartbeat_details
+    return Facts(
+        run=view.run,
+        now_ms=node.clock.now_ms(),
+        limits=node.limits,
+        counts=view.counts,
+        progress={task_id: Payload.FromString(value) for task_id, value in details.items()},
+        holders=view.holders,
+        serving=view.workforce.serving,
+        last_served=view.workforce.last_served,
+        all_workers=view.workforce.all_workers,
+        children=view.children,
+        failed=[
+            FailedCompensation(name, each.undo.compensation.activity_type, each.failure)
+            for name, each in list(failed.items())[: node.limits.shown_tasks]
+        ],
+        to_undo=len(saga.ledger) if saga is not None else 0,
+    )
+
+
+def _add_waits(response: GetWorkflowResponse, found: list[Wait]) -> None:
+    """A failure that is too large to be shown twice is left to the activity that it belongs to."""
+    room = _WAITS_BYTES
+    for wait in found:
+        if (size := wait.ByteSize()) > room:
+            wait.ClearField("last_failure")
+            size = wait.ByteSize()
+        room -= size
+        response.waits.append(wait)
+
+
+def _worker(view: RunView, task: Task) -> str:
+    holder = view.holders.get(task.owner)
+    return holder.worker_id if holder is not None else ""
 
 
 def _add_activities(response: GetWorkflowResponse, view: RunView, most_bytes: int) -> None:
@@ -93,7 +146,7 @@ def _add_activities(response: GetWorkflowResponse, view: RunView, most_bytes: in
     for task in view.run.tasks.values():
         if task.kind is TaskKind.ACTIVITY:
             details = view.heartbeat_details.get(task.task_id)
-            activity = _activity(task, view.workers.get(task.owner, ""), details)
+            activity = _activity(task, _worker(view, task), details)
             room -= activity.ByteSize()
             if room < 0:
                 break
@@ -115,84 +168,3 @@ def _activity(task: Task, worker_id: str, details: bytes | None) -> PendingActiv
         cancel_requested=task.cancel_requested,
         compensation=task.is_compensation,
     )
-
-
-def _waits(run: Run, view: RunView, saga: Saga | None, now_ms: int) -> list[str]:
-    """Each thing that the run waits for or is blocked by. An open run always has one."""
-    sentences = [sentence for task in run.tasks.values() if (sentence := _wait(task, view, now_ms))]
-    if saga is not None:
-        sentences += [
-            f"compensation {name} failed for good ({failed.failure.type}: {failed.failure.message}): "
-            "an operator must retry it, mark it done or give it up"
-            for name, failed in saga.failed.items()
-        ]
-    unseen = sum(view.counts.values()) - len(run.tasks)
-    if unseen > 0:
-        sentences.append(f"and {unseen} more activities, timers, children and messages")
-    if run.is_open and not sentences:
-        sentences.append("its code waits for something that only the code knows: no activity, timer or input is open")
-    return sentences
-
-
-def _errand(task: Task) -> str:
-    """What is to be brought about in another run, or is open there."""
-    name = task.task_id.partition("/")[2]
-    if task.kind is TaskKind.REPORT:
-        return "its parent is to be told of its end"
-    if task.kind is TaskKind.SEND:
-        return f"message {name} is on its way"
-    state = {children.START: "is to be started", children.OPEN: "is open", children.CLOSE: "is to be closed"}
-    return f"child {name} {state[task.attempt]}" + (" and was asked to stop" if task.cancel_requested else "")
-
-
-def _in_channel(channel: str, task: Task, since: str) -> str:
-    if task.queue == RECEIVER:
-        return f"a message of channel {channel} is waited for {since}"
-    if not is_answered(task):
-        return f"channel {channel} is to be subscribed to, {task.queue}"
-    return f"channel {channel} is subscribed to, {task.queue}, {since}"
-
-
-def _wait(task: Task, view: RunView, now_ms: int) -> str:
-    if task.kind in (TaskKind.CHILD, TaskKind.SEND, TaskKind.REPORT):
-        return _errand(task)
-    if task.kind is TaskKind.SUBSCRIPTION:
-        since = f"since {_seconds(now_ms - task.scheduled_ms)}" if task.scheduled_ms else "since a run before this one"
-        channel = channel_of(task.type)
-        if channel is not None:
-            return _in_channel(channel, task, since)
-        event_type, paths = event_type_of(task.type)
-        chosen = f" with the {' and '.join(paths)} that it asked for" if paths else ""
-        return f"event {event_type}{chosen} is waited for {since}"
-    what = {TaskKind.WORKFLOW: "workflow task", TaskKind.TIMER: "timer", TaskKind.DEADLINE: "run timeout"}.get(
-        task.kind, "compensation" if task.is_compensation else "activity"
-    )
-    name = task.task_id.partition("/")[2]
-    subject = " ".join(filter(None, (what, name)))
-    if task.kind in (TaskKind.TIMER, TaskKind.DEADLINE):
-        return "" if task.kind is TaskKind.DEADLINE else f"{subject} fires in {_seconds(task.due_ms - now_ms)}"
-    failure = (
-        f"; before, {task.last_failure.type}: {task.last_failure.message}" if task.last_failure is not None else ""
-    )
-    if task.owner:
-        worker = view.workers.get(task.owner)
-        doing = "was asked to stop" if task.cancel_requested else "runs"
-        where = f"on worker {worker}" if worker else "on a worker that is gone; it will be lost soon"
-        return f"{subject}, attempt {task.attempt}, {doing} {where} since {_seconds(now_ms - task.leased_ms)}{failure}"
-    if task.due_ms > now_ms:
-        return f"{subject}, attempt {task.attempt}, is due in {_seconds(task.due_ms - now_ms)}{failure}"
-    served = (task.queue, task.kind, task.type) in view.served
-    if served:
-        blocker = "all workers that have it are busy"
-    elif view.all_workers:
-        blocker = "no connected worker of that queue has it"
-    else:
-        blocker = "none of the workers that were looked at has it"
-    return (
-        f"{subject}, attempt {task.attempt}, waits for a worker of queue {task.queue!r} with type {task.type!r} "
-        f"since {_seconds(now_ms - task.due_ms)}: {blocker}{failure}"
-    )
-
-
-def _seconds(ms: int) -> str:
-    return f"{max(ms, 0) / 1000:.1f} s"

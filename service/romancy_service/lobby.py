@@ -114,7 +114,7 @@ class Lobby:
             await node.dispatch.give_back(unsent)
             if goodbye:
                 await self._free_tasks(session)
-                await node.store.close_session(session.session_id, session.epoch)
+                await node.store.close_session(session.session_id, session.epoch, node.clock.now_ms())
                 # A claim that was under way may have found something for it up to that moment.
                 await self._free_tasks(session)
             elif current:

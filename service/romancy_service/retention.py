@@ -90,6 +90,7 @@ class Retention:
         while await self._rested(self._store.forget_events(now_ms, REQUESTS)) == REQUESTS:
             pass
         await self._store.forget_channels(now_ms - self._limits.event_window_ms)
+        await self._store.forget_offers(now_ms - self._limits.offer_kept_ms)
         if removed or cleared:
             _log.info("deleted what was past its retention", runs=removed, cleared_rows=cleared)
 

@@ -334,7 +334,7 @@ def test_a_seen_event_that_does_not_exist_is_refused() -> None:
 
 def test_a_history_that_is_too_long_ends_the_run_with_the_reason() -> None:
     life = Life.begin()
-    life.limits = Limits(history_events=5)
+    life.limits = Limits(history_recur_events=5, history_warn_events=5, history_events=5)
     life.code(*(schedule(f"a:{number}") for number in range(1, 6)))
     for number in range(1, 6):
         life.due(f"a/a:{number}")
@@ -345,14 +345,14 @@ def test_a_history_that_is_too_long_ends_the_run_with_the_reason() -> None:
 
 def test_a_history_of_too_many_bytes_ends_the_run_with_the_reason() -> None:
     life = Life.begin()
-    life.limits = Limits(history_bytes=10_000)
+    life.limits = Limits(history_recur_bytes=10_000, history_warn_bytes=10_000, history_bytes=10_000)
     life.code(*(schedule(f"a:{number}") for number in range(1, 3)))
     life.completes("a:1", "x" * 9_000)
     assert life.run.status == WORKFLOW_STATUS_RUNNING
     life.completes("a:2", "x" * 1_000)
     assert life.run.outcome is not None
     assert life.run.outcome.failure.type == "HistoryTooLong"
-    assert "at most 10000 are allowed; split the work" in life.run.outcome.failure.message
+    assert "at most 10000 are allowed; let the workflow recur" in life.run.outcome.failure.message
 
 
 def test_a_closed_run_refuses_its_old_tasks() -> None:

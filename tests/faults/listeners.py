@@ -11,7 +11,6 @@ from romancy import Worker, WorkflowContext, workflow
 @workflow
 async def listener(ctx: WorkflowContext, expected: int, last: dict[str, int], wrong: list[str]) -> list[str]:
     """Hears what each client numbers from 1, through many runs. Returns what was lost, doubled or out of order."""
-    at = sum(last.values())
     with ctx.subscribe_event("cry") as cries:
         async for cry in cries:
             by, number = cry.data
@@ -20,7 +19,7 @@ async def listener(ctx: WorkflowContext, expected: int, last: dict[str, int], wr
             last[by] = number
             if wrong or sum(last.values()) >= expected:
                 return wrong
-            if sum(last.values()) >= at + 200:
+            if ctx.should_recur:
                 return await ctx.recur(expected, last, wrong)
     return wrong
 

@@ -35,7 +35,7 @@ async def listening(client: Client, workflow_id: str) -> None:
     """The workflow's code waits for an event."""
     async with asyncio.timeout(30):
         while True:
-            if "event" in "".join((await client.get_handle(workflow_id).describe()).waits):
+            if "event" in "".join(wait.sentence for wait in (await client.get_handle(workflow_id).describe()).waits):
                 return
             await asyncio.sleep(0.02)
 

@@ -16,6 +16,7 @@ from romancy.v1.command_pb2 import (
     ParentClosePolicy,
 )
 from romancy.v1.history_pb2 import HistoryEvent
+from romancy.v1.wait_pb2 import WAIT_KIND_CHILD
 from romancy.v1.worker_service_pb2 import (
     ConnectRequest,
     WorkflowTask,
@@ -104,7 +105,8 @@ async def test_a_child_runs_and_its_parent_gets_its_result(tenant: Tenant) -> No
 async def test_what_a_parent_waits_for_names_its_children_and_messages(tenant: Tenant) -> None:
     _, run_id = await begin(tenant, child("kid:1", workflow_id="junior"))
     await told(tenant, run_id, "child_started")
-    assert "child kid:1 is open" in (await tenant.get(run_id)).waits
+    waits = (await tenant.get(run_id)).waits
+    assert [(wait.id, wait.workflow_id) for wait in waits if wait.kind == WAIT_KIND_CHILD] == [("kid:1", "junior")]
 
 
 async def test_a_child_whose_id_is_taken_is_not_started(tenant: Tenant) -> None:

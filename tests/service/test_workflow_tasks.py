@@ -281,7 +281,7 @@ async def test_a_failed_workflow_task_leaves_the_run_open_and_comes_again_later(
     shown = await tenant.get(run.run_id)
     assert (shown.info.status, shown.workflow_task.attempt) == (WORKFLOW_STATUS_RUNNING, 2)
     assert shown.workflow_task.last_failure.type == "Divergence"
-    assert any("Divergence" in wait for wait in shown.waits)
+    assert any("Divergence" in wait.sentence for wait in shown.waits)
     again = await worker.workflow_task()
     assert (again.attempt, again.after_event_id) == (2, 0)
     assert (await worker.command(again, complete())).result == ACKNOWLEDGEMENT_RESULT_ACCEPTED
@@ -298,7 +298,7 @@ async def test_a_workflow_type_nobody_serves_waits_and_disturbs_nobody(tenant: T
         ).result == ACKNOWLEDGEMENT_RESULT_ACCEPTED
     shown = await tenant.get(lonely[0].run_id)
     assert shown.info.status == WORKFLOW_STATUS_RUNNING
-    assert "no connected worker of that queue has it" in shown.waits[0]
+    assert "no worker of queue queue has type unknown" in shown.waits[0].sentence
     late = await tenant.worker(workflows=["unknown"], activities=[], workflow_slots=20)
     for _ in lonely:
         await late.command(await late.workflow_task(), complete())

@@ -14,6 +14,7 @@ from romancy_service.core.limits import Limits
 from romancy_service.core.run import Run
 from romancy_service.core.task import TaskKind
 from romancy_service.core.times import timestamp
+from romancy_service.core.why.facts import Holder, Serving
 from romancy_service.store import lookups
 from romancy_service.store.store import Beat, Change, Store, Want
 from tests.core.life import complete, schedule
@@ -163,7 +164,13 @@ async def test_prefixes_may_end_with_any_character(store: Store) -> None:
 
 
 async def test_a_run_is_shown_with_who_has_its_tasks_and_who_could(store: Store) -> None:
-    hello = Hello(task_queues=["main"], workflow_types=["order"], activity_types=["pay", "ship"])
+    hello = Hello(
+        task_queues=["main"],
+        workflow_types=["order"],
+        activity_types=["pay", "ship"],
+        workflow_slots=3,
+        activity_slots=5,
+    )
     await session(store, hello=hello.SerializeToString())
     run = await waiting_activities(store, ["pay:1", "ship:1"])
     await store.claim([Want(NAMESPACE, "main", TaskKind.ACTIVITY, "pay", 1, "session-1", 1)], T0)
@@ -174,12 +181,10 @@ async def test_a_run_is_shown_with_who_has_its_tasks_and_who_could(store: Store)
     assert view is not None
     assert (view.summary.workflow_id, view.summary.status) == (run.workflow_id, WORKFLOW_STATUS_RUNNING)
     assert view.run.tasks["a/pay:1"].owner == "session-1"
-    assert view.workers == {"session-1": "worker-of-session-1"}
+    assert view.holders == {"session-1": Holder("worker-of-session-1", connected=True, lease_ms=T0 + 20_000)}
     assert view.heartbeat_details == {"a/pay:1": b"half"}
-    assert view.served == {
-        ("main", TaskKind.WORKFLOW, "order"),
-        ("main", TaskKind.ACTIVITY, "pay"),
-        ("main", TaskKind.ACTIVITY, "ship"),
+    assert view.workforce.serving == {
+        ("main", TaskKind.ACTIVITY, "ship"): Serving(workers=1, slots=5, busy=1),
     }
     assert await store.get_run("none", Limits()) is None
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import asyncpg
 import pytest
+from sqlalchemy import Select
 
+from romancy_service.store import lookups, workforce
 from romancy_service.store.arrays import ANY_TEXT, Arrays
 from romancy_service.store.postgres import DIALECT, WALKING
 from romancy_service.store.postgres_commit import BY_KEY, Shape, statement
@@ -167,3 +169,36 @@ async def test_claims_stay_quick_with_a_backlog(fresh_postgres: Callable[[], str
     assert index["Actual Rows"] * index["Actual Loops"] <= 20
     await connection.close()
     await store.close()
+
+
+@pytest.mark.parametrize(
+    ("statement", "values", "index"),
+    [
+        pytest.param(workforce._IN_HAND, {"session_ids": ["s"]}, "tasks_owner", id="tasks in hand"),
+        pytest.param(
+            lookups._OPEN_CHILDREN,
+            {"namespace": "default", "workflow_ids": ["order-1", "order-2"]},
+            "runs_open",
+            id="open children",
+        ),
+        pytest.param(
+            lookups._SHOWN_TASKS,
+            {"run_id": "run-1", "limit": 100, "bytes": 1, "command_bytes": 1},
+            "tasks_pk",
+            id="tasks of a run",
+        ),
+    ],
+)
+async def test_what_is_known_of_one_run_is_found_by_index_among_many(
+    fresh_postgres: Callable[[], str], statement: Select[Any], values: dict[str, Any], index: str
+) -> None:
+    connection = await asyncpg.connect(fresh_postgres())
+    await connection.execute(_FILL_RUNS)
+    await connection.execute(_FILL_TASKS)
+    await connection.execute("vacuum analyze")
+    sql, arguments = compiled(statement, DIALECT, values)
+    (explained,) = await connection.fetch(f"explain (format json) {sql}", *arguments)
+    await connection.close()
+    nodes = list(_nodes(json.loads(explained[0])[0]["Plan"]))
+    assert [node for node in nodes if node["Node Type"] == "Seq Scan"] == []
+    assert index in {node.get("Index Name") for node in nodes}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from romancy.v1.worker_service_pb2 import Hello
+
 from romancy_service.core.task import TaskKind
 from romancy_service.store.store import SessionRow, Store, Want
 from tests.store.drive import NAMESPACE, T0, session, waiting_activities
@@ -57,7 +59,7 @@ async def test_an_older_stream_cannot_end_a_session_that_came_back(store: Store)
     await store.resume_session("session-1", NAMESPACE, "replica-2", b"", T0 + 30_000)
 
     await store.disconnect_session("session-1", 1, T0)
-    await store.close_session("session-1", 1)
+    await store.close_session("session-1", 1, T0)
 
     row = (await sessions(store))["session-1"]
     assert row.connected
@@ -68,7 +70,7 @@ async def test_renewing_tells_which_sessions_are_somebody_elses_or_gone(store: S
     for name in ("a", "b", "c"):
         await session(store, name)
     await store.resume_session("b", NAMESPACE, "replica-2", b"", T0 + 20_000)
-    await store.close_session("c", 1)
+    await store.close_session("c", 1, T0)
 
     gone = await store.renew_sessions([("a", 1), ("b", 1), ("c", 1)], T0 + 60_000)
 
@@ -87,6 +89,46 @@ async def test_a_session_whose_lease_is_over_is_forgotten_once_its_tasks_are_tak
     assert await store.expire_sessions(T0 + 19_999) == 0
     assert await store.expire_sessions(T0 + 20_000) == 1
     assert set(await sessions(store)) == {"busy"}
+
+
+def takes(*types: str) -> bytes:
+    return Hello(task_queues=["main"], activity_types=types, activity_slots=3, worker_id="w").SerializeToString()
+
+
+def pay(queue: str = "main") -> tuple[str, TaskKind, str]:
+    return queue, TaskKind.ACTIVITY, "pay"
+
+
+async def test_what_workers_took_is_known_after_they_left_or_were_lost(store: Store) -> None:
+    await session(store, "left", hello=takes("pay", "ship"))
+    await session(store, "lost", hello=takes("ship", "pay"))
+    assert await store.last_offers(NAMESPACE, {pay()}, 10) == {}, "they are there"
+    await store.close_session("left", 1, T0 + 1_000)
+    assert await store.last_offers(NAMESPACE, {pay()}, 10) == {pay(): ("worker-of-left", T0 + 1_000)}
+    assert await store.expire_sessions(T0 + 30_000) == 1
+    both = {pay(), pay("other")}
+    assert await store.last_offers(NAMESPACE, both, 10) == {pay(): ("worker-of-lost", T0 + 20_000)}
+    assert await store.last_offers("elsewhere", both, 10) == {}
+    await store.note_offer(NAMESPACE, "late news", takes("pay", "ship"), T0)
+    assert (await store.last_offers(NAMESPACE, both, 10))[pay()] == ("worker-of-lost", T0 + 20_000)
+
+
+async def test_the_newest_offers_are_looked_at_and_old_ones_forgotten(store: Store) -> None:
+    for n in range(5):
+        await store.note_offer(NAMESPACE, f"worker-{n}", takes("pay", f"other-{n}"), T0 + n)
+    assert await store.last_offers(NAMESPACE, {pay()}, 10) == {pay(): ("worker-4", T0 + 4)}
+    first = ("main", TaskKind.ACTIVITY, "other-0")
+    assert await store.last_offers(NAMESPACE, {first}, 4) == {}
+    assert await store.last_offers(NAMESPACE, {first}, 5) == {first: ("worker-0", T0)}
+    await store.forget_offers(T0 + 4)
+    assert await store.last_offers(NAMESPACE, {pay(), first}, 10) == {pay(): ("worker-4", T0 + 4)}
+
+
+async def test_of_a_session_of_another_epoch_nothing_is_taken_for_gone(store: Store) -> None:
+    await session(store, "back", hello=takes("pay"))
+    await store.resume_session("back", NAMESPACE, "replica-2", takes("pay"), T0 + 60_000)
+    await store.close_session("back", 1, T0)
+    assert await store.last_offers(NAMESPACE, {pay()}, 10) == {}
 
 
 async def test_sessions_are_listed_with_the_number_of_their_tasks(store: Store) -> None:

@@ -227,7 +227,7 @@ async def test_tasks_of_sessions_that_are_gone_or_silent_are_lost(store: Store) 
         await waiting_activities(store, ["pay:1"], workflow_id=name)
         await store.claim([want(session_id=name)], T0)
 
-    await store.close_session("goes", 1)
+    await store.close_session("goes", 1, T0)
 
     async def lost(now_ms: int) -> set[str]:
         return {row.task.owner for row in await store.lost(now_ms, 10)}

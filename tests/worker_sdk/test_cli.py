@@ -46,6 +46,11 @@ async def trip(ctx: WorkflowContext, hotel: str, card: str = "good") -> dict[str
 
 
 @workflow
+async def stairs(ctx: WorkflowContext, steps: int) -> str:
+    return "up" if steps <= 1 else await ctx.recur(steps - 1)
+
+
+@workflow
 async def sleeper(ctx: WorkflowContext) -> None:
     await ctx.sleep(3600)
 
@@ -106,7 +111,10 @@ async def address() -> AsyncIterator[str]:
     async with (
         testing.service() as service,
         Worker(
-            service.address, workflows=[trip, sleeper, basket], activities=[book, pay, unbook], worker_id="cli-worker"
+            service.address,
+            workflows=[trip, stairs, sleeper, basket],
+            activities=[book, pay, unbook],
+            worker_id="cli-worker",
         ),
     ):
         yield service.address
@@ -202,8 +210,49 @@ async def test_lists_filter_and_count(romancy: Romancy) -> None:
 
 async def test_get_says_what_a_workflow_waits_for(romancy: Romancy) -> None:
     await romancy("workflow", "start", "unserved", "--id", "u")
-    assert "no connected worker" in (await romancy("workflow", "get", "u")).out
+    assert "no worker of queue default has type unserved" in (await romancy("workflow", "get", "u")).out
     assert (await romancy("workflow", "get", "u", "--json")).json["info"]["status"] == "RUNNING"
+
+
+async def test_why_says_what_blocks_first_and_what_to_do(romancy: Romancy) -> None:
+    await romancy("workflow", "start", "unserved", "--id", "u", "--run-timeout", "3600")
+    shown = await romancy("workflow", "why", "u")
+    assert shown.code == 0
+    first, blocked, remedy, *others = shown.out.splitlines()
+    assert first.startswith("u is RUNNING, started 20")
+    assert blocked.startswith("BLOCKED")
+    assert "no worker of queue default has type unserved" in f"{blocked} {remedy}"
+    assert "-> start a worker of queue default that has unserved" in shown.out
+    assert others[-1].startswith("WAITING")
+    found = (await romancy("workflow", "why", "u", "--json")).json
+    assert (found["workflow_id"], found["status"]) == ("u", "RUNNING")
+    assert [(wait["kind"], wait["state"]) for wait in found["waits"]] == [
+        ("NO_WORKER", "BLOCKED"),
+        ("TIMEOUT", "WAITING"),
+    ]
+    assert found["waits"][0]["remedy"].startswith("start a worker")
+    assert (await romancy("workflow", "why", "none")).code == 3
+
+
+async def test_why_of_a_closed_workflow_says_that_it_waits_for_nothing(romancy: Romancy) -> None:
+    await romancy("workflow", "start", "trip", "--id", "t", "--input", '"Ritz"', "--wait")
+    shown = await romancy("workflow", "why", "t")
+    assert (shown.code, shown.out.count("\n")) == (0, 1)
+    assert "t is COMPLETED" in shown.out
+    assert "it waits for nothing" in shown.out
+
+
+async def test_the_chain_of_a_workflow_is_listed(romancy: Romancy) -> None:
+    for _ in range(2):  # an older chain of the same id is another one
+        assert (await romancy("workflow", "start", "stairs", "--id", "s", "--input", "3", "--wait")).out == '"up"\n'
+    runs = (await romancy("workflow", "chain", "s", "--json")).json_lines
+    assert [info["status"] for info in runs] == ["COMPLETED", "CONTINUED", "CONTINUED"]
+    assert [info.get("continued_from_run_id", "") for info in runs] == [runs[1]["run_id"], runs[2]["run_id"], ""]
+    assert {info["first_run_id"] for info in runs} == {runs[2]["run_id"]}
+    assert "CONTINUES" in (await romancy("workflow", "chain", "s", "--run-id", runs[1]["run_id"])).out
+    shown = (await romancy("workflow", "get", "s", "--run-id", runs[1]["run_id"])).out
+    assert re.search(rf"Continued by +{runs[0]['run_id']}", shown)
+    assert re.search(rf"First run +{runs[2]['run_id']}", shown)
 
 
 async def test_cancel_and_terminate_end_workflows(romancy: Romancy) -> None:

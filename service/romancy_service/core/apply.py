@@ -83,6 +83,8 @@ def apply(run: Run, event: HistoryEvent) -> None:
     run.history_bytes += event.ByteSize()
     if event.seen_event_id:
         _see(run, event.seen_event_id)
+    if event.suggests_recurring:
+        run.counters.told_to_recur = True
     kind = event.WhichOneof("attributes")
     match kind:
         case "workflow_started":

@@ -104,7 +104,7 @@ def decide(run: Run, trigger: Trigger, now_ms: int, limits: Limits) -> Reply:
     Raises StaleTask, WorkflowClosed, InvalidField or CompensationNotFound when it cannot be; the run is unchanged then.
     Raises NeedsHistory when the run must be folded from its whole history first; the run must be dropped then.
     """
-    emit = Emitter(run, now_ms)
+    emit = Emitter(run, now_ms, limits)
     reply = _decide(emit, trigger, limits)
     if run.status == WORKFLOW_STATUS_RUNNING:
         if run.last_event_id >= limits.history_events:
@@ -251,6 +251,8 @@ def _then_that_fits(emit: Emitter, trigger: CompleteActivity) -> Then | None:
     run, then = emit.run, trigger.then
     if then is None or run.status != WORKFLOW_STATUS_RUNNING or run.unseen:
         return None
+    if emit.suggests_recurring:
+        return None  # the code could not know what this input tells it
     if run.sticky_session != trigger.fence.owner or run.last_event_id != then.after_event_id:
         return None
     if not run.last_event_ms <= timestamp_ms(then.time) <= emit.now_ms + _CLOCK_LEEWAY_MS:
@@ -482,8 +484,8 @@ def _check_running(run: Run) -> None:
 
 def _end_too_long(emit: Emitter, problem: str, limit: int) -> None:
     failure = Failure(
-        message=f"the history {problem}, at most {limit} are allowed; split the work into several workflows, and keep "
-        "large values elsewhere",
+        message=f"the history {problem}, at most {limit} are allowed; let the workflow recur when should_recur says "
+        "so, split the work into several workflows, or keep large values elsewhere",
         type="HistoryTooLong",
         non_retryable=True,
         source=FAILURE_SOURCE_SERVICE,

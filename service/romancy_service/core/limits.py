@@ -115,6 +115,15 @@ class Limits:
     """So long is an event known that is sent again: senders that were cut off come back within a day."""
     patches: int = 1_000
     """Patches that a run has marked: their names are stored with the run at each commit."""
+    history_recur_events: int = 4_096
+    """From so many events on the code of a run is told that it is time to recur: replaying them takes a tenth of a
+    second, and each worker that does not hold the run does so."""
+    history_recur_bytes: int = 4 * MIB
+    """The same for all events together: reading and sending them takes half a second."""
+    history_warn_events: int = 10_240
+    """A run with so many is warned of: a fifth of what it may have, so that there is time to do something."""
+    history_warn_bytes: int = 10 * MIB
+    """The same for all events together."""
     history_events: int = 51_200
     """Events of a run: a worker that does not hold it replays them all (some seconds) within a workflow task's time."""
 
@@ -144,10 +153,21 @@ class Limits:
     """Open activities, and timers, that are shown of a run; of the others the number. There may be 10,000."""
     shown_value_bytes: int = 64 * KIB
     """Larger progress and failures of open activities are not shown: a hundred of them must fit into a message."""
+    shown_children: int = 20
+    """Open children of which the status is shown: each is a look-up."""
+    shown_command_bytes: int = 4 * KIB
+    """What was asked for of children, messages and events is shown in full when it is no larger."""
+    shown_saga_bytes: int = 8 * MIB
+    """The history of a run that undoes itself is read to tell what is left to undo, unless it is longer."""
     shown_sessions: int = 1_000
     """So many workers are looked at to tell whether one could take what a run waits for."""
     result_wait_ms: int = 60_000
     """The longest wait for a result in one call: below the idle time of usual proxies. Clients ask again."""
+
+    offer_kept_ms: int = 30 * 86_400_000
+    """So long is known when a type was last served: whoever comes back to a run after a month must look elsewhere."""
+    shown_offers: int = 200
+    """Sets of types, of which workers once served one, that are looked at for one that is not served any more."""
 
     # Workers.
     session_lease_ms: int = 20_000
@@ -198,6 +218,10 @@ class Limits:
 
 
 _WITHIN: Final = (
+    ("history_recur_events", "history_warn_events"),
+    ("history_warn_events", "history_events"),
+    ("history_recur_bytes", "history_warn_bytes"),
+    ("history_warn_bytes", "history_bytes"),
     ("payload_bytes", "payloads_bytes"),
     ("payloads_bytes", "connect_message_bytes"),
     ("client_message_bytes", "connect_message_bytes"),

@@ -56,6 +56,8 @@ class Counters:
     """Run id of the parent, which of its children this run is, and the parent's workflow id."""
     first_run_id: str = ""
     """The first run of the chain; empty: this one."""
+    told_to_recur: bool = False
+    """An input told the code that the history is long."""
     execution_deadline_ms: int = 0
     """When the whole chain must be over; 0: no limit."""
 
@@ -102,7 +104,8 @@ class Run:
     saga: Saga | None = None
     """What a rollback undoes; None when it was not folded (the run was read without its history)."""
     memo: bytes = b""
-    """Serialised `WorkflowInfo` with only the memo; written once, by the start."""
+    """Serialised `WorkflowInfo` with only what lists show of the start: the memo, and the chain that it goes on.
+    Written once."""
     attributes: dict[str, AttributeValue] = field(default_factory=dict)
     """What lists are filtered on."""
 

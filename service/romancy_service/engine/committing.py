@@ -9,8 +9,10 @@ import structlog
 
 from romancy_service.clock import Clock
 from romancy_service.core.decide import Reply
+from romancy_service.core.limits import Limits
 from romancy_service.core.run import Run
 from romancy_service.core.task import Task, TaskKind
+from romancy_service.core.why.whole import is_long
 from romancy_service.engine.cache import RunCache
 from romancy_service.engine.draft import Draft
 from romancy_service.engine.gathering import Gathering
@@ -44,9 +46,12 @@ class Outlet(Protocol):
 class Committing:
     """A draft is stored and published, or was not and is put back."""
 
-    def __init__(self, store: Store, clock: Clock, outlet: Outlet, cache: RunCache, gathering: Gathering) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, limits: Limits, outlet: Outlet, cache: RunCache, gathering: Gathering
+    ) -> None:
         self._store = store
         self._clock = clock
+        self._limits = limits
         self._outlet = outlet
         self._cache = cache
         self._gathering = gathering
@@ -137,6 +142,7 @@ class Committing:
                 granted[task_id] = lease
         changed = bool(run.new_events or run.touched)
         if changed:
+            _warn_of_length(run, self._limits)
             self.commits += 1
             for observer in self.observers:
                 observer(run)
@@ -165,3 +171,22 @@ class Committing:
     def _drop(self, draft: Draft) -> None:
         self._withdraw(draft)
         self._cache.drop(draft.run.run_id)
+
+
+def _warn_of_length(run: Run, limits: Limits) -> None:
+    """One line, by whoever made the history long."""
+    if not is_long(run, limits) or not run.is_open:
+        return
+    events_before = run.last_event_id - len(run.new_events)
+    bytes_before = run.history_bytes - sum(event.ByteSize() for event in run.new_events)
+    if events_before < limits.history_warn_events and bytes_before < limits.history_warn_bytes:
+        _log.warning(
+            "the history is long; let the workflow recur, or it will be ended",
+            workflow_id=run.workflow_id,
+            run_id=run.run_id,
+            workflow_type=run.workflow_type,
+            events=run.last_event_id,
+            bytes=run.history_bytes,
+            most_events=limits.history_events,
+            most_bytes=limits.history_bytes,
+        )

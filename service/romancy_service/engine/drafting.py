@@ -153,7 +153,11 @@ class Drafting:
             change = self._succeed(draft, new.begin(), start).change
         elif reply.successor is not None:
             run_id, start = reply.successor
-            memo = WorkflowInfo(memo=start.spec.memo).SerializeToString()
+            memo = WorkflowInfo(
+                memo=start.spec.memo,
+                continued_from_run_id=start.continued_from_run_id,
+                first_run_id=start.first_run_id,
+            ).SerializeToString()
             self._succeed(draft, Run(draft.run.namespace, draft.run.workflow_id, run_id, memo=memo), start)
         request = submission.request
         if request is not None:

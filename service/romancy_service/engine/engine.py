@@ -36,7 +36,7 @@ class Engine:
         self._cache = RunCache(limits.cached_bytes)
         self._gathering = Gathering()
         self._drafting = Drafting(store, clock, limits, self._cache, self._gathering)
-        self._committing = Committing(store, clock, outlet, self._cache, self._gathering)
+        self._committing = Committing(store, clock, limits, outlet, self._cache, self._gathering)
 
     @property
     def commits(self) -> int:

@@ -202,7 +202,7 @@ class WorkflowService(WorkflowServiceServicer):
         after = _read_page_token(request.page_token, namespace, request.filter, limits) if request.page_token else None
         runs = await self._node.store.list_runs(namespace, request.filter, after, size + 1)
         token = ""
-        page = _fit([describe_summary(run) for run in runs[:size]], limits.page_bytes)
+        page = _fit([describe_summary(run, limits) for run in runs[:size]], limits.page_bytes)
         if len(runs) > len(page):
             last = runs[len(page) - 1]
             token = _page_token(namespace, request.filter, last.start_ms, last.run_id)

@@ -19,12 +19,12 @@ from sqlalchemy import (
     bindparam,
     case,
     func,
-    null,
     select,
     text,
     tuple_,
 )
 
+from romancy.v1.command_pb2 import StartChild
 from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.workflow_pb2 import WorkflowOutcome, WorkflowStatus
 from romancy.v1.workflow_service_pb2 import WorkflowFilter
@@ -32,11 +32,12 @@ from romancy.v1.workflow_service_pb2 import WorkflowFilter
 from romancy_service.core.limits import COUNTED, MIB, Limits
 from romancy_service.core.run import Run
 from romancy_service.core.task import TaskKind
-from romancy_service.store.presence import served_types
+from romancy_service.core.why.facts import Holder
 from romancy_service.store.rows import Row, events_of, loaded_run, outcome_of
 from romancy_service.store.selection import select_runs
-from romancy_service.store.sql import Statements, among
-from romancy_service.store.tables import CLAIMABLE, TEXT, history, runs, sessions, tasks
+from romancy_service.store.sql import among
+from romancy_service.store.tables import CLAIMABLE, OPEN, TEXT, history, runs, tasks
+from romancy_service.store.workforce import Workers, Workforce
 
 _PAGE_ROWS: Final = 1_000
 _PAGE_BYTES: Final = 2 * MIB
@@ -58,6 +59,7 @@ class RunSummary:
     start_ms: int
     close_ms: int
     last_event_id: int
+    history_bytes: int
     memo: bytes
     attributes: bytes
 
@@ -67,7 +69,7 @@ class RunView:
     """One run with some of its tasks, and who has them or could."""
 
     run: Run
-    """With the shown tasks, those that are due first; commands are left out."""
+    """With the shown tasks, those that are due first; commands are left out, and large errands."""
     counts: dict[TaskKind, int]
     """All its open tasks."""
     left_out: dict[str, int]
@@ -75,12 +77,12 @@ class RunView:
     summary: RunSummary
     heartbeat_details: dict[str, bytes]
     """By task id: what attempts said last of their progress."""
-    workers: dict[str, str]
-    """By session id: the names of the namespace's workers that were looked at."""
-    served: set[tuple[str, TaskKind, str]]
-    """(queue, kind, type) that a connected one of them takes."""
-    all_workers: bool
-    """Whether all connected workers were looked at."""
+    holders: dict[str, Holder]
+    """By session id: who has the shown tasks."""
+    workforce: Workforce
+    """Who could take those that wait."""
+    children: dict[str, WorkflowStatus.ValueType]
+    """By workflow id: the status of shown children that are open."""
 
 
 _SUMMARY: Final = [runs.c[name] for name in RunSummary.__slots__]
@@ -96,11 +98,15 @@ def _shown_tasks() -> Select[tuple[Any, ...]]:
     def if_small(column: ColumnElement[Any]) -> ColumnElement[Any]:
         return case((func.length(column) <= bindparam("bytes", type_=Integer), column)).label(column.key or "")
 
-    large = {"last_failure": if_small(tasks.c.last_failure), "heartbeat_details": if_small(tasks.c.heartbeat_details)}
+    is_small = func.length(tasks.c.command) <= bindparam("command_bytes", type_=Integer)
+    large = {
+        "last_failure": if_small(tasks.c.last_failure),
+        "heartbeat_details": if_small(tasks.c.heartbeat_details),
+        "command": case(((tasks.c.kind >= int(TaskKind.CHILD)) & is_small, tasks.c.command)).label("command"),
+    }
     ranked = (
         select(
-            *(large.get(column.name, column) for column in tasks.c if column.name != "command"),
-            null().label("command"),
+            *(large.get(column.name, column) for column in tasks.c),
             func.length(tasks.c.last_failure).label("failure_bytes"),
             func.row_number()
             .over(partition_by=tasks.c.kind, order_by=(tasks.c.due_ms, tasks.c.task_id))
@@ -117,11 +123,8 @@ def _shown_tasks() -> Select[tuple[Any, ...]]:
 
 
 _SHOWN_TASKS: Final = _shown_tasks()
-_NAMES: Final = select(sessions.c.session_id, sessions.c.worker_id).where(among(sessions.c.session_id, "session_ids"))
-_SERVING: Final = (
-    select(sessions.c.hello)
-    .where(sessions.c.namespace == bindparam("namespace"), sessions.c.connected)
-    .limit(bindparam("limit", type_=Integer))
+_OPEN_CHILDREN: Final = select(runs.c.workflow_id, runs.c.status).where(
+    text(OPEN), runs.c.namespace == bindparam("namespace", type_=TEXT), among(runs.c.workflow_id, "workflow_ids")
 )
 _NAMED_RUNS: Final = select(runs.c.namespace, runs.c.workflow_id, runs.c.run_id).where(among(runs.c.run_id, "run_ids"))
 _LATEST: Final = (
@@ -182,7 +185,7 @@ _BACKLOG: Final = select(
 ).select_from(_WAITING_OF_TYPE)
 
 
-class Lookups(Statements):
+class Lookups(Workers):
     """Reads runs, histories, requests and backlogs."""
 
     async def show_history(
@@ -242,14 +245,19 @@ class Lookups(Statements):
         found = await self._show(_RUN, run_id=run_id)
         if not found:
             return None
-        most = limits.shown_sessions
-        rows = await self._show(_SHOWN_TASKS, run_id=run_id, limit=limits.shown_tasks, bytes=limits.shown_value_bytes)
+        rows = await self._show(
+            _SHOWN_TASKS,
+            run_id=run_id,
+            limit=limits.shown_tasks,
+            bytes=limits.shown_value_bytes,
+            command_bytes=limits.shown_command_bytes,
+        )
         counts = await self._show(_COUNTS, run_id=run_id)
         run = loaded_run(found[0], rows, [])
-        owners = sorted({row["owner"] for row in rows if row["owner"]})
-        names = await self._show(_NAMES, session_ids=owners) if owners else []
-        waits = any(task.kind <= TaskKind.ACTIVITY and not task.owner for task in run.tasks.values())
-        serving = await self._show(_SERVING, namespace=run.namespace, limit=most) if waits else []
+        held = run.tasks.values()
+        wanted = {
+            (task.queue, task.kind, task.type) for task in held if task.kind <= TaskKind.ACTIVITY and not task.owner
+        }
         return RunView(
             run=run,
             counts={TaskKind(row["kind"]): row["count"] for row in counts},
@@ -262,10 +270,15 @@ class Lookups(Statements):
             heartbeat_details={
                 row["task_id"]: row["heartbeat_details"] for row in rows if row["heartbeat_details"] is not None
             },
-            workers={row["session_id"]: row["worker_id"] for row in names},
-            served={key for row in serving for key in served_types(row["hello"])},
-            all_workers=len(serving) < most,
+            holders=await self.holders({task.owner for task in held if task.owner}),
+            workforce=await self.workforce(run.namespace, wanted, limits),
+            children=await self._open_children(run, limits.shown_children),
         )
+
+    async def _open_children(self, run: Run, limit: int) -> dict[str, WorkflowStatus.ValueType]:
+        ids = [task.errand.workflow_id for task in run.children() if isinstance(task.errand, StartChild)][:limit]
+        rows = await self._show(_OPEN_CHILDREN, namespace=run.namespace, workflow_ids=ids) if ids else []
+        return {row["workflow_id"]: row["status"] for row in rows}
 
     async def list_runs(
         self, namespace: str, selection: WorkflowFilter, after: tuple[int, str] | None, limit: int

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import BigInteger, Text, bindparam, cast, delete, exists, func, insert, select, text, update
 
-from romancy.v1.worker_service_pb2 import Hello
-
-from romancy_service.core.task import TaskKind
+from romancy_service.store.offers import Offers
 from romancy_service.store.rows import Row
-from romancy_service.store.sql import Statements, among
+from romancy_service.store.sql import among
 from romancy_service.store.tables import OWNED, replicas, sessions, tasks
 
 REPLICA_SEEN_MS: Final = 5_000
 """A replica that was not seen for so long does not count: others look at its part of the runs."""
 REPLICA_KEPT_MS: Final = 3_600_000
+EXPIRED_AT_A_TIME: Final = 500
+"""Sessions: what each of them took is looked at, which is some kilobytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +80,24 @@ _DISCONNECT: Final = (
     .where(sessions.c.session_id == bindparam("id"), sessions.c.epoch == bindparam("of_epoch"))
     .values(lease_ms=bindparam("until_ms"), connected=False)
 )
+_TO_CLOSE: Final = select(sessions.c.namespace, sessions.c.worker_id, sessions.c.hello).where(
+    sessions.c.session_id == bindparam("id"), sessions.c.epoch == bindparam("of_epoch")
+)
 _CLOSE: Final = delete(sessions).where(
     sessions.c.session_id == bindparam("id"), sessions.c.epoch == bindparam("of_epoch")
 )
+_OVER: Final = (
+    sessions.c.lease_ms <= bindparam("now_ms", type_=BigInteger),
+    ~exists().where(tasks.c.owner == sessions.c.session_id, text(OWNED)),
+)
+_EXPIRED: Final = (
+    select(sessions.c.session_id, sessions.c.namespace, sessions.c.worker_id, sessions.c.hello, sessions.c.lease_ms)
+    .where(*_OVER)
+    .order_by(sessions.c.lease_ms.desc())
+    .limit(EXPIRED_AT_A_TIME)
+)
 _EXPIRE: Final = (
-    delete(sessions)
-    .where(
-        sessions.c.lease_ms <= bindparam("now_ms"),
-        ~exists().where(tasks.c.owner == sessions.c.session_id, text(OWNED)),
-    )
-    .returning(sessions.c.session_id)
+    delete(sessions).where(among(sessions.c.session_id, "session_ids"), *_OVER).returning(sessions.c.session_id)
 )
 _LIST: Final = (
     select(
@@ -114,7 +122,7 @@ _LEAVE: Final = delete(replicas).where(replicas.c.replica_id == bindparam("id"))
 _FORGET: Final = delete(replicas).where(replicas.c.seen_ms < bindparam("before_ms"))
 
 
-class Presence(Statements):
+class Presence(Offers):
     """Keeps sessions and replicas."""
 
     async def open_session(self, session: SessionRow) -> None:
@@ -155,13 +163,24 @@ class Presence(Statements):
         """A stream ended without goodbye: the worker may come back until then."""
         await self._write(_DISCONNECT, id=session_id, of_epoch=epoch, until_ms=lease_ms)
 
-    async def close_session(self, session_id: str, epoch: int) -> None:
-        """A worker said goodbye: whatever it still has is lost."""
+    async def close_session(self, session_id: str, epoch: int, now_ms: int) -> None:
+        """A worker said goodbye: whatever it still has is lost. What it took is remembered."""
+        for row in await self._read(_TO_CLOSE, id=session_id, of_epoch=epoch):
+            await self.note_offer(row["namespace"], row["worker_id"], row["hello"], now_ms)
         await self._write(_CLOSE, id=session_id, of_epoch=epoch)
 
     async def expire_sessions(self, now_ms: int) -> int:
-        """Forget sessions whose lease is over and that have no tasks any more. Returns how many."""
-        return len(await self._write(_EXPIRE, now_ms=now_ms))
+        """Forget sessions whose lease is over and that have no tasks any more, but not what they took.
+
+        Returns how many, `EXPIRED_AT_A_TIME` at most. What they took is written first: after a crash between the two
+        they are found again.
+        """
+        expired = await self._read(_EXPIRED, now_ms=now_ms)
+        newest = {(row["namespace"], row["hello"]): row for row in reversed(expired)}
+        for row in newest.values():
+            await self.note_offer(row["namespace"], row["worker_id"], row["hello"], row["lease_ms"])
+        session_ids = [row["session_id"] for row in expired]
+        return len(await self._write(_EXPIRE, session_ids=session_ids, now_ms=now_ms)) if session_ids else 0
 
     async def list_sessions(self, namespace: str) -> list[SessionInfo]:
         """The namespace's sessions, by worker id."""
@@ -177,16 +196,6 @@ class Presence(Statements):
     async def leave(self, replica_id: str) -> None:
         """A replica stops."""
         await self._write(_LEAVE, id=replica_id)
-
-
-def served_types(hello: bytes) -> Iterator[tuple[str, TaskKind, str]]:
-    """(queue, kind, type) of all that a worker said it takes."""
-    said = Hello.FromString(hello)
-    for queue in said.task_queues:
-        for workflow_type in said.workflow_types:
-            yield queue, TaskKind.WORKFLOW, workflow_type
-        for activity_type in said.activity_types:
-            yield queue, TaskKind.ACTIVITY, activity_type
 
 
 def _session(row: Row) -> SessionRow:

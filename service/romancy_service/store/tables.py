@@ -371,6 +371,20 @@ sessions = Table(
     postgresql_with=_BUSY,
 )
 
+offers = Table(
+    "offers",
+    metadata,
+    _text("namespace"),
+    _text("digest"),
+    _bytes("hello"),
+    _text("worker_id"),
+    _ms("seen_ms"),
+    PrimaryKeyConstraint("namespace", "digest", name="offers_pk"),
+)
+"""What workers took that are gone: one row for all that took the same, with the last of them."""
+
+Index("offers_by_age", offers.c.namespace, offers.c.seen_ms)
+
 replicas = Table(
     "replicas",
     metadata,

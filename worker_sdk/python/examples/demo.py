@@ -175,7 +175,7 @@ class Demo:
             async with asyncio.timeout(30):
                 return await handle.result()
         except TimeoutError:
-            waits = (await handle.describe()).waits
+            waits = [wait.sentence for wait in (await handle.describe()).waits]
             raise Failed(f"{handle.workflow_id} is not done after 30 s; it waits: {'; '.join(waits)}") from None
 
 

@@ -11,7 +11,11 @@ import sys
 from dataclasses import dataclass
 from datetime import timedelta
 
+from romancy.v1.wait_pb2 import WAIT_KIND_EVENT, WAIT_KIND_SUBSCRIPTION
+
 from romancy import Client, Event, EventTimeout, Worker, WorkflowContext, workflow
+
+LISTENING = (WAIT_KIND_EVENT, WAIT_KIND_SUBSCRIPTION)
 
 
 @dataclass
@@ -60,7 +64,7 @@ async def all_wait(client: Client) -> None:
     """Until the code of all open workflows has run up to where it waits: an event that nobody waits for is dropped."""
     while True:
         shown = [await client.get_handle(info.workflow_id).describe() async for info in client.list_workflows()]
-        if all("event" in "".join(each.waits) for each in shown if each.waits):
+        if all(any(wait.kind in LISTENING for wait in each.waits) for each in shown if each.waits):
             return
         await asyncio.sleep(0.05)
 

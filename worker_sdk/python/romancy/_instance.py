@@ -110,6 +110,7 @@ class WorkflowInstance:
         """Give the code one input, and let it run until it waits again."""
         loop = self._loop
         loop.advance(event.time.seconds * 1000 + event.time.nanos // 1_000_000, event.event_id)
+        loop.should_recur |= event.suggests_recurring
         match event.WhichOneof("attributes"):
             case "workflow_started":
                 self._start(event.workflow_started)

@@ -113,6 +113,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         """Above 0 while the user vouches for what the code does."""
         self.last_event_id = 0
         """The number of the last input."""
+        self.should_recur = False
+        """An input said that the history is long."""
         self._conditions: list[tuple[Callable[[], bool], asyncio.Future[Any]]] = []
         self._ready: deque[asyncio.Handle] = deque()
         self._tasks: list[_Task] = []

@@ -36,8 +36,6 @@ _T = TypeVar("_T")
 _A = TypeVar("_A", str, int, float, bool, datetime, list[str])
 _Args = TypeVarTuple("_Args")
 
-LONG_HISTORY: Final = 4_096
-"""So many events make a history long: replaying it takes a tenth of a second."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -108,8 +106,11 @@ class WorkflowContext:
 
     @property
     def should_recur(self) -> bool:
-        """Whether the history is so long (4,096 events) that it is time for `return await ctx.recur(...)`."""
-        return self._loop.last_event_id >= LONG_HISTORY
+        """Whether it is time for `return await ctx.recur(...)`: the service found that the history is long.
+
+        It says so from 4,096 events or 4 MiB on, unless its limits are changed. The same on replay.
+        """
+        return self._loop.should_recur
 
     def now(self) -> datetime:
         """The time of the last thing that happened to the run, in UTC. The same on replay."""

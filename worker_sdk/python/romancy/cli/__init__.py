@@ -9,7 +9,7 @@ from typing import Final, NoReturn
 
 import click
 
-from romancy.cli import look, talk  # noqa: F401 - add their commands to `workflow`
+from romancy.cli import look, talk, why  # noqa: F401 - add their commands to `workflow`
 from romancy.cli.channel import channel
 from romancy.cli.connection import EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_USAGE, Failed
 from romancy.cli.event import event

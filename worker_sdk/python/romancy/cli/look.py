@@ -11,7 +11,7 @@ import click
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from romancy.v1.history_pb2 import HistoryEvent
-from romancy.v1.workflow_pb2 import WorkflowStatus
+from romancy.v1.workflow_pb2 import WorkflowInfo, WorkflowStatus
 from romancy.v1.workflow_service_pb2 import WorkflowFilter
 
 from romancy.cli.attribute import attribute_filters
@@ -100,12 +100,15 @@ async def get(client: Client, output: Output, workflow_id: str, run_id: str | No
             ("Status", status_name(info.status) + (", to be cancelled" if answer.cancel_requested else "")),
             ("Started", moment(info, "start_time")),
             ("Closed", moment(info, "close_time")),
-            ("Events", info.history_length),
+            ("Events", _length(info)),
+            ("Continues", info.continued_from_run_id),
+            ("First run", info.first_run_id if info.first_run_id != info.run_id else ""),
+            ("Continued by", answer.outcome.continued_run_id),
             ("Attributes", _attributes(shown["info"].get("attributes", {}))),
             ("Input", shown.get("spec", {}).get("arguments")),
             ("Result", shown.get("outcome", {}).get("result")),
             ("Failure", lament(answer.outcome) if answer.outcome.HasField("failure") else None),
-            *(("Waits for", wait) for wait in answer.waits),
+            *(("Waits for", wait.sentence) for wait in answer.waits),
         ]
     )
     output.table(
@@ -125,6 +128,11 @@ async def get(client: Client, output: Output, workflow_id: str, run_id: str | No
         ((timer.timer_id, moment(timer, "fire_time")) for timer in answer.timers),
         title="Open timers",
     )
+
+
+def _length(info: WorkflowInfo) -> str:
+    long = ": so long that the run may be ended" if info.history_warning else ""
+    return f"{info.history_length}, {info.history_bytes} bytes{long}"
 
 
 def _attributes(shown: Mapping[str, Any]) -> dict[str, Any]:

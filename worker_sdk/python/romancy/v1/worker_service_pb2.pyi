@@ -60,7 +60,9 @@ class _AcknowledgementResultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[
     ACKNOWLEDGEMENT_RESULT_ACCEPTED: _AcknowledgementResult.ValueType  # 1
     """It is recorded."""
     ACKNOWLEDGEMENT_RESULT_ACCEPTED_ALONE: _AcknowledgementResult.ValueType  # 2
-    """The activity's outcome is recorded, but not its `then`: another input came first. The worker forgets the run."""
+    """The activity's outcome is recorded, but not its `then`: another input came first, or the input tells the code more
+    than the worker could know (`suggests_recurring`). The worker forgets the run.
+    """
     ACKNOWLEDGEMENT_RESULT_DUPLICATE: _AcknowledgementResult.ValueType  # 3
     """It was recorded before."""
     ACKNOWLEDGEMENT_RESULT_STALE: _AcknowledgementResult.ValueType  # 4
@@ -76,7 +78,9 @@ ACKNOWLEDGEMENT_RESULT_UNSPECIFIED: AcknowledgementResult.ValueType  # 0
 ACKNOWLEDGEMENT_RESULT_ACCEPTED: AcknowledgementResult.ValueType  # 1
 """It is recorded."""
 ACKNOWLEDGEMENT_RESULT_ACCEPTED_ALONE: AcknowledgementResult.ValueType  # 2
-"""The activity's outcome is recorded, but not its `then`: another input came first. The worker forgets the run."""
+"""The activity's outcome is recorded, but not its `then`: another input came first, or the input tells the code more
+than the worker could know (`suggests_recurring`). The worker forgets the run.
+"""
 ACKNOWLEDGEMENT_RESULT_DUPLICATE: AcknowledgementResult.ValueType  # 3
 """It was recorded before."""
 ACKNOWLEDGEMENT_RESULT_STALE: AcknowledgementResult.ValueType  # 4

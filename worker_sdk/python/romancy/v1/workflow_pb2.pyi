@@ -417,6 +417,10 @@ class WorkflowInfo(_message.Message):
     BUILD_ID_FIELD_NUMBER: _builtins.int
     MEMO_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    HISTORY_BYTES_FIELD_NUMBER: _builtins.int
+    CONTINUED_FROM_RUN_ID_FIELD_NUMBER: _builtins.int
+    FIRST_RUN_ID_FIELD_NUMBER: _builtins.int
+    HISTORY_WARNING_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
     """The user's, or generated, name of the workflow."""
     run_id: _builtins.str
@@ -433,6 +437,14 @@ class WorkflowInfo(_message.Message):
     """Its priority."""
     build_id: _builtins.str
     """The build that it was started for; empty: any."""
+    history_bytes: _builtins.int
+    """How many bytes its events have together."""
+    continued_from_run_id: _builtins.str
+    """The run before, which this one continues; empty: this is the first."""
+    first_run_id: _builtins.str
+    """The first run of the chain: its own id, unless it continues another one."""
+    history_warning: _builtins.bool
+    """True when the run is open and its history so long, by events or bytes, that it may soon be ended for it."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it started."""
@@ -464,10 +476,14 @@ class WorkflowInfo(_message.Message):
         build_id: _builtins.str = ...,
         memo: _abc.Mapping[_builtins.str, _payload_pb2.Payload] | None = ...,
         attributes: _abc.Mapping[_builtins.str, Global___AttributeValue] | None = ...,
+        history_bytes: _builtins.int = ...,
+        continued_from_run_id: _builtins.str = ...,
+        first_run_id: _builtins.str = ...,
+        history_warning: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["close_time", b"close_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "build_id", b"build_id", "close_time", b"close_time", "history_length", b"history_length", "memo", b"memo", "priority", b"priority", "run_id", b"run_id", "start_time", b"start_time", "status", b"status", "task_queue", b"task_queue", "workflow_id", b"workflow_id", "workflow_type", b"workflow_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "build_id", b"build_id", "close_time", b"close_time", "continued_from_run_id", b"continued_from_run_id", "first_run_id", b"first_run_id", "history_bytes", b"history_bytes", "history_length", b"history_length", "history_warning", b"history_warning", "memo", b"memo", "priority", b"priority", "run_id", b"run_id", "start_time", b"start_time", "status", b"status", "task_queue", b"task_queue", "workflow_id", b"workflow_id", "workflow_type", b"workflow_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

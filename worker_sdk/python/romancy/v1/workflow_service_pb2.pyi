@@ -13,6 +13,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from romancy.v1 import failure_pb2 as _failure_pb2
 from romancy.v1 import history_pb2 as _history_pb2
 from romancy.v1 import payload_pb2 as _payload_pb2
+from romancy.v1 import wait_pb2 as _wait_pb2
 from romancy.v1 import workflow_pb2 as _workflow_pb2
 import builtins as _builtins
 import sys
@@ -442,8 +443,10 @@ class GetWorkflowResponse(_message.Message):
         """The task that waits for its code, if one does."""
 
     @_builtins.property
-    def waits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Each thing that it waits for or is blocked by, as a sentence; of what `activities` and `timers` leave out, the number."""
+    def waits(self) -> _containers.RepeatedCompositeFieldContainer[_wait_pb2.Wait]:
+        """Each thing that it waits for or is blocked by, the most important first; of what is left out, the number. An open run
+        has at least one.
+        """
 
     def __init__(
         self,
@@ -454,7 +457,7 @@ class GetWorkflowResponse(_message.Message):
         activities: _abc.Iterable[_workflow_pb2.PendingActivity] | None = ...,
         timers: _abc.Iterable[_workflow_pb2.PendingTimer] | None = ...,
         workflow_task: _workflow_pb2.PendingWorkflowTask | None = ...,
-        waits: _abc.Iterable[_builtins.str] | None = ...,
+        waits: _abc.Iterable[_wait_pb2.Wait] | None = ...,
         cancel_requested: _builtins.bool = ...,
         open_activities: _builtins.int = ...,
         open_timers: _builtins.int = ...,

@@ -1,4 +1,5 @@
-"""The first tables: runs and what is theirs, requests, schedules, namespaces, sessions, replicas, keys, the clock."""
+"""The first tables: runs and what is theirs, requests, schedules, namespaces, sessions, offers, replicas, keys,
+the clock."""
 
 from __future__ import annotations
 
@@ -79,6 +80,16 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("run_id", name="removals_pk"),
     )
     op.create_index("removals_by_age", "removals", ["removed_ms"])
+    op.create_table(
+        "offers",
+        sa.Column("namespace", _TEXT, nullable=False),
+        sa.Column("digest", _TEXT, nullable=False),
+        sa.Column("hello", sa.LargeBinary(), nullable=False),
+        sa.Column("worker_id", _TEXT, nullable=False),
+        sa.Column("seen_ms", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("namespace", "digest", name="offers_pk"),
+    )
+    op.create_index("offers_by_age", "offers", ["namespace", "seen_ms"])
     op.create_table(
         "replicas",
         sa.Column("replica_id", _TEXT, nullable=False),

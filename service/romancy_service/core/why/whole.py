@@ -1,0 +1,135 @@
+"""Whole: what holds up a run as a whole, besides its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from romancy.v1 import wait_pb2 as kinds
+from romancy.v1.wait_pb2 import Wait
+from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPENSATING, WORKFLOW_STATUS_RUNNING
+
+from romancy_service.core import children
+from romancy_service.core.limits import Limits
+from romancy_service.core.run import Run
+from romancy_service.core.task import WORKFLOW_TASK_ID, Task, TaskKind
+from romancy_service.core.times import timestamp
+from romancy_service.core.why.facts import Facts, FailedCompensation
+from romancy_service.core.why.words import clock, failure_text, name, one_line, say, span
+
+
+def of_run(facts: Facts) -> Iterator[Wait]:
+    """What is neither a task nor seen in one."""
+    run = facts.run
+    if run.status == WORKFLOW_STATUS_RUNNING:
+        yield from _updates(facts)
+        if run.cancel_requested:
+            yield _going_on(run)
+        if run.counters.open_compensates:
+            sentence = "its code asked to undo what it did so far, and waits until that is done"
+            yield Wait(kind=kinds.WAIT_KIND_UNDOING, state=kinds.WAIT_STATE_WORKING, sentence=sentence)
+        if is_long(run, facts.limits):
+            yield _long_history(facts)
+    elif run.status == WORKFLOW_STATUS_COMPENSATING:
+        yield from _rollback(facts)
+
+
+def _updates(facts: Facts) -> Iterator[Wait]:
+    updates = facts.run.counters.open_updates
+    for update_id in list(updates)[: facts.limits.shown_tasks]:
+        accepted = updates[update_id]
+        if accepted:
+            sentence = f"update {update_id} was accepted by its code, which has not answered it yet"
+        elif WORKFLOW_TASK_ID in facts.run.tasks:
+            sentence = f"update {update_id} waits until its code has seen it"
+        else:
+            sentence = f"update {update_id} came, and its code has neither accepted nor refused it"
+        yield Wait(kind=kinds.WAIT_KIND_UPDATE, state=kinds.WAIT_STATE_WAITING, sentence=sentence, id=update_id)
+    if (more := len(updates) - facts.limits.shown_tasks) > 0:
+        sentence = f"and {more} more updates are not answered"
+        yield Wait(kind=kinds.WAIT_KIND_MORE, state=kinds.WAIT_STATE_WAITING, sentence=sentence, count=more)
+
+
+def _going_on(run: Run) -> Wait:
+    told = f" ({one_line(run.failure.message)})" if run.failure is not None else ""
+    seen = WORKFLOW_TASK_ID not in run.tasks
+    goes_on = "has seen that and goes on, to clean up or in spite of it" if seen else "has something to see yet"
+    sentence = f"it was asked to stop{told}; its code {goes_on}"
+    remedy = "if it never ends: romancy workflow terminate, which undoes nothing"
+    state = kinds.WAIT_STATE_WAITING
+    return Wait(kind=kinds.WAIT_KIND_CANCELLATION, state=state, sentence=sentence, remedy=remedy)
+
+
+def condition(facts: Facts) -> Wait:
+    """The code waits, and nothing that it asked for is open."""
+    run = facts.run
+    sentence = (
+        "its code waits for something that only the code knows, such as wait_condition, since "
+        f"{clock(run.last_event_ms)} ({span(facts.now_ms - run.last_event_ms)}): no activity, timer or child is open"
+    )
+    wait = Wait(since=timestamp(run.last_event_ms))
+    remedy = "a signal or an update wakes it; a query tells what state it is in"
+    return say(wait, kinds.WAIT_KIND_CONDITION, kinds.WAIT_STATE_WAITING, sentence, remedy)
+
+
+class _Measured(Protocol):
+    @property
+    def last_event_id(self) -> int: ...
+    @property
+    def history_bytes(self) -> int: ...
+
+
+def is_long(run: _Measured, limits: Limits) -> bool:
+    """Whether somebody should know of the length of its history."""
+    return run.last_event_id >= limits.history_warn_events or run.history_bytes >= limits.history_warn_bytes
+
+
+def _long_history(facts: Facts) -> Wait:
+    run, limits = facts.run, facts.limits
+    sentence = (
+        f"its history has {run.last_event_id} events and {run.history_bytes} bytes; at {limits.history_events} events, "
+        f"or {limits.history_bytes} bytes, the run fails and what it did is undone"
+    )
+    remedy = "its code should recur when should_recur says so, or give parts of the work to children"
+    wait = Wait(count=run.last_event_id)
+    return say(wait, kinds.WAIT_KIND_HISTORY, kinds.WAIT_STATE_TROUBLED, sentence, remedy)
+
+
+def _rollback(facts: Facts) -> Iterator[Wait]:
+    """Compensations are tasks of their own; this says what holds them up."""
+    run = facts.run
+    reason = f" (it is undone because of {failure_text(run.failure)})" if run.failure is not None else ""
+    after = f"; {facts.to_undo} more to undo after that" if facts.to_undo else ""
+    names = [name(task) for task in run.tasks.values() if task.kind is TaskKind.ACTIVITY and not task.is_compensation]
+    names += [name(task) for task in run.tasks.values() if task.kind is TaskKind.CHILD and not _goes_on(task)]
+    if names:
+        open_count = facts.counts.get(TaskKind.ACTIVITY, 0) + facts.counts.get(TaskKind.CHILD, 0)
+        shown = ", ".join(names[:5]) + (f" and {open_count - 5} more" if open_count > 5 else "")
+        sentence = f"rollback waits until what is open has ended, {shown}{after}{reason}"
+        wait = Wait(count=max(open_count, len(names)))
+        yield say(wait, kinds.WAIT_KIND_ROLLBACK, kinds.WAIT_STATE_WORKING, sentence)
+    elif run.compensation() is not None:
+        sentence = f"rollback undoes one thing after the other{after}{reason}"
+        yield say(Wait(count=1), kinds.WAIT_KIND_ROLLBACK, kinds.WAIT_STATE_WORKING, sentence)
+    elif not facts.failed:
+        sentence = f"rollback is held up by compensations that failed for good{reason}"
+        remedy = "its history says which; romancy workflow resolve says what becomes of each"
+        yield say(Wait(), kinds.WAIT_KIND_COMPENSATION_FAILED, kinds.WAIT_STATE_BLOCKED, sentence, remedy)
+
+
+def _goes_on(task: Task) -> bool:
+    return task.errand is not None and children.is_abandoned(task)
+
+
+def failed_for_good(run: Run, failed: FailedCompensation) -> Wait:
+    """A compensation that an operator must see to."""
+    sentence = (
+        f"compensation {failed.compensation_id} failed for good: {failure_text(failed.failure)}; what it undoes may "
+        "still have its effect"
+    )
+    remedy = (
+        f"undo it by hand or mend the cause, then: romancy workflow resolve {run.workflow_id} {failed.compensation_id} "
+        "retry (or mark-done, or give-up)"
+    )
+    wait = Wait(id=failed.compensation_id, type=failed.type, compensation=True, last_failure=failed.failure)
+    return say(wait, kinds.WAIT_KIND_COMPENSATION_FAILED, kinds.WAIT_STATE_BLOCKED, sentence, remedy)
