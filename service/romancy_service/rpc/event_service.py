@@ -14,10 +14,9 @@ from romancy.v1.event_service_pb2 import (
 )
 from romancy.v1.event_service_pb2_grpc import EventServiceServicer
 
-from romancy_service.errors import InvalidField
 from romancy_service.node import Node
 from romancy_service.publisher import Publisher
-from romancy_service.rpc.validate import namespace_of
+from romancy_service.rpc.validate import check_events, namespace_of
 
 # The generated servicer names its methods as the contract does.
 
@@ -43,9 +42,5 @@ class EventService(EventServiceServicer):
         """Keep several events."""
         limits = self._node.limits
         namespace = namespace_of(request.namespace, limits)
-        if not request.events:
-            raise InvalidField("events", "is empty", "give at least one")
-        if len(request.events) > limits.events_per_call:
-            problem = f"has {len(request.events)} events, at most {limits.events_per_call} are allowed"
-            raise InvalidField("events", problem, "send them in several calls", limit=limits.events_per_call)
+        check_events(request.events, limits)
         return PublishEventsResponse(duplicates=await self._publisher.publish(namespace, request.events))
