@@ -28,6 +28,7 @@ from romancy_service.courier import Courier
 from romancy_service.dispatch import Dispatch
 from romancy_service.engine import Engine
 from romancy_service.errors import StoreUnavailable
+from romancy_service.event_rules import EventRules
 from romancy_service.heartbeats import Heartbeats
 from romancy_service.http.edge import HttpEdge
 from romancy_service.http.event_path import EventPath
@@ -187,8 +188,9 @@ async def _parts(config: Config, edges: _Edges, store: Store, clock: Clock) -> A
     heartbeats, results = Heartbeats(store, clock), Results(store)
     queries, updates = Queries(store, clock, dispatch, results, limits), Updates(store, results, limits)
     node = Node(replica_id, store, clock, limits, tokens, engine, dispatch, heartbeats, results, queries, updates)
-    publisher = Publisher(store, clock, engine, limits)
-    courier = Courier(store, clock, engine, Starter(engine, store), publisher)
+    starter = Starter(engine, store)
+    publisher = Publisher(store, clock, engine, EventRules(store, clock, starter, limits), limits)
+    courier = Courier(store, clock, engine, starter, publisher)
     relay = Relay(store, clock, engine, courier, limits.session_lease_ms)
     schedules = Schedules(store, clock, engine, results)
     retention = Retention(store, clock, limits)

@@ -101,6 +101,8 @@ class Limits:
     """An event: it is recorded in each run that gets it."""
     events_per_call: int = 1_000
     """Events in one call: one transaction."""
+    event_rules_per_type: int = 100
+    """Rules for one type of events: each is compared with every event of it."""
     event_attributes: int = 64
     """Attributes and extensions of an event."""
     event_attribute_bytes: int = 4 * KIB
