@@ -42,11 +42,14 @@ async def set_rule(tenant: Tenant, rule_id: str = "ship", rule: EventRule | None
     request = SetEventRuleRequest(
         namespace=tenant.namespace, rule_id=rule_id, rule=rule or a_rule(), request_id=request_id
     )
-    return (await stub(tenant).SetEventRule(request)).created
+    created: bool = (await stub(tenant).SetEventRule(request)).created
+    return created
 
 
 async def rule_of(tenant: Tenant, rule_id: str = "ship") -> EventRuleInfo:
-    return (await stub(tenant).GetEventRule(GetEventRuleRequest(namespace=tenant.namespace, rule_id=rule_id))).rule
+    request = GetEventRuleRequest(namespace=tenant.namespace, rule_id=rule_id)
+    shown: EventRuleInfo = (await stub(tenant).GetEventRule(request)).rule
+    return shown
 
 
 async def pause(tenant: Tenant, note: str = "", request_id: str = "") -> None:

@@ -29,7 +29,7 @@ def rule() -> None:
 @_id
 @click.argument("event_type", metavar="EVENT_TYPE")
 @click.argument("workflow_type", metavar="WORKFLOW_TYPE")
-@click.option("--where", "wheres", multiple=True, metavar="PATH=JSON", help='As data.order=7 or subject="vip".')
+@click.option("--where", "wheres", multiple=True, metavar="PATH=VALUE", help="As data.order=7 or subject=vip.")
 @click.option("--input", "inputs", multiple=True, metavar="JSON", help="An argument after the event; once for each.")
 @click.option("--queue", "task_queue", default="", help="The task queue of its workers; default unless said.")
 @click.option("--run-timeout", type=float, callback=some_seconds, metavar="SECONDS", help="Then it is undone.")
