@@ -10,6 +10,8 @@ import asyncpg
 import pytest
 
 from romancy_service.store.arrays import ANY_TEXT, Arrays
+from romancy_service.store.event_rules import ACTIVE, NOTE
+from romancy_service.store.events import CLOSE, SUBSCRIBERS, TOPICS
 from romancy_service.store.postgres import DIALECT, WALKING
 from romancy_service.store.postgres_commit import BY_KEY, Shape, statement
 from romancy_service.store.postgres_tasks import CLAIM, HEARTBEAT, LEASED, LOAD, RELEASE, WANTS
@@ -101,6 +103,29 @@ async def test_what_is_due_is_read_off_its_index(url: str) -> None:
     sql, _ = compiled(DUE, DIALECT, values)
     nodes = await plan(url, WALKING, sql)
     assert {node.get("Index Name") for node in nodes if node.get("Relation Name") == "tasks"} == {"tasks_relay"}
+
+
+def _of_events(**values: Any) -> dict[str, Any]:
+    return {"of_namespace": "default", "first": "", "before": "", "topic": "", "key": "", "limit": 1} | values
+
+
+async def test_an_event_finds_who_waits_and_what_it_starts_by_indexes(url: str) -> None:
+    for statement_, index in ((TOPICS, "tasks_subscribed"), (SUBSCRIBERS, "tasks_subscribed"), (ACTIVE, "event_rules")):
+        sql, _ = compiled(statement_, DIALECT, _of_events(after_run="", after_task=""))
+        nodes = await plan(url, WALKING, sql)
+        assert [node for node in nodes if node["Node Type"] == "Seq Scan"] == [], index
+        used = {node["Index Name"] for node in nodes if "Index Name" in node}
+        assert all(name.startswith(index) for name in used), index
+        assert used, index
+
+
+async def test_an_event_is_closed_and_counted_by_keys(url: str) -> None:
+    values = {"of_namespace": "", "of_type": "", "since": 1, "up_to": 1, "deliveries": [], "kept": False}
+    rules = {"started": [], "skipped": [], "failed": [], "now_ms": 0}
+    for statement_, given in ((CLOSE, values), (NOTE, rules)):
+        sql, _ = compiled(statement_, DIALECT, given)
+        nodes = await plan(url, WALKING, sql)
+        assert [node for node in nodes if node["Node Type"] == "Seq Scan"] == []
 
 
 def test_arrays_carry_rows_by_column() -> None:

@@ -93,7 +93,7 @@ _OF_TYPE: Final = (
     event_rules.c.topic >= bindparam("first", type_=TEXT),
     event_rules.c.topic < bindparam("before", type_=TEXT),
 )
-_ACTIVE: Final = select(event_rules).where(*_OF_TYPE, ~event_rules.c.paused).order_by(event_rules.c.rule_id)
+ACTIVE: Final = select(event_rules).where(*_OF_TYPE, ~event_rules.c.paused).order_by(event_rules.c.rule_id)
 _COUNT_OTHERS: Final = select(func.count().label("count")).where(
     *_OF_TYPE, event_rules.c.rule_id != bindparam("id", type_=TEXT)
 )
@@ -103,7 +103,7 @@ def _one_of(name: str) -> Any:
     return case((among(event_rules.c.uid, name), 1), else_=0)
 
 
-_NOTE: Final = (
+NOTE: Final = (
     update(event_rules)
     .where(or_(*(among(event_rules.c.uid, name) for name in ("started", "skipped", "failed"))))
     .values(
@@ -174,13 +174,13 @@ class EventRules(Statements):
     async def active_event_rules(self, namespace: str, event_type: str) -> list[EventRuleRecord]:
         """All that are for events of the type, but those that are paused."""
         first, before = topics_of(event_type)
-        rows = await self._read(_ACTIVE, of_namespace=namespace, first=first, before=before)
+        rows = await self._read(ACTIVE, of_namespace=namespace, first=first, before=before)
         return [_record(row) for row in rows]
 
     async def close_started(self, namespace: str, event: OpenEvent, outcome: Outcome, now_ms: int) -> None:
         """An event was delivered, and this is what rules made of it. Both are noted, once, whoever comes first."""
         of_rules = {"started": outcome.started, "skipped": outcome.skipped, "failed": outcome.failed}
-        await self._write_both(CLOSE, _NOTE, **closing(namespace, event.event.type, [event]), **of_rules, now_ms=now_ms)
+        await self._write_both(CLOSE, NOTE, **closing(namespace, event.event.type, [event]), **of_rules, now_ms=now_ms)
 
     async def note_failed_start(self, uid: str, error: str, now_ms: int) -> None:
         """Why an event started nothing."""
