@@ -50,6 +50,12 @@ async def on_anything(ctx: WorkflowContext, event: Event[Any]) -> list[Any]:
 
 
 @workflow
+async def patient(ctx: WorkflowContext, paid: Event[Payment]) -> list[Any]:
+    released = await ctx.wait_event("released")
+    return [paid.data.order, paid.subject, released.data]
+
+
+@workflow
 class Case:
     @workflow.run
     async def run(self, ctx: WorkflowContext, event: Event[Payment]) -> int:
@@ -89,6 +95,23 @@ async def test_workflows_get_the_event_with_its_data_as_they_annotate_it() -> No
         assert await result(client, "any#/bank#1") == ["paid", {"order": 7}, "Ann", True, True]
         assert await result(client, "class#/bank#1") == 7
         assert await result(client, "named#/bank#1") == 7
+
+
+async def test_a_worker_that_takes_over_gets_the_same_event() -> None:
+    async with testing.service() as service:
+        client = service.client
+        await client.set_event_rule("patient", "paid", patient)
+        async with Worker(service.address, workflows=[patient]):
+            await client.publish_event(Event("paid", Payment(7), source="/bank", id="1", subject="Ann"))
+            async with asyncio.timeout(30):
+                while True:
+                    shown = [info.workflow_id async for info in client.list_workflows()]
+                    if shown and "released" in "".join((await client.get_handle(shown[0]).describe()).waits):
+                        break
+                    await asyncio.sleep(0.02)
+        async with Worker(service.address, workflows=[patient]):
+            await client.publish_event(Event("released", "now"))
+            assert await client.get_handle("patient#/bank#1").result() == [7, "Ann", "now"]
 
 
 async def test_a_rule_is_shown_paused_and_deleted() -> None:
