@@ -288,6 +288,16 @@ async def test_a_body_that_breaks_off_or_is_chunked_wrongly_is_no_event() -> Non
         assert kept.events == []
 
 
+async def test_a_header_that_comes_twice_means_nothing() -> None:
+    async with serving(here()) as (edge, kept):
+        reader, _ = await raw(edge, HEAD + "CE-ID: 2\r\nContent-Length: 0\r\n\r\n")
+        status, body = await answer(reader)
+        assert (status, body["message"]) == (400, "event.id: is given twice; send each header once")
+        reader, _ = await raw(edge, HEAD + TEXT * 2 + "Content-Length: 0\r\n\r\n")
+        assert (await answer(reader))[0] == 400
+        assert kept.events == []
+
+
 async def test_requests_on_one_connection_are_answered_in_order() -> None:
     async with serving(here()) as (edge, kept):
         reader, writer = await raw(edge, (HEAD + "Content-Length: 0\r\n\r\n") * 3)

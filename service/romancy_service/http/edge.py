@@ -200,8 +200,8 @@ class HttpEdge:
 
 
 def _json_response(status: HTTPStatus, body: object, headers: Mapping[str, str] | None = None) -> web.Response:
-    text = json.dumps(body, ensure_ascii=True)
-    return web.Response(status=status, text=text + "\n", content_type="application/json", headers=headers)
+    said = {"Server": "romancy", **(headers or {})}  # aiohttp would tell its version to everybody
+    return web.Response(status=status, text=json.dumps(body) + "\n", content_type="application/json", headers=said)
 
 
 def _certificate(request: web.BaseRequest) -> dict[str, Iterable[bytes]]:
