@@ -176,3 +176,31 @@ async def test_claims_stay_quick_with_a_backlog(fresh_postgres: Callable[[], str
     assert index["Actual Rows"] * index["Actual Loops"] <= 20
     await connection.close()
     await store.close()
+
+
+_FILL_SUBSCRIPTIONS = """
+insert into tasks select 'run-' || n, 's/1', 'default', 8, 'key-' || n, E'paid\\ndata.order', 0, 1, 4611686018427387904,
+    null, n, 1e18, 1e18, 1e18, 1e18, false, 0, 0, 0, false, null, 0, 4611686018427387904, '', 0, 0, 0, null
+    from generate_series(1, 20000) as n
+"""
+
+
+async def test_an_event_looks_only_at_those_that_wait_for_it(fresh_postgres: Callable[[], str]) -> None:
+    """Not a measurement: the number of rows looked at is that of the runs that get the event, however many wait."""
+    url = fresh_postgres()
+    connection = await asyncpg.connect(url, server_settings=WALKING)
+    await connection.execute(_FILL_SUBSCRIPTIONS)
+    for statement_, values in (
+        (TOPICS, {"of_namespace": "default", "first": "paid", "before": "paid\x0b"}),
+        (
+            SUBSCRIBERS,
+            _of_events(topic="paid\ndata.order", key="key-77", limit=1_000, after_run="", after_task=""),
+        ),
+    ):
+        sql, arguments = compiled(statement_, DIALECT, values)
+        assert len(await connection.fetch(sql, *arguments)) == 1
+        (explained,) = await connection.fetch(f"explain (analyze, format json) {sql}", *arguments)
+        looked = [node for node in _nodes(json.loads(explained[0])[0]["Plan"]) if "Index Name" in node]
+        assert looked
+        assert sum(node["Actual Rows"] * node["Actual Loops"] for node in looked) <= 3
+    await connection.close()
