@@ -20,7 +20,9 @@ from typing import Final, NoReturn
 from romancy_service import logs
 from romancy_service.config import (
     DEFAULT_DATABASE,
+    DEFAULT_HTTP,
     DEFAULT_LISTEN,
+    NO_HTTP,
     Address,
     CannotListen,
     Config,
@@ -117,12 +119,12 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     commands = result.add_subparsers(required=True, metavar="COMMAND")
 
     dev = commands.add_parser("dev", help="serve this machine from a SQLite file")
-    dev.set_defaults(run=_serve)
+    dev.set_defaults(run=_serve, usual_http=DEFAULT_HTTP)
     _add_database(dev, environment, DEFAULT_DATABASE)
     _add_serving(dev, environment)
 
     serving = commands.add_parser("serve", help="serve others too, from Postgres or a SQLite file")
-    serving.set_defaults(run=_serve)
+    serving.set_defaults(run=_serve, usual_http=NO_HTTP)
     _add_database(serving, environment, None)
     _add_serving(serving, environment)
     _add_security(serving, environment)
@@ -156,6 +158,12 @@ def _add_serving(command: argparse.ArgumentParser, environment: Mapping[str, str
         help=f"usually {DEFAULT_LISTEN}",
     )
     command.add_argument(
+        "--http",
+        default=environment.get("ROMANCY_HTTP"),
+        metavar="HOST:PORT",
+        help=f"take CloudEvents in by HTTP there; {NO_HTTP}: nowhere, which is usual but for dev without --listen",
+    )
+    command.add_argument(
         "--limit",
         action="append",
         default=environment.get("ROMANCY_LIMIT", "").split(),
@@ -185,7 +193,15 @@ def _add_security(command: argparse.ArgumentParser, environment: Mapping[str, st
 def config_of(options: argparse.Namespace) -> Config:
     """What was chosen for `dev` or `serve`. Raises InvalidConfig."""
     chosen = {field.name: getattr(options, field.name) for field in fields(Security) if hasattr(options, field.name)}
-    return Config(options.database, Address.parse(options.listen), Security(**chosen), _limits(options.limit))
+    listen, http = Address.parse(options.listen), _http(options)
+    return Config(options.database, listen, http, Security(**chosen), _limits(options.limit))
+
+
+def _http(options: argparse.Namespace) -> Address | None:
+    """Where HTTP is to be. Who moves a `dev` to another port may have two: so only the usual one has it unasked."""
+    usual = options.usual_http if options.listen == DEFAULT_LISTEN else NO_HTTP
+    text = options.http or usual
+    return None if text == NO_HTTP else Address.parse(text)
 
 
 def _limits(assignments: Sequence[str]) -> Limits:

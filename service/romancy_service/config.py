@@ -10,6 +10,9 @@ from typing import Final
 from romancy_service.core.limits import Limits
 
 DEFAULT_LISTEN: Final = "127.0.0.1:7233"
+DEFAULT_HTTP: Final = "127.0.0.1:7280"
+"""Where `dev` takes events in by HTTP."""
+NO_HTTP: Final = "off"
 DEFAULT_DATABASE: Final = "romancy.db"
 
 
@@ -85,6 +88,8 @@ class Config:
     database: str = field(default=DEFAULT_DATABASE, repr=False)
     """A SQLite file, or a postgresql:// URL. The URL may hold a password: it is never logged or shown."""
     listen: Address = field(default_factory=lambda: Address.parse(DEFAULT_LISTEN))
+    http: Address | None = None
+    """Where events come in by HTTP; None: nowhere."""
     security: Security = field(default_factory=Security, repr=False)
     limits: Limits = field(default_factory=Limits)
 
@@ -95,7 +100,16 @@ class Config:
             raise InvalidConfig("--tls-cert and --tls-key belong together: give both, or neither")
         if security.tls_client_ca is not None and not security.encrypts:
             raise InvalidConfig("--tls-client-ca needs TLS: give --tls-cert and --tls-key too")
-        if self.listen.loopback or security.insecure or (security.encrypts and security.authenticates):
+        self._check_open_to("--listen", self.listen)
+        if self.http is not None:
+            self._check_open_to("--http", self.http)
+            if self.http == self.listen and self.http.port:
+                raise InvalidConfig(f"--http and --listen are both {self.http}: give each a port of its own")
+
+    def _check_open_to(self, option: str, address: Address) -> None:
+        """Raise InvalidConfig when strangers could connect to the address."""
+        security = self.security
+        if address.loopback or security.insecure or (security.encrypts and security.authenticates):
             return
         missing = []
         if not security.encrypts:
@@ -103,6 +117,7 @@ class Config:
         if not security.authenticates:
             missing.append("authentication (--token-file or --tls-client-ca)")
         raise InvalidConfig(
-            f"others than this machine can connect to {self.listen}, so it needs {' and '.join(missing)}; "
-            "listen on 127.0.0.1, or say --insecure-i-know-what-i-am-doing if a private network protects it"
+            f"others than this machine can connect to {address}, so {option} needs {' and '.join(missing)}; "
+            f"give {option} 127.0.0.1:{address.port}, or say --insecure-i-know-what-i-am-doing if a private network "
+            "protects it"
         )

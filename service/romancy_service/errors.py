@@ -217,6 +217,26 @@ class ScheduleBusy(RomancyError):
         super().__init__(text, schedule_id=schedule_id, limit=str(limit))
 
 
+class EventRuleNotFound(RomancyError):
+    """There is no event rule of that id."""
+
+    reason = "EVENT_RULE_NOT_FOUND"
+
+    def __init__(self, rule_id: str) -> None:
+        text = f"no event rule {shown(rule_id)} in this namespace; it was never made, or is deleted"
+        super().__init__(text, rule_id=rule_id)
+
+
+class TooManyEventRules(RomancyError):
+    """As many rules are for events of a type as may."""
+
+    reason = "TOO_MANY_EVENT_RULES"
+
+    def __init__(self, event_type: str, limit: int) -> None:
+        text = f"{limit} rules are for events of type {shown(event_type)}, and more may not; delete one"
+        super().__init__(text, event_type=event_type, limit=str(limit))
+
+
 class WorkflowOpen(RomancyError):
     """The run is open: what is asked can be done only with a closed one."""
 

@@ -19,8 +19,8 @@ Point = Literal["commit.before", "commit.after", "claim.after"]
 """Where to die or freeze: a commit is about to be made, was made and nobody knows, tasks were leased and not sent."""
 SchedulePoint = Literal["schedule.before", "schedule.started", "schedule.after"]
 """The same for schedules: one is about to be written, its runs were started and nobody knows, it was written."""
-PublishPoint = Literal["publish.stored", "publish.delivered"]
-"""The same for events: one was stored and nobody knows, all have it and it still counts as open."""
+PublishPoint = Literal["publish.stored", "publish.delivered", "publish.counted"]
+"""The same for events: one was stored and nobody knows, all have it and it is still open, its rules have counted it."""
 Between = Literal["retention.batch"]
 """Where to die too: a batch of what is past its retention is deleted, and the next one is not."""
 Doubt = Literal["commit", "claim"]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 from zlib import crc32
@@ -47,6 +47,8 @@ from romancy_service.errors import (
     WorkflowClosed,
     WorkflowNotFound,
 )
+from romancy_service.event_rules import SLACK_MS, EventRules
+from romancy_service.store.event_rules import Outcome
 from romancy_service.store.events import NewEvent, OpenEvent, Subscriber
 from romancy_service.store.store import Store
 from romancy_service.submission import Recorded, RequestKey
@@ -65,8 +67,6 @@ _LATE_MS: Final = 1_000
 """After so long events of another replica's types are anybody's: that replica may be gone."""
 _CHANNELS: Final = 10_000
 """So many channels are remembered as stored."""
-_SLACK_MS: Final = 3_000
-"""So much later than an event may a subscription seem to be that was stored before it."""
 _GONE: Final = (StaleTask, WorkflowClosed, WorkflowNotFound)
 """The run does not want the event any more."""
 _NOT_NOW: Final = (StoreUnavailable, TooMuchContention)
@@ -90,10 +90,11 @@ class _UnderWay:
 class Publisher:
     """Takes events in, and delivers them."""
 
-    def __init__(self, store: Store, clock: Clock, engine: Engine, limits: Limits) -> None:
+    def __init__(self, store: Store, clock: Clock, engine: Engine, rules: EventRules, limits: Limits) -> None:
         self._store = store
         self._clock = clock
         self._engine = engine
+        self._rules = rules
         self._limits = limits
         self.part, self.parts = 0, 1
         """Which share of the types this replica delivers, of how many."""
@@ -236,14 +237,17 @@ class Publisher:
         channel = channel_of(name)
         try:
             while events := await self._store.open_events(namespace, name, EVENTS):
+                outcomes: dict[int, Outcome] = {}
+                delivered: Sequence[OpenEvent]
                 if channel is None:
-                    delivered = await self._deliver(namespace, name, events)
+                    outcomes = await self._deliver(namespace, name, events)
+                    delivered = events
                 else:
                     delivered = await self._deliver_messages(namespace, channel, events)
                 if not delivered:
                     return
                 faults.point("publish.delivered")
-                await self._store.close_events(namespace, name, delivered, kept=channel is not None)
+                await self._close(namespace, name, delivered, outcomes, kept=channel is not None)
         except _NOT_NOW as error:
             _log.warning("events are delivered later", namespace=namespace, line=name, error=str(error))
         except Exception:
@@ -251,6 +255,23 @@ class Publisher:
         finally:
             self._lanes.discard(line)
             self._wake.set()
+
+    async def _close(
+        self,
+        namespace: str,
+        line: str,
+        delivered: Sequence[OpenEvent],
+        outcomes: Mapping[int, Outcome],
+        *,
+        kept: bool,
+    ) -> None:
+        """Note that these were delivered, and what rules made of them."""
+        for event in delivered:
+            if (outcome := outcomes.get(event.position)) is not None:
+                await self._store.close_started(namespace, event, outcome, self._clock.now_ms())
+                faults.point("publish.counted")
+        if rest := [event for event in delivered if event.position not in outcomes]:
+            await self._store.close_events(namespace, line, rest, kept=kept)
 
     async def _deliver_messages(
         self, namespace: str, channel: str, messages: Sequence[OpenEvent]
@@ -281,19 +302,23 @@ class Publisher:
         missed = {each.event.position for each in await _recorded(under_way, stale_too=True)}
         return [each.event for each in under_way if each.event.position not in missed]
 
-    async def _deliver(self, namespace: str, event_type: str, events: Sequence[OpenEvent]) -> Sequence[OpenEvent]:
-        """Bring events to all who want them. The engine records in order what it is given in order."""
+    async def _deliver(self, namespace: str, event_type: str, events: Sequence[OpenEvent]) -> dict[int, Outcome]:
+        """Bring events to all who want them. The engine records in order what it is given in order.
+
+        Returns what rules made of them, by position.
+        """
         topics = await self._store.topics(namespace, event_type)
 
         def keys(event: CloudEvent) -> list[tuple[str, str]]:
             content = Content(event)
             return [(topic, key) for topic in topics if (key := content.key(topic)) is not None]
 
-        await self._bring_all(namespace, [event for event in events if address_of(event.event) is None], keys)
+        for_all = [event for event in events if address_of(event.event) is None]
+        await self._bring_all(namespace, for_all, keys)
         for event in events:
             if address_of(event.event) is not None:
                 await self._bring_to_addressee(namespace, event)
-        return events
+        return await self._rules.start(namespace, event_type, for_all)
 
     async def _bring_all(self, namespace: str, events: Sequence[OpenEvent], keys: _Keys) -> None:
         """Bring events to all subscriptions that have these topics and keys."""
@@ -323,7 +348,7 @@ class Publisher:
             under_way.clear()
 
         for event in events:
-            until_ms = event.accepted_ms + _SLACK_MS
+            until_ms = event.accepted_ms + SLACK_MS
             wanted: dict[tuple[str, str], list[str]] = {}
             for topic, key in keys(event.event):
                 async for each in self._subscribers(namespace, topic, key, found):

@@ -8,9 +8,9 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import structlog
@@ -28,7 +28,10 @@ from romancy_service.courier import Courier
 from romancy_service.dispatch import Dispatch
 from romancy_service.engine import Engine
 from romancy_service.errors import StoreUnavailable
+from romancy_service.event_rules import EventRules
 from romancy_service.heartbeats import Heartbeats
+from romancy_service.http.edge import HttpEdge
+from romancy_service.http.event_path import EventPath
 from romancy_service.lobby import Lobby
 from romancy_service.node import Node
 from romancy_service.publisher import Publisher
@@ -70,6 +73,8 @@ class Running:
     retention: Retention
     port: int
     """Where it listens, also when the configuration said 0."""
+    http_port: int
+    """Where it listens for HTTP; 0: nowhere."""
     broken: asyncio.Future[None]
     """Fails when a part of the service does: it cannot go on."""
 
@@ -90,7 +95,7 @@ async def serve(config: Config) -> None:
         loop.add_signal_handler(number, stop.set)
     async with running(config) as service:
         _collect_garbage_rarely()
-        _log.info("serving", address=f"{config.listen.host}:{service.port}", replica_id=service.node.replica_id)
+        _log.info("serving", replica_id=service.node.replica_id, **_addresses(config, service))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((stopping, service.broken), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -98,6 +103,13 @@ async def serve(config: Config) -> None:
     _log.info("stopped")
     if service.broken.done():
         service.broken.result()
+
+
+def _addresses(config: Config, service: Running) -> dict[str, str]:
+    addresses = {"address": str(replace(config.listen, port=service.port))}
+    if config.http is not None:
+        addresses["http"] = str(replace(config.http, port=service.http_port))
+    return addresses
 
 
 def _collect_garbage_rarely() -> None:
@@ -114,23 +126,59 @@ async def running(
     """A service that is up inside the block, and drained and gone after it."""
     # What is wrong with the options shows before the database is touched.
     store = open_store(config.database)
-    edge = Edge(config)
-    await edge.bind()
+    edges = _Edges(Edge(config), None if config.http is None else HttpEdge(config))
     try:
+        await edges.bind()
         await store.open()
         clock = make_clock(store.now_ms)
         if isinstance(clock, DatabaseClock):
             await clock.sync()
-        async with _parts(config, edge, store, clock) as service:
+        async with _parts(config, edges, store, clock) as service:
             yield service
     finally:
-        await edge.stop(0)
+        await edges.stop(0)
         await store.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Edges:
+    """All that callers can connect to, as one."""
+
+    grpc: Edge
+    http: HttpEdge | None
+
+    @property
+    def _all(self) -> Sequence[Edge | HttpEdge]:
+        return (self.grpc,) if self.http is None else (self.grpc, self.http)
+
+    async def bind(self) -> None:
+        """Take the addresses. Raises CannotListen."""
+        for each in self._all:
+            await each.bind()
+
+    async def start(self) -> None:
+        """Serve."""
+        for each in self._all:
+            await each.start()
+
+    async def serves(self, able: bool) -> None:
+        """Whether calls can be answered now."""
+        for each in self._all:
+            await each.serves(able)
+
+    async def not_serving(self) -> None:
+        """Nobody is to be sent here any more."""
+        for each in self._all:
+            await each.not_serving()
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new calls, and end those in flight after `grace_s`."""
+        await asyncio.gather(*(each.stop(grace_s) for each in self._all))
+
+
 @asynccontextmanager
-async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> AsyncIterator[Running]:
-    limits = config.limits
+async def _parts(config: Config, edges: _Edges, store: Store, clock: Clock) -> AsyncIterator[Running]:
+    limits, edge = config.limits, edges.grpc
     replica_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     keys = await store.signing_keys()
     tokens = Tokens(dict(keys), newest=keys[0][0])
@@ -140,8 +188,9 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
     heartbeats, results = Heartbeats(store, clock), Results(store)
     queries, updates = Queries(store, clock, dispatch, results, limits), Updates(store, results, limits)
     node = Node(replica_id, store, clock, limits, tokens, engine, dispatch, heartbeats, results, queries, updates)
-    publisher = Publisher(store, clock, engine, limits)
-    courier = Courier(store, clock, engine, Starter(engine, store), publisher)
+    starter = Starter(engine, store)
+    publisher = Publisher(store, clock, engine, EventRules(store, clock, starter, limits), limits)
+    courier = Courier(store, clock, engine, starter, publisher)
     relay = Relay(store, clock, engine, courier, limits.session_lease_ms)
     schedules = Schedules(store, clock, engine, results)
     retention = Retention(store, clock, limits)
@@ -151,7 +200,7 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
     engine.observe(relay.observe)
     engine.observe(courier.observe)
     engine.observe(publisher.observe)
-    peers = _Peers(node, relay, schedules, publisher, retention, edge.serves)
+    peers = _Peers(node, relay, schedules, publisher, retention, edges.serves)
     await peers.beat()
 
     add_WorkflowServiceServicer_to_server(WorkflowService(node), edge.server)
@@ -160,6 +209,8 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
     add_EventServiceServicer_to_server(EventService(node, publisher), edge.server)
     add_ChannelServiceServicer_to_server(ChannelService(node, publisher), edge.server)
     add_AdminServiceServicer_to_server(AdminService(node), edge.server)
+    if edges.http is not None:
+        edges.http.answer(EventPath(publisher, limits).publish)
 
     tasks = [
         asyncio.create_task(work, name=name)
@@ -181,11 +232,12 @@ async def _parts(config: Config, edge: Edge, store: Store, clock: Clock) -> Asyn
     broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     for task in tasks:
         task.add_done_callback(partial(_note_failure, broken))
-    await edge.start()
+    await edges.start()
+    http_port = 0 if edges.http is None else edges.http.port
     try:
-        yield Running(node, lobby, relay, schedules, retention, edge.port, broken)
+        yield Running(node, lobby, relay, schedules, retention, edge.port, http_port, broken)
     finally:
-        await _drain(edge, node, lobby, config)
+        await _drain(edges, node, lobby, config)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -200,10 +252,10 @@ def _note_failure(broken: asyncio.Future[None], task: asyncio.Task[None]) -> Non
             broken.set_exception(PartFailed(task.get_name()))
 
 
-async def _drain(edge: Edge, node: Node, lobby: Lobby, config: Config) -> None:
+async def _drain(edges: _Edges, node: Node, lobby: Lobby, config: Config) -> None:
     """Stop claiming first, so that what others recover is not claimed back; then finish what is under way."""
     lobby.start_drain()
-    await edge.not_serving()
+    await edges.not_serving()
     try:
         async with asyncio.timeout(config.limits.drain_ms / 1000):
             await node.engine.drained()
@@ -211,7 +263,7 @@ async def _drain(edge: Edge, node: Node, lobby: Lobby, config: Config) -> None:
         _log.warning("not everything that was under way is finished")
     node.results.start_drain()
     lobby.close_all()
-    await edge.stop(config.limits.drain_ms / 1000)
+    await edges.stop(config.limits.drain_ms / 1000)
 
 
 class _Peers:

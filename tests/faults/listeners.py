@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from romancy import Worker, WorkflowContext, workflow
+from romancy import Event, Worker, WorkflowContext, workflow
 
 
 @workflow
@@ -30,6 +30,12 @@ async def waiter(ctx: WorkflowContext, number: int) -> list[int]:
     paid = await ctx.wait_event("paid", where={"data.order": number})
     sent = await ctx.wait_event("sent")
     return [paid.data["order"], sent.data]
+
+
+@workflow
+async def opened(ctx: WorkflowContext, event: Event[list[Any]]) -> list[Any]:
+    """Is started by an event."""
+    return event.data
 
 
 @workflow
@@ -64,7 +70,7 @@ def main(address: str, worker_id: str) -> None:
     Worker(
         address,
         worker_id=worker_id,
-        workflows=[listener, waiter, consumer, teller, hearer],
+        workflows=[listener, waiter, opened, consumer, teller, hearer],
         activities=[],
         drain_timeout=5,
     ).run()

@@ -29,7 +29,8 @@ def a_worker(stage: Scene, name: str) -> Actor:
 
 
 def test_every_point_of_publishing_is_died_at() -> None:
-    assert {death.partition(":")[0] for death in DEATHS} >= set(PUBLISH_POINTS)
+    counted = {"publish.counted"}  # by rules: test_event_rule_kills.py
+    assert {death.partition(":")[0] for death in DEATHS} >= set(PUBLISH_POINTS) - counted
 
 
 async def listening(stage: Scene, client: Client, workflow_id: str, what: str) -> None:

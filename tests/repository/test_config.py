@@ -51,7 +51,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
     ],
 )
 def test_the_service_does_not_start_open_to_strangers(security: Security, missing: str) -> None:
-    with pytest.raises(InvalidConfig, match=f"it needs {missing}"):
+    with pytest.raises(InvalidConfig, match=f"--listen needs {missing}"):
         Config(listen=Address("0.0.0.0", 7233), security=security)
 
 
@@ -81,6 +81,29 @@ def test_dev_needs_no_options() -> None:
     config = read_config(["dev"], {})
     assert (config.database, str(config.listen)) == ("romancy.db", "127.0.0.1:7233")
     assert not config.security.authenticates
+
+
+@pytest.mark.parametrize(
+    ("arguments", "http"),
+    [
+        (["dev"], "127.0.0.1:7280"),
+        (["dev", "--listen", "127.0.0.1:1"], "None"),
+        (["dev", "--http", "off"], "None"),
+        (["dev", "--http", "[::1]:5"], "[::1]:5"),
+        (["serve", "--database", "d"], "None"),
+        (["serve", "--database", "d", "--http", "127.0.0.1:5"], "127.0.0.1:5"),
+    ],
+)
+def test_http_is_there_where_it_is_asked_for_and_in_a_dev_that_says_nothing(arguments: list[str], http: str) -> None:
+    assert str(read_config(arguments, {}).http) == http
+
+
+def test_http_can_come_from_the_environment_and_has_a_port_of_its_own() -> None:
+    assert str(read_config(["serve", "--database", "d"], {"ROMANCY_HTTP": "127.0.0.1:5"}).http) == "127.0.0.1:5"
+    with pytest.raises(InvalidConfig, match="a port of its own"):
+        read_config(["dev", "--listen", "127.0.0.1:5", "--http", "127.0.0.1:5"], {})
+    with pytest.raises(InvalidConfig, match="HOST:PORT"):
+        read_config(["dev", "--http", "7280"], {})
 
 
 def test_every_option_can_come_from_the_environment_and_arguments_win() -> None:

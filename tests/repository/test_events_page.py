@@ -40,8 +40,17 @@ async def listening(client: Client, workflow_id: str) -> None:
             await asyncio.sleep(0.02)
 
 
+async def until_started(client: Client, workflow_id: str) -> None:
+    """The workflow is there."""
+    async with asyncio.timeout(30):
+        while True:
+            if workflow_id in [info.workflow_id async for info in client.list_workflows()]:
+                return
+            await asyncio.sleep(0.02)
+
+
 async def test_what_the_page_promises_is_so(guide: ModuleType) -> None:
-    workflows = [guide.wait_for_payment, guide.sum_up]
+    workflows = [guide.wait_for_payment, guide.sum_up, guide.say_thanks]
     async with testing.service() as service, Worker(service.address, workflows=workflows):
         client = service.client
         waiting = await client.start_workflow(guide.wait_for_payment, 7, id="waiting")
@@ -51,6 +60,11 @@ async def test_what_the_page_promises_is_so(guide: ModuleType) -> None:
         await client.publish_event(Event("payment.completed", guide.Payment(8, 1.0)))
         await guide.tell(client)
         assert (await waiting.result(), await summing.result()) == (99.0, 100.0)
+        await guide.set_the_rule(client)
+        for _ in range(2):
+            await client.publish_event(Event("payment.completed", guide.Payment(7, 5.0), source="/bank", id="tx-2"))
+        await until_started(client, "thanks#/bank#tx-2")
+        assert await client.get_handle("thanks#/bank#tx-2").result() == "Many thanks for 5.00"
         timed_out = await client.start_workflow(guide.wait_for_payment, 9, id="timed out")
         await listening(client, timed_out.workflow_id)
         await service.skip(3 * 86_400)

@@ -105,7 +105,8 @@ class Cluster:
 async def cluster(database: str, *, replicas: int = 1, limits: Limits = QUICK) -> AsyncIterator[Cluster]:
     """A service that is up inside the block. Each new connection goes to the next replica."""
     async with AsyncExitStack() as stack:
-        config = Config(database=database, listen=Address("127.0.0.1", 0), limits=limits)
+        anywhere = Address("127.0.0.1", 0)
+        config = Config(database=database, listen=anywhere, http=anywhere, limits=limits)
         up = [await stack.enter_async_context(running(config, ShiftedClock)) for _ in range(replicas)]
         if replicas > 1:
             await until(_all_know_each_other(up), "the replicas know each other")

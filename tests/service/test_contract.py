@@ -27,6 +27,7 @@ from romancy.v1 import (
 from romancy.v1.admin_service_pb2_grpc import AdminServiceStub
 from romancy.v1.channel_service_pb2_grpc import ChannelServiceStub
 from romancy.v1.event_pb2 import CloudEvent
+from romancy.v1.event_rule_pb2 import EventRule
 from romancy.v1.event_service_pb2_grpc import EventServiceStub
 from romancy.v1.schedule_pb2 import Schedule, ScheduleAction
 from romancy.v1.schedule_service_pb2 import (
@@ -146,6 +147,16 @@ def test_every_rpc_of_the_event_service_answers(grpc_channel: grpc.Channel) -> N
     event = CloudEvent(id="contract", source="/tests", spec_version="1.0", type="tested", text_data="1")
     assert not stub.PublishEvent(event_service_pb2.PublishEventRequest(event=event)).duplicate
     assert list(stub.PublishEvents(event_service_pb2.PublishEventsRequest(events=[event])).duplicates) == [True]
+
+    rule = EventRule(event_type="ruled", workflow=WorkflowSpec(workflow_type="order", task_queue="default"))
+    named: Any = {"namespace": "rules", "rule_id": "start"}
+    assert stub.SetEventRule(event_service_pb2.SetEventRuleRequest(**named, rule=rule)).created
+    shown = stub.GetEventRule(event_service_pb2.GetEventRuleRequest(**named)).rule
+    assert shown.rule == rule
+    assert list(stub.ListEventRules(event_service_pb2.ListEventRulesRequest(namespace="rules")).rules) == [shown]
+    stub.PauseEventRule(event_service_pb2.PauseEventRuleRequest(**named))
+    stub.ResumeEventRule(event_service_pb2.ResumeEventRuleRequest(**named))
+    stub.DeleteEventRule(event_service_pb2.DeleteEventRuleRequest(**named))
 
 
 def test_every_rpc_of_the_schedule_service_answers(grpc_channel: grpc.Channel) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import asyncpg
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.core.life import complete
-from tests.service.cluster import Tenant, cluster, refused, until
+from tests.service.cluster import Cluster, Tenant, cluster, refused, until
 
 
 def _as_role(url: str, role: str) -> str:
@@ -37,6 +39,14 @@ def _health(tenant: Tenant, status: health_pb2.HealthCheckResponse.ServingStatus
     return is_so
 
 
+async def _by_http(up: Cluster, method: str, path: str) -> tuple[int, dict[str, Any], str | None]:
+    """Status, body and Retry-After of the answer to an event."""
+    headers = {"ce-id": "1", "ce-source": "/shop", "ce-type": "paid", "ce-specversion": "1.0"}
+    url = f"http://127.0.0.1:{up.replicas[0].http_port}{path}"
+    async with aiohttp.ClientSession() as session, session.request(method, url, headers=headers) as answer:
+        return answer.status, await answer.json(), answer.headers.get("Retry-After")
+
+
 async def test_a_role_that_may_not_log_in_for_a_while_ends_nothing(
     postgres_url: str, empty_postgres: Callable[[], str]
 ) -> None:
@@ -56,9 +66,14 @@ async def test_a_role_that_may_not_log_in_for_a_while_ends_nothing(
         refusal = await refused(tenant.get(run.run_id))
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
         assert "not permitted to log in" in refusal.message
+        assert await _by_http(up, "GET", "/health") == (503, {"status": "NOT_SERVING"}, None)
+        status, body, retry_after = await _by_http(up, "POST", "/events")
+        assert (status, body["reason"], retry_after) == (503, "STORE_UNAVAILABLE", "1")
 
         await _execute(postgres_url, "alter role moody login")
         await until(_health(tenant, health_pb2.HealthCheckResponse.SERVING), "it serves again")
+        assert await _by_http(up, "GET", "/health") == (200, {"status": "SERVING"}, None)
+        assert await _by_http(up, "POST", "/events") == (202, {"duplicate": False}, None)
         await worker.command(task, complete())
         assert await tenant.result(run.run_id) is not None
         assert not up.replicas[0].broken.done()

@@ -15,6 +15,8 @@ from romancy.v1.event_service_pb2_grpc import EventServiceStub
 from romancy.v1.history_pb2 import HistoryEvent
 
 from romancy_service import publisher
+from romancy_service.event_rules import EventRules
+from romancy_service.starter import Starter
 from tests.core.life import complete
 from tests.core.talk import recur
 from tests.core.test_subscription import an_event, subscribe, unsubscribe
@@ -242,7 +244,8 @@ async def test_delivering_again_brings_nothing_twice(tenant: Tenant) -> None:
     new = publisher.NewEvent(event.source, event.id, event.type, event.SerializeToString(), 2**62)
     await node.store.add_events(tenant.namespace, [new], now_ms)
     opened = await node.store.open_events(tenant.namespace, "paid", 10)
-    again = publisher.Publisher(node.store, node.clock, node.engine, node.limits)
+    rules = EventRules(node.store, node.clock, Starter(node.engine, node.store), node.limits)
+    again = publisher.Publisher(node.store, node.clock, node.engine, rules, node.limits)
     for _ in range(3):
         await again._deliver(tenant.namespace, "paid", opened)
     assert ids(await tenant.history(run_id)) == ["1"]

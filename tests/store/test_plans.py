@@ -12,6 +12,8 @@ from sqlalchemy import Select
 
 from romancy_service.store import lookups, workforce
 from romancy_service.store.arrays import ANY_TEXT, Arrays
+from romancy_service.store.event_rules import ACTIVE, NOTE
+from romancy_service.store.events import CLOSE, SUBSCRIBERS, TOPICS
 from romancy_service.store.postgres import DIALECT, WALKING
 from romancy_service.store.postgres_commit import BY_KEY, Shape, statement
 from romancy_service.store.postgres_tasks import CLAIM, HEARTBEAT, LEASED, LOAD, RELEASE, WANTS
@@ -108,6 +110,29 @@ async def test_what_is_due_is_read_off_its_index(url: str) -> None:
     assert {node.get("Index Name") for node in nodes if node.get("Relation Name") == "tasks"} == {"tasks_relay"}
 
 
+def _of_events(**values: Any) -> dict[str, Any]:
+    return {"of_namespace": "default", "first": "", "before": "", "topic": "", "key": "", "limit": 1} | values
+
+
+async def test_an_event_finds_who_waits_and_what_it_starts_by_indexes(url: str) -> None:
+    for statement_, index in ((TOPICS, "tasks_subscribed"), (SUBSCRIBERS, "tasks_subscribed"), (ACTIVE, "event_rules")):
+        sql, _ = compiled(statement_, DIALECT, _of_events(after_run="", after_task=""))
+        nodes = await plan(url, WALKING, sql)
+        assert [node for node in nodes if node["Node Type"] == "Seq Scan"] == [], index
+        used = {node["Index Name"] for node in nodes if "Index Name" in node}
+        assert all(name.startswith(index) for name in used), index
+        assert used, index
+
+
+async def test_an_event_is_closed_and_counted_by_keys(url: str) -> None:
+    values = {"of_namespace": "", "of_type": "", "since": 1, "up_to": 1, "deliveries": [], "kept": False}
+    rules = {"started": [], "skipped": [], "failed": [], "now_ms": 0}
+    for statement_, given in ((CLOSE, values), (NOTE, rules)):
+        sql, _ = compiled(statement_, DIALECT, given)
+        nodes = await plan(url, WALKING, sql)
+        assert [node for node in nodes if node["Node Type"] == "Seq Scan"] == []
+
+
 def test_arrays_carry_rows_by_column() -> None:
     columns = (("name", "text"), ("number", "int"), ("note", ANY_TEXT))
     arrays = Arrays(row=columns, one=(("flag", "bool"),))
@@ -202,3 +227,31 @@ async def test_what_is_known_of_one_run_is_found_by_index_among_many(
     nodes = list(_nodes(json.loads(explained[0])[0]["Plan"]))
     assert [node for node in nodes if node["Node Type"] == "Seq Scan"] == []
     assert index in {node.get("Index Name") for node in nodes}
+
+
+_FILL_SUBSCRIPTIONS = """
+insert into tasks select 'run-' || n, 's/1', 'default', 8, 'key-' || n, E'paid\\ndata.order', 0, 1, 4611686018427387904,
+    null, n, 1e18, 1e18, 1e18, 1e18, false, 0, 0, 0, false, null, 0, 4611686018427387904, '', 0, 0, 0, null
+    from generate_series(1, 20000) as n
+"""
+
+
+async def test_an_event_looks_only_at_those_that_wait_for_it(fresh_postgres: Callable[[], str]) -> None:
+    """Not a measurement: the number of rows looked at is that of the runs that get the event, however many wait."""
+    url = fresh_postgres()
+    connection = await asyncpg.connect(url, server_settings=WALKING)
+    await connection.execute(_FILL_SUBSCRIPTIONS)
+    for statement_, values in (
+        (TOPICS, {"of_namespace": "default", "first": "paid", "before": "paid\x0b"}),
+        (
+            SUBSCRIBERS,
+            _of_events(topic="paid\ndata.order", key="key-77", limit=1_000, after_run="", after_task=""),
+        ),
+    ):
+        sql, arguments = compiled(statement_, DIALECT, values)
+        assert len(await connection.fetch(sql, *arguments)) == 1
+        (explained,) = await connection.fetch(f"explain (analyze, format json) {sql}", *arguments)
+        looked = [node for node in _nodes(json.loads(explained[0])[0]["Plan"]) if "Index Name" in node]
+        assert looked
+        assert sum(node["Actual Rows"] * node["Actual Loops"] for node in looked) <= 3
+    await connection.close()

@@ -511,3 +511,50 @@ async def test_what_cannot_be_of_a_schedule_is_refused(
     answer = await romancy("schedule", *arguments)
     assert answer.code == code
     assert text in answer.err
+
+
+async def test_a_rule_is_made_shown_paused_and_deleted(romancy: Romancy) -> None:
+    made = (
+        "rule",
+        "set",
+        "ship",
+        "paid",
+        "trip",
+        "--where",
+        "data.order=7",
+        "--where",
+        "subject=vip",
+        "--input",
+        '"good"',
+    )
+    assert (await romancy(*made)).out == "Rule ship is made.\n"
+    assert json.loads((await romancy(*made, "--priority", "3", "--json")).out) == {"rule_id": "ship", "created": False}
+    said = json.loads((await romancy("rule", "describe", "ship", "--json")).out)
+    assert said["rule"]["where"] == {"data.order": "7", "subject": '"vip"'}
+    assert said["rule"]["workflow"] == {
+        "workflow_type": "trip", "task_queue": "default", "arguments": ["good"], "priority": 3,
+    }  # fmt: skip
+    await romancy("rule", "pause", "ship", "--note", "closed")
+    shown = (await romancy("rule", "describe", "ship")).out
+    assert "paused" in shown
+    assert "closed" in shown
+    assert "ship" in (await romancy("rule", "list")).out
+    assert (await romancy("rule", "resume", "ship")).out == "Rule ship is active.\n"
+    event = ("event", "publish", "paid", "--data", '{"order": 7}', "--subject", "vip", "--source", "/shop", "--id", "1")
+    assert (await romancy(*event)).code == 0
+    async with asyncio.timeout(30):
+        while True:
+            if "1 started" in (await romancy("rule", "describe", "ship")).out:
+                break
+            await asyncio.sleep(0.05)
+    history = (await romancy("workflow", "history", "ship#/shop#1", "--json")).out
+    assert '"id": "1"' in history, "the event is shown as what it is"
+    assert (await romancy("rule", "delete", "ship")).out == "Rule ship is deleted.\n"
+    gone = await romancy("rule", "describe", "ship", "--json")
+    assert gone.code == 3
+    assert "EVENT_RULE_NOT_FOUND" in gone.err
+
+
+@pytest.mark.parametrize("where", ["data.order", "data.order=[7]"])
+async def test_a_value_that_no_event_could_have_is_no_rule(romancy: Romancy, where: str) -> None:
+    assert (await romancy("rule", "set", "ship", "paid", "trip", "--where", where)).code == 2

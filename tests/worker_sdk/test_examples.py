@@ -25,6 +25,19 @@ PRINTED = {
     "channels": ["Book for Cem; Flyer for Bob; Poster for Ann; close the shop", "111 pages"],
     "counter": ["55"],
     "events": ["order 3: nobody paid", "order 1: 10.00 by Ann", "order 2: 20.00 by Bob", "30.00 in all"],
+    "event_rule": [
+        "order 1, paid by Ann, goes by train",
+        "order 3, paid by Ann, goes by train",
+        "2 started",
+    ],
+    "http_events": [
+        '202 {"duplicate": false}',
+        '202 {"duplicate": true}',
+        '202 {"duplicates": [false, false]}',
+        "400 event.id: Attribute 'id' must not be None or empty",
+        "order 1: tea",
+        "order 2: cup, pot",
+    ],
     "patch": ["shipped the old one, not checked", "shipped the new one, checked"],
     "step": ["invoice over 120.00"],
 }
@@ -33,8 +46,9 @@ PRINTED = {
 @pytest.mark.parametrize("name", PRINTED)
 async def test_an_example_prints_what_it_promises(name: str) -> None:
     async with asyncio.timeout(60), testing.service() as service:
+        addresses = [service.address, service.http_address] if name.startswith("http") else [service.address]
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, str(EXAMPLES / f"{name}.py"), service.address),
+            *(sys.executable, str(EXAMPLES / f"{name}.py"), *addresses),
             env={"PYTHONPATH": ":".join(sys.path)},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

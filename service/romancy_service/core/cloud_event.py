@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, Final, NoReturn
 
@@ -77,7 +78,7 @@ def _check_attributes(field: str, event: CloudEvent, limits: Limits) -> None:
 
 def _check_json(field: str, event: CloudEvent) -> None:
     try:
-        json.loads(data_bytes(event), parse_constant=_refuse_constant)
+        strict_json(data_bytes(event).decode())
     except RecursionError:
         raise InvalidField(field, "is JSON that is nested too deeply", "make it flatter") from None
     except ValueError as error:
@@ -85,8 +86,35 @@ def _check_json(field: str, event: CloudEvent) -> None:
         raise InvalidField(field, problem, "send JSON, or say in datacontenttype what it is") from None
 
 
+def strict_json(text: str) -> Any:
+    """What a JSON text says. Raises ValueError for what others read differently, and RecursionError.
+
+    That is: NaN and infinities, numbers that are too large for a float, and names that an object has twice.
+    """
+    return _STRICT.decode(text)
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return number
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    read: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in read:
+            raise ValueError(f"an object has the name {name[:80]!r} twice")
+        read[name] = value
+    return read
+
+
+_STRICT: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_object)
 
 
 def attribute(event: CloudEvent, name: str) -> Any:

@@ -101,8 +101,8 @@ class Limits:
     """An event: it is recorded in each run that gets it."""
     events_per_call: int = 1_000
     """Events in one call: one transaction."""
-    events_bytes: int = 4 * MIB
-    """All events of one call."""
+    event_rules_per_type: int = 100
+    """Rules for one type of events: each is compared with every event of it."""
     event_attributes: int = 64
     """Attributes and extensions of an event."""
     event_attribute_bytes: int = 4 * KIB
@@ -194,6 +194,14 @@ class Limits:
     """Runs kept in memory: some 10,000 whose values are small. One that is not kept is read again, which costs 1 ms."""
     concurrent_calls: int = 10_000
     """Calls and streams open at a time; waiting for a result is one. Each costs some 20 KiB."""
+    http_connections: int = 500
+    """Connections that speak HTTP: the head of a request may take 640 KiB on each, before anybody knows whose it is."""
+    http_head_ms: int = 30_000
+    """A connection that brought no whole head of a request for so long is closed: it idles, or is slow on purpose."""
+    http_body_ms: int = 30_000
+    """So long may a body take: `client_message_bytes` at 1 Mbit/s."""
+    http_bodies_bytes: int = 64 * MIB
+    """All bodies that are being read or stored: 16 of the largest, or thousands of the usual ones."""
     drain_ms: int = 10_000
     """How long a stopping process waits for calls in flight; orchestrators kill after 30 s."""
 
@@ -225,6 +233,7 @@ _WITHIN: Final = (
     ("payload_bytes", "payloads_bytes"),
     ("payloads_bytes", "connect_message_bytes"),
     ("client_message_bytes", "connect_message_bytes"),
+    ("client_message_bytes", "http_bodies_bytes"),
     ("chunk_bytes", "connect_message_bytes"),
     ("frame_bytes", "connect_message_bytes"),
     ("shortest_retention_ms", "retention_ms"),

@@ -35,11 +35,16 @@ def check_subscribe(field: str, command: Subscribe, limits: Limits) -> None:
         return
     if command.channel_mode:
         raise InvalidField(f"{field}.channel_mode", "is set, but no channel", "name the channel, or leave it out")
-    check_id(f"{field}.event_type", command.event_type, limits)
-    if len(command.where) > limits.subscription_values:
-        problem = f"has {len(command.where)} values, at most {limits.subscription_values} are allowed"
+    check_wanted(field, command.event_type, command.where, limits)
+
+
+def check_wanted(field: str, event_type: str, where: Mapping[str, str], limits: Limits) -> None:
+    """Raise InvalidField for a type, or values, that no event could have."""
+    check_id(f"{field}.event_type", event_type, limits)
+    if len(where) > limits.subscription_values:
+        problem = f"has {len(where)} values, at most {limits.subscription_values} are allowed"
         raise InvalidField(f"{field}.where", problem, limit=limits.subscription_values)
-    for path, value in command.where.items():
+    for path, value in where.items():
         _check_path(f"{field}.where", path, limits)
         _check_value(f"{field}.where[{path!r}]", value, limits)
 
@@ -74,8 +79,7 @@ def subscription(since_ms: int, command: Subscribe, *, answered: bool = True) ->
     if command.channel:
         topic, key = topic_of_channel(command.channel), channel_key(command)
     else:
-        topic = _BETWEEN.join((command.event_type, *sorted(command.where)))
-        key = _key([json.loads(command.where[path]) for path in sorted(command.where)])
+        topic, key = topic_and_key(command.event_type, command.where)
     return Task(
         subscription_task_id(command.subscription_id),
         TaskKind.SUBSCRIPTION,
@@ -85,6 +89,12 @@ def subscription(since_ms: int, command: Subscribe, *, answered: bool = True) ->
         scheduled_ms=since_ms,
         errand=command,
     )
+
+
+def topic_and_key(event_type: str, where: Mapping[str, str]) -> tuple[str, str]:
+    """By what events of the type are told apart, and which of them are wanted."""
+    paths = sorted(where)
+    return _BETWEEN.join((event_type, *paths)), _key([json.loads(where[path]) for path in paths])
 
 
 def is_answered(task: Task) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
-from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -19,10 +17,11 @@ from romancy.v1 import (
     workflow_service_pb2,
 )
 
-from romancy_service.config import CannotListen, Config, InvalidConfig, Security
+from romancy_service.config import CannotListen, Config
 from romancy_service.core.limits import Limits
 from romancy_service.rpc.auth import read_access
 from romancy_service.rpc.guard import Guard
+from romancy_service.rpc.tls import grpc_credentials
 
 SERVICES: Final = tuple(
     service.full_name
@@ -44,7 +43,7 @@ class Edge:
     def __init__(self, config: Config) -> None:
         """Raises InvalidConfig when a file of `config` cannot be used."""
         self._address = str(config.listen)
-        self._credentials = _credentials(config.security)
+        self._credentials = grpc_credentials(config.security)
         self.port = 0
         """Where it listens, once `bind` took the address."""
         self.server: grpc.aio.Server = grpc.aio.server(
@@ -102,38 +101,3 @@ def _options(limits: Limits) -> list[tuple[str, Any]]:
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
     ]
-
-
-def _credentials(security: Security) -> grpc.ServerCredentials | None:
-    if security.tls_cert is None or security.tls_key is None:
-        return None
-    pair = (_read(security.tls_key), _read(security.tls_cert))
-    _check_usable(security)
-    if security.tls_client_ca is None:
-        return grpc.ssl_server_credentials([pair])
-    return grpc.ssl_server_credentials([pair], _read(security.tls_client_ca), require_client_auth=True)
-
-
-def _check_usable(security: Security) -> None:
-    """gRPC would take them, and then refuse every caller."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tried = f"--tls-cert {security.tls_cert} with --tls-key {security.tls_key}"
-    try:
-        context.load_cert_chain(str(security.tls_cert), security.tls_key, password=lambda: "")
-        if security.tls_client_ca is not None:
-            tried = f"--tls-client-ca {security.tls_client_ca}"
-            context.load_verify_locations(security.tls_client_ca)
-    except ssl.SSLError as error:
-        raise InvalidConfig(
-            f"cannot use {tried}: {error.reason or error}; give PEM files, the key without a password and of this "
-            "certificate"
-        ) from error
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidConfig(
-            f"cannot read {path}: {error.strerror}; give the name of a PEM file that this user may read"
-        ) from error

@@ -174,6 +174,16 @@ def check_namespace(request: SetNamespaceRequest, limits: Limits) -> None:
         raise InvalidField("retention", problem, "delete single workflows by DeleteWorkflow", value=given, limit=least)
 
 
+def check_events(events: Sequence[object], limits: Limits) -> None:
+    """How many events one call has."""
+    if not events:
+        raise InvalidField("events", "is empty", "give at least one")
+    if len(events) > limits.events_per_call:
+        problem = f"has {len(events)} events, at most {limits.events_per_call} are allowed"
+        remedy, most = "send them in several calls", limits.events_per_call
+        raise InvalidField("events", problem, remedy, limit=most, reason="MESSAGE_TOO_LARGE")
+
+
 def page_size(field: str, asked: int, usual: int, most: int) -> int:
     """How long a page is: as asked, but never longer than allowed."""
     if asked < 0:

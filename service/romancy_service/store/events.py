@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -96,7 +96,7 @@ order by accepted_ms limit :limit
 """).bindparams(bindparam("before_channel", type_=Text), bindparam("limit", type_=Integer))
 """The oldest open event of each line: one look into an index for each, however many there are. Messages that nobody is
 there for are no work."""
-_CLOSE: Final = (
+CLOSE: Final = (
     update(events)
     .where(
         _IS_OPEN,
@@ -108,6 +108,7 @@ _CLOSE: Final = (
         among(cast(events.c.position, Text) + "/" + cast(events.c.deliveries, Text), "deliveries"),
     )
     .values(open=False, event=case((bindparam("kept", type_=Boolean), events.c.event), else_=b""))
+    .returning(events.c.position)
 )
 _REOPEN: Final = (
     update(events)
@@ -155,6 +156,18 @@ SUBSCRIBERS: Final = (
 )
 
 
+def closing(namespace: str, event_type: str, delivered: Sequence[OpenEvent], *, kept: bool = False) -> dict[str, Any]:
+    """The values of `CLOSE`."""
+    return {
+        "of_namespace": namespace,
+        "of_type": event_type,
+        "since": min(event.position for event in delivered),
+        "up_to": max(event.position for event in delivered),
+        "deliveries": [f"{event.position}/{event.deliveries}" for event in delivered],
+        "kept": kept,
+    }
+
+
 class Events(Statements):
     """Keeps events, and finds those that wait for them."""
 
@@ -179,15 +192,7 @@ class Events(Statements):
         self, namespace: str, event_type: str, delivered: Sequence[OpenEvent], *, kept: bool = False
     ) -> None:
         """These were delivered. What remains of them is their id, unless they may be given back: these are `kept`."""
-        await self._write(
-            _CLOSE,
-            of_namespace=namespace,
-            of_type=event_type,
-            since=min(event.position for event in delivered),
-            up_to=max(event.position for event in delivered),
-            deliveries=[f"{event.position}/{event.deliveries}" for event in delivered],
-            kept=kept,
-        )
+        await self._write(CLOSE, **closing(namespace, event_type, delivered, kept=kept))
 
     async def reopen_event(self, position: int, count: int) -> str | None:
         """The run that got it the `count`th time gives it back. Returns its line, if it was not given back before."""

@@ -52,7 +52,7 @@ _UPDATE: Final = (
     .returning(schedules.c.version)
 )
 _DELETE: Final = delete(schedules).where(*_AS_READ).returning(schedules.c.version)
-_ANSWER: Final = insert(requests).values(
+ANSWER: Final = insert(requests).values(
     namespace=bindparam("of_namespace"),
     request_id=bindparam("new_request_id"),
     run_id="",
@@ -60,6 +60,7 @@ _ANSWER: Final = insert(requests).values(
     reply=bindparam("new_reply"),
     created_ms=bindparam("now_ms"),
 )
+"""Remembers the request that a change answers."""
 _GET: Final = select(schedules).where(*_THIS)
 _LIST: Final = (
     select(*(schedules.c[name] for name in ScheduleSummary.__slots__))
@@ -99,7 +100,7 @@ class Schedules(Statements):
 
     async def create_schedule(self, record: ScheduleRecord, request: Request, now_ms: int) -> None:
         """Store a new one."""
-        await self._write_both(_INSERT, _ANSWER, **_values(record), **_answer(request, now_ms))
+        await self._write_both(_INSERT, ANSWER, **_values(record), **answer_values(request, now_ms))
         record.version = 1
 
     async def save_schedule(self, record: ScheduleRecord, request: Request | None, now_ms: int) -> bool:
@@ -107,14 +108,14 @@ class Schedules(Statements):
         if request is None:
             rows = await self._write(_UPDATE, **_values(record))
         else:
-            rows = await self._write_both(_UPDATE, _ANSWER, **_values(record), **_answer(request, now_ms))
+            rows = await self._write_both(_UPDATE, ANSWER, **_values(record), **answer_values(request, now_ms))
         if rows:
             record.version = rows[0]["version"]
         return bool(rows)
 
     async def delete_schedule(self, record: ScheduleRecord, request: Request, now_ms: int) -> bool:
         """Forget one. False when it changed since it was read, or is gone."""
-        return bool(await self._write_both(_DELETE, _ANSWER, **_as_read(record), **_answer(request, now_ms)))
+        return bool(await self._write_both(_DELETE, ANSWER, **_as_read(record), **answer_values(request, now_ms)))
 
     async def get_schedule(self, namespace: str, schedule_id: str) -> ScheduleRecord | None:
         """One of them as it is stored."""
@@ -182,7 +183,8 @@ def _values(record: ScheduleRecord) -> dict[str, Any]:
     }
 
 
-def _answer(request: Request, now_ms: int) -> dict[str, Any]:
+def answer_values(request: Request, now_ms: int) -> dict[str, Any]:
+    """The request of `ANSWER`, which also has the namespace, `of_namespace`."""
     return {
         "new_request_id": request.request_id,
         "new_method": request.method,

@@ -17,6 +17,7 @@ from romancy_service.config import InvalidConfig
 from romancy_service.core.run import Run
 from romancy_service.core.task import Fence, Task, TaskKind
 from romancy_service.store.channels import Channels
+from romancy_service.store.event_rules import EventRules
 from romancy_service.store.events import Events
 from romancy_service.store.lookups import Lookups, RunSummary, RunView
 from romancy_service.store.namespaces import Namespace, Namespaces
@@ -196,7 +197,7 @@ _TO_CANCEL: Final = select(*_WITHOUT_VALUES).where(
 _KEYS: Final = select(keys).order_by(keys.c.created_ms.desc(), keys.c.key_id.desc()).limit(2)
 
 
-class Store(Events, Channels, Lookups, Presence, Schedules, Namespaces, Questions):
+class Store(EventRules, Events, Channels, Lookups, Presence, Schedules, Namespaces, Questions):
     """All that is stored."""
 
     lanes: int

@@ -353,6 +353,34 @@ schedules = Table(
 )
 Index("schedules_look", schedules.c.look_ms, **_where(LOOKED_AT))
 
+event_rules = Table(
+    "event_rules",
+    metadata,
+    _text("namespace"),
+    _text("rule_id"),
+    _text("uid"),
+    _text("topic"),
+    _text("event_key"),
+    _bytes("definition"),
+    _flag("paused"),
+    _text("note"),
+    _ms("since_ms"),
+    _ms("create_ms"),
+    _ms("update_ms"),
+    _ms("started_count"),
+    _ms("skipped_count"),
+    _ms("failed_count"),
+    _ms("start_ms"),
+    _text("last_error"),
+    _ms("last_error_ms"),
+    PrimaryKeyConstraint("namespace", "rule_id", name="event_rules_pk"),
+    UniqueConstraint("uid", name="event_rules_uid"),
+    postgresql_with=_BUSY,
+)
+"""Which events start workflows. `topic` and `event_key` are those of a subscription."""
+
+Index("event_rules_by_topic", event_rules.c.namespace, event_rules.c.topic)
+
 sessions = Table(
     "sessions",
     metadata,

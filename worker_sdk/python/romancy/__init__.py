@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from romancy.refusals import (
         AccessDenied,
         ChannelNotFound,
+        EventRuleNotFound,
         QueryTimeout,
         RequestRefused,
         ScheduleChanged,
@@ -114,6 +115,7 @@ __all__ = [
     "DeterminismWarning",
     "Divergence",
     "Event",
+    "EventRuleNotFound",
     "EventStream",
     "EventTimeout",
     "Every",
@@ -169,7 +171,7 @@ __all__ = [
 
 _HOMES: Final = (
     "errors", "options", "events", "channels", "activity", "attributes", "children", "context", "workflow", "refusals",
-    "handle", "schedules", "client", "worker",
+    "handle", "schedules", "event_rules", "client", "worker",
 )  # fmt: skip
 """The modules that have the public names, each after those that it needs."""
 

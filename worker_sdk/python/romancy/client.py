@@ -20,7 +20,17 @@ from romancy.v1.admin_service_pb2 import (
     SetNamespaceRequest,
 )
 from romancy.v1.channel_service_pb2 import GetChannelRequest, ListChannelsRequest, PublishMessageRequest
-from romancy.v1.event_service_pb2 import PublishEventRequest, PublishEventsRequest
+from romancy.v1.event_rule_pb2 import EventRuleInfo
+from romancy.v1.event_service_pb2 import (
+    DeleteEventRuleRequest,
+    GetEventRuleRequest,
+    ListEventRulesRequest,
+    PauseEventRuleRequest,
+    PublishEventRequest,
+    PublishEventsRequest,
+    ResumeEventRuleRequest,
+    SetEventRuleRequest,
+)
 from romancy.v1.schedule_pb2 import ScheduleInfo
 from romancy.v1.schedule_service_pb2 import ListSchedulesRequest
 from romancy.v1.workflow_pb2 import (
@@ -59,6 +69,7 @@ from romancy._starts import Starts
 from romancy.channels import ChannelInfo, check_metadata, to_channel_info
 from romancy.context import WorkflowContext
 from romancy.converter import codec
+from romancy.event_rules import EventRuleOptions, to_event_rule
 from romancy.events import Event, to_cloud_event
 from romancy.handle import WorkflowHandle, new_id
 from romancy.options import Seconds, check_seconds, in_seconds, to_duration
@@ -66,6 +77,7 @@ from romancy.schedules import CreateScheduleOptions, ScheduleHandle, Times, to_s
 from romancy.workflow import WorkflowDefinition, definition_of
 
 _R = TypeVar("_R")
+_T = TypeVar("_T")
 _Args = TypeVarTuple("_Args")
 
 _REUSE: Final[Mapping[str, IdReusePolicy.ValueType]] = {
@@ -255,6 +267,66 @@ class Client:
         request = PublishEventsRequest(namespace=self.namespace, events=sent)
         response = await self.calls.call(lambda calls: calls.events.PublishEvents, request)
         return [not duplicate for duplicate in response.duplicates]
+
+    @overload
+    async def set_event_rule(
+        self,
+        rule_id: str,
+        event_type: str,
+        workflow: Callable[[WorkflowContext, Event[_T], *_Args], Coroutine[Any, Any, Any]],
+        *args: *_Args,
+        **options: Unpack[EventRuleOptions],
+    ) -> bool: ...
+    @overload
+    async def set_event_rule(
+        self, rule_id: str, event_type: str, workflow: str, *args: Any, **options: Unpack[EventRuleOptions]
+    ) -> bool: ...
+    async def set_event_rule(  # type: ignore[misc]  # as start_workflow
+        self, rule_id: str, event_type: str, workflow: Any, *args: Any, **options: Unpack[EventRuleOptions]
+    ) -> bool:
+        """Have each event of a type that is published from now on start a workflow, once; durable when this returns.
+
+        The workflow gets the event as its first argument, and `args` after it. Replaces what a rule of that id said.
+        Returns whether there was none. Raises TypeError, ConversionError, and RequestRefused for what else is wrong.
+        """
+        request = SetEventRuleRequest(
+            namespace=self.namespace,
+            rule_id=rule_id,
+            rule=to_event_rule(event_type, workflow, args, options),
+            request_id=options.get("request_id") or new_id(),
+        )
+        return (await self.calls.call(lambda calls: calls.events.SetEventRule, request)).created
+
+    async def describe_event_rule(self, rule_id: str) -> EventRuleInfo:
+        """A rule, how many workflows it started, and what went wrong last. Raises EventRuleNotFound."""
+        request = GetEventRuleRequest(namespace=self.namespace, rule_id=rule_id)
+        return (await self.calls.call(lambda calls: calls.events.GetEventRule, request)).rule
+
+    async def list_event_rules(self) -> AsyncIterator[EventRuleInfo]:
+        """The namespace's rules, by their ids."""
+        request = ListEventRulesRequest(namespace=self.namespace)
+        while True:
+            page = await self.calls.call(lambda calls: calls.events.ListEventRules, request)
+            for rule in page.rules:
+                yield rule
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def pause_event_rule(self, rule_id: str, note: str = "") -> None:
+        """Have it start nothing until it is resumed. Raises EventRuleNotFound."""
+        request = PauseEventRuleRequest(namespace=self.namespace, rule_id=rule_id, note=note, request_id=new_id())
+        await self.calls.call(lambda calls: calls.events.PauseEventRule, request)
+
+    async def resume_event_rule(self, rule_id: str, note: str = "") -> None:
+        """End a pause. Events that came meanwhile start nothing any more. Raises EventRuleNotFound."""
+        request = ResumeEventRuleRequest(namespace=self.namespace, rule_id=rule_id, note=note, request_id=new_id())
+        await self.calls.call(lambda calls: calls.events.ResumeEventRule, request)
+
+    async def delete_event_rule(self, rule_id: str) -> None:
+        """Forget a rule. Workflows that it started go on. Raises EventRuleNotFound."""
+        request = DeleteEventRuleRequest(namespace=self.namespace, rule_id=rule_id, request_id=new_id())
+        await self.calls.call(lambda calls: calls.events.DeleteEventRule, request)
 
     # Channels ---------------------------------------------------------------------------------------------------------
 

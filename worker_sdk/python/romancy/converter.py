@@ -149,6 +149,10 @@ def codec(annotation: Any) -> Codec:
 def _make(annotation: Any) -> Codec:
     if annotation is Any or annotation is object:
         return AnyCodec(Any)
+    own = getattr(get_origin(annotation) or annotation, "__romancy_codec__", None)
+    if own is not None:
+        made: Codec = own(annotation)
+        return made
     plain = _without_none(annotation)
     if plain is bytes:
         return BytesCodec(annotation)

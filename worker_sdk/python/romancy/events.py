@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, get_args
 
 from google.protobuf.any_pb2 import Any as ProtoAny
 from google.protobuf.message import Message
@@ -19,8 +19,8 @@ from romancy.v1.event_pb2 import CloudEvent
 from romancy.v1.payload_pb2 import Payload
 
 from romancy._checks import check_type
-from romancy.converter import codec
-from romancy.errors import EventTimeout
+from romancy.converter import Codec, MessageCodec, codec
+from romancy.errors import ConversionError, EventTimeout
 
 if TYPE_CHECKING:
     from romancy._inbox import Listener
@@ -61,6 +61,27 @@ class Event(Generic[_T]):
     """The run of that workflow; empty: whichever is open."""
     attributes: Mapping[str, Scalar] = field(default_factory=dict)
     """Extensions: names of lower-case letters and digits."""
+
+    @classmethod
+    def __romancy_codec__(cls, annotation: Any) -> Codec:
+        """How an argument that is annotated as an event travels."""
+        return EventCodec(annotation)
+
+
+class EventCodec(MessageCodec):
+    """Sends an event as the CloudEvent that it is, as the service does with one that starts a workflow."""
+
+    def __init__(self, annotation: Any) -> None:
+        super().__init__(annotation, CloudEvent)
+        self._model = next(iter(get_args(annotation)), None)
+
+    def encode(self, value: Any, what: str) -> Payload:
+        if not isinstance(value, Event):
+            raise ConversionError(f"{what} cannot be encoded: a value of type {type(value).__name__} is no Event")
+        return super().encode(to_cloud_event(value), what)
+
+    def decode(self, payload: Payload, what: str) -> Event[Any]:
+        return from_cloud_event(super().decode(payload, what), self._model)
 
 
 class EventStream(Generic[_T]):

@@ -69,6 +69,10 @@ class ScheduleChanged(RequestRefused):
     """Somebody else changed the schedule meanwhile."""
 
 
+class EventRuleNotFound(RequestRefused):
+    """There is no event rule of that id."""
+
+
 class WorkflowOpen(RequestRefused):
     """The run is open: what was asked can be done only with a closed one."""
 
@@ -95,6 +99,7 @@ _BY_REASON: Final[Mapping[str, type[RequestRefused]]] = {
     "SCHEDULE_NOT_FOUND": ScheduleNotFound,
     "SCHEDULE_EXISTS": ScheduleExists,
     "SCHEDULE_CHANGED": ScheduleChanged,
+    "EVENT_RULE_NOT_FOUND": EventRuleNotFound,
     "WORKFLOW_OPEN": WorkflowOpen,
 }
 _BY_CODE: Final[Mapping[grpc.StatusCode, type[RequestRefused]]] = {

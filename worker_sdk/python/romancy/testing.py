@@ -64,6 +64,8 @@ class LocalService:
 
     address: str
     """For workers and clients: `127.0.0.1:PORT`."""
+    http_address: str
+    """For events by HTTP: `127.0.0.1:PORT`."""
     client: Client
     """A client of it."""
     running: Running
@@ -127,12 +129,13 @@ async def service(
         config = Config(
             database=database or str(Path(folder) / "romancy.db"),
             listen=Address("127.0.0.1", 0),
+            http=Address("127.0.0.1", 0),
             limits=limits or Limits(),
         )
         async with running(config, make_clock) as up:
             address = f"127.0.0.1:{up.port}"
             async with Client(address) as client:
-                yield LocalService(address, client, up, clock)
+                yield LocalService(address, f"127.0.0.1:{up.http_port}", client, up, clock)
 
 
 @contextmanager

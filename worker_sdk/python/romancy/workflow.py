@@ -21,6 +21,7 @@ from romancy._methods import HandlerMethod, UpdateMethod
 from romancy._signature import Signature, local_names
 from romancy.activity import ActivityDefinition, undoing
 from romancy.context import WorkflowContext
+from romancy.converter import Codec
 from romancy.errors import DefinitionError
 
 P = ParamSpec("P")
@@ -80,6 +81,11 @@ class WorkflowDefinition(Generic[P, R]):
                 warnings.warn_explicit(
                     finding.text, DeterminismWarning, finding.filename, finding.line, registry=warned
                 )
+
+    @property
+    def codecs(self) -> Sequence[Codec]:
+        """How its arguments travel. Raises DefinitionError."""
+        return self._signature.codecs
 
     def encode_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Payload]:
         """What a client gives, as payloads. Raises TypeError and ConversionError, naming the argument."""

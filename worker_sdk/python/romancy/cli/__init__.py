@@ -16,6 +16,7 @@ from romancy.cli.event import event
 from romancy.cli.namespace import namespace
 from romancy.cli.output import Output
 from romancy.cli.queue import queue
+from romancy.cli.rule import rule
 from romancy.cli.schedule import schedule
 from romancy.cli.worker import worker
 from romancy.cli.workflow import workflow
@@ -46,6 +47,7 @@ def romancy() -> None:
 
 romancy.add_command(workflow)
 romancy.add_command(event)
+romancy.add_command(rule)
 romancy.add_command(channel)
 romancy.add_command(schedule)
 romancy.add_command(worker)

@@ -11,9 +11,10 @@ from typing import Any
 
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from romancy.v1.event_pb2 import CloudEvent
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.workflow_pb2 import WorkflowStatus
 
@@ -67,6 +68,11 @@ def _one(field: FieldDescriptor, value: Any) -> Any:
 
 
 def _payload(payload: Payload) -> Any:
+    if payload.metadata.get("type") == CloudEvent.DESCRIPTOR.full_name:
+        try:
+            return plain(CloudEvent.FromString(payload.binary))
+        except DecodeError:
+            pass  # shown as it is
     if payload.WhichOneof("data") == "binary":
         return {"binary": base64.b64encode(payload.binary).decode(), "metadata": dict(payload.metadata)}
     try:

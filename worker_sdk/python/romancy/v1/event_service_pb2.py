@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from romancy.v1 import event_pb2 as romancy_dot_v1_dot_event__pb2
+from romancy.v1 import event_rule_pb2 as romancy_dot_v1_dot_event__rule__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eromancy/v1/event_service.proto\x12\nromancy.v1\x1a\x16romancy/v1/event.proto\"O\n\x13PublishEventRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12%\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x16.romancy.v1.CloudEvent\")\n\x14PublishEventResponse\x12\x11\n\tduplicate\x18\x01 \x01(\x08\"Q\n\x14PublishEventsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12&\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x16.romancy.v1.CloudEvent\"+\n\x15PublishEventsResponse\x12\x12\n\nduplicates\x18\x01 \x03(\x08\x32\xb7\x01\n\x0c\x45ventService\x12Q\n\x0cPublishEvent\x12\x1f.romancy.v1.PublishEventRequest\x1a .romancy.v1.PublishEventResponse\x12T\n\rPublishEvents\x12 .romancy.v1.PublishEventsRequest\x1a!.romancy.v1.PublishEventsResponseBP\n\rio.romancy.v1P\x01Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eromancy/v1/event_service.proto\x12\nromancy.v1\x1a\x16romancy/v1/event.proto\x1a\x1bromancy/v1/event_rule.proto\"O\n\x13PublishEventRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12%\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x16.romancy.v1.CloudEvent\")\n\x14PublishEventResponse\x12\x11\n\tduplicate\x18\x01 \x01(\x08\"Q\n\x14PublishEventsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12&\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x16.romancy.v1.CloudEvent\"+\n\x15PublishEventsResponse\x12\x12\n\nduplicates\x18\x01 \x03(\x08\"r\n\x13SetEventRuleRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07rule_id\x18\x02 \x01(\t\x12#\n\x04rule\x18\x03 \x01(\x0b\x32\x15.romancy.v1.EventRule\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\'\n\x14SetEventRuleResponse\x12\x0f\n\x07\x63reated\x18\x01 \x01(\x08\"9\n\x13GetEventRuleRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07rule_id\x18\x02 \x01(\t\"?\n\x14GetEventRuleResponse\x12\'\n\x04rule\x18\x01 \x01(\x0b\x32\x19.romancy.v1.EventRuleInfo\"Q\n\x15ListEventRulesRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"[\n\x16ListEventRulesResponse\x12(\n\x05rules\x18\x01 \x03(\x0b\x32\x19.romancy.v1.EventRuleInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"]\n\x15PauseEventRuleRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07rule_id\x18\x02 \x01(\t\x12\x0c\n\x04note\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\x18\n\x16PauseEventRuleResponse\"^\n\x16ResumeEventRuleRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07rule_id\x18\x02 \x01(\t\x12\x0c\n\x04note\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\x19\n\x17ResumeEventRuleResponse\"P\n\x16\x44\x65leteEventRuleRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07rule_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x19\n\x17\x44\x65leteEventRuleResponse2\xc7\x05\n\x0c\x45ventService\x12Q\n\x0cPublishEvent\x12\x1f.romancy.v1.PublishEventRequest\x1a .romancy.v1.PublishEventResponse\x12T\n\rPublishEvents\x12 .romancy.v1.PublishEventsRequest\x1a!.romancy.v1.PublishEventsResponse\x12Q\n\x0cSetEventRule\x12\x1f.romancy.v1.SetEventRuleRequest\x1a .romancy.v1.SetEventRuleResponse\x12Q\n\x0cGetEventRule\x12\x1f.romancy.v1.GetEventRuleRequest\x1a .romancy.v1.GetEventRuleResponse\x12W\n\x0eListEventRules\x12!.romancy.v1.ListEventRulesRequest\x1a\".romancy.v1.ListEventRulesResponse\x12W\n\x0ePauseEventRule\x12!.romancy.v1.PauseEventRuleRequest\x1a\".romancy.v1.PauseEventRuleResponse\x12Z\n\x0fResumeEventRule\x12\".romancy.v1.ResumeEventRuleRequest\x1a#.romancy.v1.ResumeEventRuleResponse\x12Z\n\x0f\x44\x65leteEventRule\x12\".romancy.v1.DeleteEventRuleRequest\x1a#.romancy.v1.DeleteEventRuleResponseBP\n\rio.romancy.v1P\x01Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,14 +34,38 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'romancy.v1.event_service_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\rio.romancy.v1P\001Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1'
-  _globals['_PUBLISHEVENTREQUEST']._serialized_start=70
-  _globals['_PUBLISHEVENTREQUEST']._serialized_end=149
-  _globals['_PUBLISHEVENTRESPONSE']._serialized_start=151
-  _globals['_PUBLISHEVENTRESPONSE']._serialized_end=192
-  _globals['_PUBLISHEVENTSREQUEST']._serialized_start=194
-  _globals['_PUBLISHEVENTSREQUEST']._serialized_end=275
-  _globals['_PUBLISHEVENTSRESPONSE']._serialized_start=277
-  _globals['_PUBLISHEVENTSRESPONSE']._serialized_end=320
-  _globals['_EVENTSERVICE']._serialized_start=323
-  _globals['_EVENTSERVICE']._serialized_end=506
+  _globals['_PUBLISHEVENTREQUEST']._serialized_start=99
+  _globals['_PUBLISHEVENTREQUEST']._serialized_end=178
+  _globals['_PUBLISHEVENTRESPONSE']._serialized_start=180
+  _globals['_PUBLISHEVENTRESPONSE']._serialized_end=221
+  _globals['_PUBLISHEVENTSREQUEST']._serialized_start=223
+  _globals['_PUBLISHEVENTSREQUEST']._serialized_end=304
+  _globals['_PUBLISHEVENTSRESPONSE']._serialized_start=306
+  _globals['_PUBLISHEVENTSRESPONSE']._serialized_end=349
+  _globals['_SETEVENTRULEREQUEST']._serialized_start=351
+  _globals['_SETEVENTRULEREQUEST']._serialized_end=465
+  _globals['_SETEVENTRULERESPONSE']._serialized_start=467
+  _globals['_SETEVENTRULERESPONSE']._serialized_end=506
+  _globals['_GETEVENTRULEREQUEST']._serialized_start=508
+  _globals['_GETEVENTRULEREQUEST']._serialized_end=565
+  _globals['_GETEVENTRULERESPONSE']._serialized_start=567
+  _globals['_GETEVENTRULERESPONSE']._serialized_end=630
+  _globals['_LISTEVENTRULESREQUEST']._serialized_start=632
+  _globals['_LISTEVENTRULESREQUEST']._serialized_end=713
+  _globals['_LISTEVENTRULESRESPONSE']._serialized_start=715
+  _globals['_LISTEVENTRULESRESPONSE']._serialized_end=806
+  _globals['_PAUSEEVENTRULEREQUEST']._serialized_start=808
+  _globals['_PAUSEEVENTRULEREQUEST']._serialized_end=901
+  _globals['_PAUSEEVENTRULERESPONSE']._serialized_start=903
+  _globals['_PAUSEEVENTRULERESPONSE']._serialized_end=927
+  _globals['_RESUMEEVENTRULEREQUEST']._serialized_start=929
+  _globals['_RESUMEEVENTRULEREQUEST']._serialized_end=1023
+  _globals['_RESUMEEVENTRULERESPONSE']._serialized_start=1025
+  _globals['_RESUMEEVENTRULERESPONSE']._serialized_end=1050
+  _globals['_DELETEEVENTRULEREQUEST']._serialized_start=1052
+  _globals['_DELETEEVENTRULEREQUEST']._serialized_end=1132
+  _globals['_DELETEEVENTRULERESPONSE']._serialized_start=1134
+  _globals['_DELETEEVENTRULERESPONSE']._serialized_end=1159
+  _globals['_EVENTSERVICE']._serialized_start=1162
+  _globals['_EVENTSERVICE']._serialized_end=1873
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from romancy.v1 import event_pb2 as _event_pb2
+from romancy.v1 import event_rule_pb2 as _event_rule_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -120,3 +121,318 @@ class PublishEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PublishEventsResponse: _TypeAlias = PublishEventsResponse  # noqa: Y015
+
+@_typing.final
+class SetEventRuleRequest(_message.Message):
+    """SetEventRuleRequest says what the rule is to be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    RULE_ID_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Empty: "default"."""
+    rule_id: _builtins.str
+    """The name of the rule: 1-200 bytes without "#"."""
+    request_id: _builtins.str
+    """Makes the call safe to repeat: a repeated one does not undo what was changed since."""
+    @_builtins.property
+    def rule(self) -> _event_rule_pb2.EventRule:
+        """Which events start what."""
+
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        rule_id: _builtins.str = ...,
+        rule: _event_rule_pb2.EventRule | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rule", b"rule"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "request_id", b"request_id", "rule", b"rule", "rule_id", b"rule_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetEventRuleRequest: _TypeAlias = SetEventRuleRequest  # noqa: Y015
+
+@_typing.final
+class SetEventRuleResponse(_message.Message):
+    """SetEventRuleResponse confirms that it is stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREATED_FIELD_NUMBER: _builtins.int
+    created: _builtins.bool
+    """There was none of that id before."""
+    def __init__(
+        self,
+        *,
+        created: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetEventRuleResponse: _TypeAlias = SetEventRuleResponse  # noqa: Y015
+
+@_typing.final
+class GetEventRuleRequest(_message.Message):
+    """GetEventRuleRequest names the rule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    RULE_ID_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Empty: "default"."""
+    rule_id: _builtins.str
+    """The name of the rule: 1-200 bytes without "#"."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        rule_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "rule_id", b"rule_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetEventRuleRequest: _TypeAlias = GetEventRuleRequest  # noqa: Y015
+
+@_typing.final
+class GetEventRuleResponse(_message.Message):
+    """GetEventRuleResponse shows the rule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rule(self) -> _event_rule_pb2.EventRuleInfo:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        rule: _event_rule_pb2.EventRuleInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rule", b"rule"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rule", b"rule"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetEventRuleResponse: _TypeAlias = GetEventRuleResponse  # noqa: Y015
+
+@_typing.final
+class ListEventRulesRequest(_message.Message):
+    """ListEventRulesRequest asks for one page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Empty: "default"."""
+    page_size: _builtins.int
+    """At most this many; 0 means 100, the most is 1,000."""
+    page_token: _builtins.str
+    """From the page before; empty: the first. Valid only with the same namespace."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEventRulesRequest: _TypeAlias = ListEventRulesRequest  # noqa: Y015
+
+@_typing.final
+class ListEventRulesResponse(_message.Message):
+    """ListEventRulesResponse is one page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty: this was the last."""
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[_event_rule_pb2.EventRuleInfo]:
+        """The rules, by id."""
+
+    def __init__(
+        self,
+        *,
+        rules: _abc.Iterable[_event_rule_pb2.EventRuleInfo] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "rules", b"rules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEventRulesResponse: _TypeAlias = ListEventRulesResponse  # noqa: Y015
+
+@_typing.final
+class PauseEventRuleRequest(_message.Message):
+    """PauseEventRuleRequest names the rule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    RULE_ID_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Empty: "default"."""
+    rule_id: _builtins.str
+    """The name of the rule: 1-200 bytes without "#"."""
+    note: _builtins.str
+    """Why. At most 4 KiB."""
+    request_id: _builtins.str
+    """Makes the call safe to repeat: a repeated one does not undo what was changed since."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        rule_id: _builtins.str = ...,
+        note: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "note", b"note", "request_id", b"request_id", "rule_id", b"rule_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseEventRuleRequest: _TypeAlias = PauseEventRuleRequest  # noqa: Y015
+
+@_typing.final
+class PauseEventRuleResponse(_message.Message):
+    """PauseEventRuleResponse confirms that it is paused."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseEventRuleResponse: _TypeAlias = PauseEventRuleResponse  # noqa: Y015
+
+@_typing.final
+class ResumeEventRuleRequest(_message.Message):
+    """ResumeEventRuleRequest names the rule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    RULE_ID_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Empty: "default"."""
+    rule_id: _builtins.str
+    """The name of the rule: 1-200 bytes without "#"."""
+    note: _builtins.str
+    """Why. At most 4 KiB."""
+    request_id: _builtins.str
+    """Makes the call safe to repeat: a repeated one does not undo what was changed since."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        rule_id: _builtins.str = ...,
+        note: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "note", b"note", "request_id", b"request_id", "rule_id", b"rule_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeEventRuleRequest: _TypeAlias = ResumeEventRuleRequest  # noqa: Y015
+
+@_typing.final
+class ResumeEventRuleResponse(_message.Message):
+    """ResumeEventRuleResponse confirms that it is not paused."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeEventRuleResponse: _TypeAlias = ResumeEventRuleResponse  # noqa: Y015
+
+@_typing.final
+class DeleteEventRuleRequest(_message.Message):
+    """DeleteEventRuleRequest names the rule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    RULE_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Empty: "default"."""
+    rule_id: _builtins.str
+    """The name of the rule: 1-200 bytes without "#"."""
+    request_id: _builtins.str
+    """Makes the call safe to repeat: a repeated one does not undo what was changed since."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        rule_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "request_id", b"request_id", "rule_id", b"rule_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteEventRuleRequest: _TypeAlias = DeleteEventRuleRequest  # noqa: Y015
+
+@_typing.final
+class DeleteEventRuleResponse(_message.Message):
+    """DeleteEventRuleResponse confirms that it is gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteEventRuleResponse: _TypeAlias = DeleteEventRuleResponse  # noqa: Y015

@@ -53,6 +53,36 @@ class EventServiceStub:
                 request_serializer=romancy_dot_v1_dot_event__service__pb2.PublishEventsRequest.SerializeToString,
                 response_deserializer=romancy_dot_v1_dot_event__service__pb2.PublishEventsResponse.FromString,
                 _registered_method=True)
+        self.SetEventRule = channel.unary_unary(
+                '/romancy.v1.EventService/SetEventRule',
+                request_serializer=romancy_dot_v1_dot_event__service__pb2.SetEventRuleRequest.SerializeToString,
+                response_deserializer=romancy_dot_v1_dot_event__service__pb2.SetEventRuleResponse.FromString,
+                _registered_method=True)
+        self.GetEventRule = channel.unary_unary(
+                '/romancy.v1.EventService/GetEventRule',
+                request_serializer=romancy_dot_v1_dot_event__service__pb2.GetEventRuleRequest.SerializeToString,
+                response_deserializer=romancy_dot_v1_dot_event__service__pb2.GetEventRuleResponse.FromString,
+                _registered_method=True)
+        self.ListEventRules = channel.unary_unary(
+                '/romancy.v1.EventService/ListEventRules',
+                request_serializer=romancy_dot_v1_dot_event__service__pb2.ListEventRulesRequest.SerializeToString,
+                response_deserializer=romancy_dot_v1_dot_event__service__pb2.ListEventRulesResponse.FromString,
+                _registered_method=True)
+        self.PauseEventRule = channel.unary_unary(
+                '/romancy.v1.EventService/PauseEventRule',
+                request_serializer=romancy_dot_v1_dot_event__service__pb2.PauseEventRuleRequest.SerializeToString,
+                response_deserializer=romancy_dot_v1_dot_event__service__pb2.PauseEventRuleResponse.FromString,
+                _registered_method=True)
+        self.ResumeEventRule = channel.unary_unary(
+                '/romancy.v1.EventService/ResumeEventRule',
+                request_serializer=romancy_dot_v1_dot_event__service__pb2.ResumeEventRuleRequest.SerializeToString,
+                response_deserializer=romancy_dot_v1_dot_event__service__pb2.ResumeEventRuleResponse.FromString,
+                _registered_method=True)
+        self.DeleteEventRule = channel.unary_unary(
+                '/romancy.v1.EventService/DeleteEventRule',
+                request_serializer=romancy_dot_v1_dot_event__service__pb2.DeleteEventRuleRequest.SerializeToString,
+                response_deserializer=romancy_dot_v1_dot_event__service__pb2.DeleteEventRuleResponse.FromString,
+                _registered_method=True)
 
 
 class EventServiceServicer:
@@ -81,6 +111,51 @@ class EventServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetEventRule(self, request, context):
+        """SetEventRule has events start workflows: makes the rule of that id, or replaces what it says. Each event of its type
+        that is stored after the answer starts one workflow, once; those that are for one workflow, or in a channel, start
+        none. A rule that is paused stays so. Fails with RESOURCE_EXHAUSTED (TOO_MANY_EVENT_RULES: 100 are of that type).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetEventRule(self, request, context):
+        """GetEventRule shows a rule and what became of it. Fails with NOT_FOUND (EVENT_RULE_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEventRules(self, request, context):
+        """ListEventRules lists rules by their ids. Fails with INVALID_ARGUMENT (INVALID_PAGE_TOKEN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseEventRule(self, request, context):
+        """PauseEventRule has it start nothing until it is resumed. Fails with NOT_FOUND (EVENT_RULE_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeEventRule(self, request, context):
+        """ResumeEventRule ends a pause. Events that came meanwhile start nothing any more. Fails with NOT_FOUND
+        (EVENT_RULE_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteEventRule(self, request, context):
+        """DeleteEventRule forgets a rule. Workflows that it started go on. Fails with NOT_FOUND (EVENT_RULE_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EventServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -93,6 +168,36 @@ def add_EventServiceServicer_to_server(servicer, server):
                     servicer.PublishEvents,
                     request_deserializer=romancy_dot_v1_dot_event__service__pb2.PublishEventsRequest.FromString,
                     response_serializer=romancy_dot_v1_dot_event__service__pb2.PublishEventsResponse.SerializeToString,
+            ),
+            'SetEventRule': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetEventRule,
+                    request_deserializer=romancy_dot_v1_dot_event__service__pb2.SetEventRuleRequest.FromString,
+                    response_serializer=romancy_dot_v1_dot_event__service__pb2.SetEventRuleResponse.SerializeToString,
+            ),
+            'GetEventRule': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetEventRule,
+                    request_deserializer=romancy_dot_v1_dot_event__service__pb2.GetEventRuleRequest.FromString,
+                    response_serializer=romancy_dot_v1_dot_event__service__pb2.GetEventRuleResponse.SerializeToString,
+            ),
+            'ListEventRules': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEventRules,
+                    request_deserializer=romancy_dot_v1_dot_event__service__pb2.ListEventRulesRequest.FromString,
+                    response_serializer=romancy_dot_v1_dot_event__service__pb2.ListEventRulesResponse.SerializeToString,
+            ),
+            'PauseEventRule': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseEventRule,
+                    request_deserializer=romancy_dot_v1_dot_event__service__pb2.PauseEventRuleRequest.FromString,
+                    response_serializer=romancy_dot_v1_dot_event__service__pb2.PauseEventRuleResponse.SerializeToString,
+            ),
+            'ResumeEventRule': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeEventRule,
+                    request_deserializer=romancy_dot_v1_dot_event__service__pb2.ResumeEventRuleRequest.FromString,
+                    response_serializer=romancy_dot_v1_dot_event__service__pb2.ResumeEventRuleResponse.SerializeToString,
+            ),
+            'DeleteEventRule': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteEventRule,
+                    request_deserializer=romancy_dot_v1_dot_event__service__pb2.DeleteEventRuleRequest.FromString,
+                    response_serializer=romancy_dot_v1_dot_event__service__pb2.DeleteEventRuleResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -158,6 +263,168 @@ class EventService:
             '/romancy.v1.EventService/PublishEvents',
             romancy_dot_v1_dot_event__service__pb2.PublishEventsRequest.SerializeToString,
             romancy_dot_v1_dot_event__service__pb2.PublishEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetEventRule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/romancy.v1.EventService/SetEventRule',
+            romancy_dot_v1_dot_event__service__pb2.SetEventRuleRequest.SerializeToString,
+            romancy_dot_v1_dot_event__service__pb2.SetEventRuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetEventRule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/romancy.v1.EventService/GetEventRule',
+            romancy_dot_v1_dot_event__service__pb2.GetEventRuleRequest.SerializeToString,
+            romancy_dot_v1_dot_event__service__pb2.GetEventRuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEventRules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/romancy.v1.EventService/ListEventRules',
+            romancy_dot_v1_dot_event__service__pb2.ListEventRulesRequest.SerializeToString,
+            romancy_dot_v1_dot_event__service__pb2.ListEventRulesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseEventRule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/romancy.v1.EventService/PauseEventRule',
+            romancy_dot_v1_dot_event__service__pb2.PauseEventRuleRequest.SerializeToString,
+            romancy_dot_v1_dot_event__service__pb2.PauseEventRuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeEventRule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/romancy.v1.EventService/ResumeEventRule',
+            romancy_dot_v1_dot_event__service__pb2.ResumeEventRuleRequest.SerializeToString,
+            romancy_dot_v1_dot_event__service__pb2.ResumeEventRuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteEventRule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/romancy.v1.EventService/DeleteEventRule',
+            romancy_dot_v1_dot_event__service__pb2.DeleteEventRuleRequest.SerializeToString,
+            romancy_dot_v1_dot_event__service__pb2.DeleteEventRuleResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,23 @@ class EventServiceStub:
     """PublishEvent takes one event. NOT_FOUND: it is for a workflow that has no open run."""
     PublishEvents: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.PublishEventsRequest, _event_service_pb2.PublishEventsResponse]
     """PublishEvents takes several events, all or none."""
+    SetEventRule: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.SetEventRuleRequest, _event_service_pb2.SetEventRuleResponse]
+    """SetEventRule has events start workflows: makes the rule of that id, or replaces what it says. Each event of its type
+    that is stored after the answer starts one workflow, once; those that are for one workflow, or in a channel, start
+    none. A rule that is paused stays so. Fails with RESOURCE_EXHAUSTED (TOO_MANY_EVENT_RULES: 100 are of that type).
+    """
+    GetEventRule: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.GetEventRuleRequest, _event_service_pb2.GetEventRuleResponse]
+    """GetEventRule shows a rule and what became of it. Fails with NOT_FOUND (EVENT_RULE_NOT_FOUND)."""
+    ListEventRules: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.ListEventRulesRequest, _event_service_pb2.ListEventRulesResponse]
+    """ListEventRules lists rules by their ids. Fails with INVALID_ARGUMENT (INVALID_PAGE_TOKEN)."""
+    PauseEventRule: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.PauseEventRuleRequest, _event_service_pb2.PauseEventRuleResponse]
+    """PauseEventRule has it start nothing until it is resumed. Fails with NOT_FOUND (EVENT_RULE_NOT_FOUND)."""
+    ResumeEventRule: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.ResumeEventRuleRequest, _event_service_pb2.ResumeEventRuleResponse]
+    """ResumeEventRule ends a pause. Events that came meanwhile start nothing any more. Fails with NOT_FOUND
+    (EVENT_RULE_NOT_FOUND).
+    """
+    DeleteEventRule: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.DeleteEventRuleRequest, _event_service_pb2.DeleteEventRuleResponse]
+    """DeleteEventRule forgets a rule. Workflows that it started go on. Fails with NOT_FOUND (EVENT_RULE_NOT_FOUND)."""
 
 @_typing.type_check_only
 class EventServiceAsyncStub(EventServiceStub):
@@ -65,6 +82,23 @@ class EventServiceAsyncStub(EventServiceStub):
     """PublishEvent takes one event. NOT_FOUND: it is for a workflow that has no open run."""
     PublishEvents: _aio.UnaryUnaryMultiCallable[_event_service_pb2.PublishEventsRequest, _event_service_pb2.PublishEventsResponse]  # type: ignore[assignment]
     """PublishEvents takes several events, all or none."""
+    SetEventRule: _aio.UnaryUnaryMultiCallable[_event_service_pb2.SetEventRuleRequest, _event_service_pb2.SetEventRuleResponse]  # type: ignore[assignment]
+    """SetEventRule has events start workflows: makes the rule of that id, or replaces what it says. Each event of its type
+    that is stored after the answer starts one workflow, once; those that are for one workflow, or in a channel, start
+    none. A rule that is paused stays so. Fails with RESOURCE_EXHAUSTED (TOO_MANY_EVENT_RULES: 100 are of that type).
+    """
+    GetEventRule: _aio.UnaryUnaryMultiCallable[_event_service_pb2.GetEventRuleRequest, _event_service_pb2.GetEventRuleResponse]  # type: ignore[assignment]
+    """GetEventRule shows a rule and what became of it. Fails with NOT_FOUND (EVENT_RULE_NOT_FOUND)."""
+    ListEventRules: _aio.UnaryUnaryMultiCallable[_event_service_pb2.ListEventRulesRequest, _event_service_pb2.ListEventRulesResponse]  # type: ignore[assignment]
+    """ListEventRules lists rules by their ids. Fails with INVALID_ARGUMENT (INVALID_PAGE_TOKEN)."""
+    PauseEventRule: _aio.UnaryUnaryMultiCallable[_event_service_pb2.PauseEventRuleRequest, _event_service_pb2.PauseEventRuleResponse]  # type: ignore[assignment]
+    """PauseEventRule has it start nothing until it is resumed. Fails with NOT_FOUND (EVENT_RULE_NOT_FOUND)."""
+    ResumeEventRule: _aio.UnaryUnaryMultiCallable[_event_service_pb2.ResumeEventRuleRequest, _event_service_pb2.ResumeEventRuleResponse]  # type: ignore[assignment]
+    """ResumeEventRule ends a pause. Events that came meanwhile start nothing any more. Fails with NOT_FOUND
+    (EVENT_RULE_NOT_FOUND).
+    """
+    DeleteEventRule: _aio.UnaryUnaryMultiCallable[_event_service_pb2.DeleteEventRuleRequest, _event_service_pb2.DeleteEventRuleResponse]  # type: ignore[assignment]
+    """DeleteEventRule forgets a rule. Workflows that it started go on. Fails with NOT_FOUND (EVENT_RULE_NOT_FOUND)."""
 
 class EventServiceServicer(metaclass=_abc_1.ABCMeta):
     """EventService takes events in and brings them to the workflows that wait for them.
@@ -93,5 +127,58 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_event_service_pb2.PublishEventsResponse, _abc.Awaitable[_event_service_pb2.PublishEventsResponse]]:
         """PublishEvents takes several events, all or none."""
+
+    @_abc_1.abstractmethod
+    def SetEventRule(
+        self,
+        request: _event_service_pb2.SetEventRuleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_event_service_pb2.SetEventRuleResponse, _abc.Awaitable[_event_service_pb2.SetEventRuleResponse]]:
+        """SetEventRule has events start workflows: makes the rule of that id, or replaces what it says. Each event of its type
+        that is stored after the answer starts one workflow, once; those that are for one workflow, or in a channel, start
+        none. A rule that is paused stays so. Fails with RESOURCE_EXHAUSTED (TOO_MANY_EVENT_RULES: 100 are of that type).
+        """
+
+    @_abc_1.abstractmethod
+    def GetEventRule(
+        self,
+        request: _event_service_pb2.GetEventRuleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_event_service_pb2.GetEventRuleResponse, _abc.Awaitable[_event_service_pb2.GetEventRuleResponse]]:
+        """GetEventRule shows a rule and what became of it. Fails with NOT_FOUND (EVENT_RULE_NOT_FOUND)."""
+
+    @_abc_1.abstractmethod
+    def ListEventRules(
+        self,
+        request: _event_service_pb2.ListEventRulesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_event_service_pb2.ListEventRulesResponse, _abc.Awaitable[_event_service_pb2.ListEventRulesResponse]]:
+        """ListEventRules lists rules by their ids. Fails with INVALID_ARGUMENT (INVALID_PAGE_TOKEN)."""
+
+    @_abc_1.abstractmethod
+    def PauseEventRule(
+        self,
+        request: _event_service_pb2.PauseEventRuleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_event_service_pb2.PauseEventRuleResponse, _abc.Awaitable[_event_service_pb2.PauseEventRuleResponse]]:
+        """PauseEventRule has it start nothing until it is resumed. Fails with NOT_FOUND (EVENT_RULE_NOT_FOUND)."""
+
+    @_abc_1.abstractmethod
+    def ResumeEventRule(
+        self,
+        request: _event_service_pb2.ResumeEventRuleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_event_service_pb2.ResumeEventRuleResponse, _abc.Awaitable[_event_service_pb2.ResumeEventRuleResponse]]:
+        """ResumeEventRule ends a pause. Events that came meanwhile start nothing any more. Fails with NOT_FOUND
+        (EVENT_RULE_NOT_FOUND).
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteEventRule(
+        self,
+        request: _event_service_pb2.DeleteEventRuleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_event_service_pb2.DeleteEventRuleResponse, _abc.Awaitable[_event_service_pb2.DeleteEventRuleResponse]]:
+        """DeleteEventRule forgets a rule. Workflows that it started go on. Fails with NOT_FOUND (EVENT_RULE_NOT_FOUND)."""
 
 def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

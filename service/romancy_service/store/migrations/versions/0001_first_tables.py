@@ -227,6 +227,30 @@ def upgrade() -> None:
     op.create_index("events_open", "events", ["namespace", "type", "position"], **_where("open"))
     op.create_index("events_by_age", "events", ["forget_ms"])
     op.create_table(
+        "event_rules",
+        sa.Column("namespace", _TEXT, nullable=False),
+        sa.Column("rule_id", _TEXT, nullable=False),
+        sa.Column("uid", _TEXT, nullable=False),
+        sa.Column("topic", _TEXT, nullable=False),
+        sa.Column("event_key", _TEXT, nullable=False),
+        sa.Column("definition", sa.LargeBinary(), nullable=False),
+        sa.Column("paused", sa.Boolean(), nullable=False),
+        sa.Column("note", _TEXT, nullable=False),
+        sa.Column("since_ms", sa.BigInteger(), nullable=False),
+        sa.Column("create_ms", sa.BigInteger(), nullable=False),
+        sa.Column("update_ms", sa.BigInteger(), nullable=False),
+        sa.Column("started_count", sa.BigInteger(), nullable=False),
+        sa.Column("skipped_count", sa.BigInteger(), nullable=False),
+        sa.Column("failed_count", sa.BigInteger(), nullable=False),
+        sa.Column("start_ms", sa.BigInteger(), nullable=False),
+        sa.Column("last_error", _TEXT, nullable=False),
+        sa.Column("last_error_ms", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("namespace", "rule_id", name="event_rules_pk"),
+        sa.UniqueConstraint("uid", name="event_rules_uid"),
+        postgresql_with=_BUSY,
+    )
+    op.create_index("event_rules_by_topic", "event_rules", ["namespace", "topic"])
+    op.create_table(
         "tasks",
         sa.Column("run_id", _TEXT, nullable=False),
         sa.Column("task_id", _TEXT, nullable=False),

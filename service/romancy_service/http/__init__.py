@@ -1,0 +1,1 @@
+"""The edge for those who speak HTTP: events come in by the HTTP binding of CloudEvents."""
