@@ -52,7 +52,7 @@ def _measure(made: Databases, options: argparse.Namespace) -> Iterator[Measureme
     if "fan" in options.only:
         yield from fan(made)
     if "sleepers" in options.only:
-        yield from sleepers(made)
+        yield from sleepers(made, options.scale)
 
 
 def _progress(measurement: Measurement) -> None:
@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         "--in-flight", nargs="+", type=int, default=IN_FLIGHT, metavar="N", help="loads of the part load"
     )
     parser.add_argument("--seconds", type=float, default=6.0, help="so long is each load measured")
+    parser.add_argument("--scale", type=float, default=1.0, help="so much of what is seeded; figures need all, 1")
     parser.add_argument(
         "--output", type=Path, default=Path("bench.json"), metavar="FILE", help="where figures are kept"
     )

@@ -1,4 +1,4 @@
-"""Sleepers: how much memory the service takes while 100,000 runs wait for a timer."""
+"""Sleepers: a million runs that wait for a timer, and 1,000 of them due in each second."""
 
 from __future__ import annotations
 
@@ -7,83 +7,92 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from google.protobuf.duration_pb2 import Duration
-
-from romancy.v1.command_pb2 import Command, StartTimer
-from romancy.v1.payload_pb2 import Payload
-from romancy.v1.workflow_pb2 import WorkflowSpec
-
-from romancy_service.core.decide import decide
-from romancy_service.core.limits import Limits
 from romancy_service.core.run import Run
-from romancy_service.core.task import WORKFLOW_TASK_ID, Fence
-from romancy_service.core.triggers import CompleteWorkflowTask, StartRun
-from romancy_service.starter import new_id
-from romancy_service.store.store import Change, Store, open_store
+from romancy_service.store.rows import events_of
 from tests.bench.database import Databases
+from tests.bench.load import quantile
 from tests.bench.measurement import Measurement
+from tests.bench.seed import execute, seed, sleeping
 from tests.bench.system import heard, system
 
-SLEEPERS: Final = 100_000
+SLEEPERS: Final = 1_000_000
+NAPS_PER_S: Final = 1_000
+NAPS_S: Final = 20
+"""So many seconds have so many timers."""
+_TOGETHER: Final = 20
+"""So many are due in the same millisecond."""
+_AHEAD_MS: Final = 25_000
+"""The first is due when the service and its worker are up."""
+_PATIENCE_MS: Final = 180_000
+_ALL_AWAKE: Final = (
+    "select not exists (select 1 from runs where namespace = 'default' and workflow_type = 'nap' and status = 1)"
+)
 SETTLE_S: Final = 5.0
 """After its start the service looks for what is due and what was lost."""
 IN_FLIGHT: Final = 64
 LOAD_S: Final = 2.0
-_BATCH: Final = 256
-_DAY_S: Final = 86_400
+_DAY_MS: Final = 86_400_000
 
 
-def sleepers(databases: Databases) -> Iterator[Measurement]:
-    """Seed the runs, start the service on them, let it work a little, and look."""
+def sleepers(databases: Databases, scale: float = 1.0) -> Iterator[Measurement]:
+    """Seed the runs, start the service on them, let timers fire, let it work a little, and look."""
+    total = int(SLEEPERS * scale)
     database = databases.fresh()
     begin = time.perf_counter()
-    asyncio.run(_seed(database.url))
-    yield Measurement("seeded_runs_per_s", databases.name, 0, SLEEPERS / (time.perf_counter() - begin), "1/s")
+    asyncio.run(seed(database.url, _long_sleepers, total))
+    yield Measurement("seeded_runs_per_s", databases.name, 0, total / (time.perf_counter() - begin), "1/s")
+    asyncio.run(seed(database.url, _short_sleepers, NAPS_PER_S * NAPS_S, tidy=False))
+    first_ms = time.time() * 1e3 + _AHEAD_MS
     with system(database, worker=False) as running:
-        begin = time.perf_counter()
-        before_s = running.service.cpu_s()
+        time.sleep(1.0)
+        idle_s = running.service.cpu_s()
         time.sleep(SETTLE_S)
-        idle_s = (running.service.cpu_s() - before_s) / (time.perf_counter() - begin)
-        yield Measurement("service_rss_100000_sleeping_mb", databases.name, 0, running.service.rss_mb(), "MB")
-        yield Measurement("service_cpu_100000_sleeping", databases.name, 0, idle_s, "cores")
+        idle_s = (running.service.cpu_s() - idle_s) / SETTLE_S
+        yield Measurement("service_rss_million_sleeping_mb", databases.name, 0, running.service.rss_mb(), "MB")
+        yield Measurement("service_cpu_million_sleeping", databases.name, 0, idle_s, "cores")
         running.start_worker()
+        most_mb = 0.0
+        deadline_ms = first_ms + NAPS_S * 1e3 + _PATIENCE_MS
+        while not asyncio.run(execute(database.url, _ALL_AWAKE))[0][0] and time.time() * 1e3 < deadline_ms:
+            time.sleep(1.0)
+            most_mb = max(most_mb, running.service.rss_mb())
+        yield Measurement("service_rss_million_sleeping_mb", databases.name, NAPS_PER_S, most_mb, "MB")
         client = running.start_client("load", IN_FLIGHT, 0, LOAD_S)
         for at in ("begin", "end", "done"):
             heard(client, at)
-        yield Measurement("service_rss_100000_sleeping_mb", databases.name, IN_FLIGHT, running.service.rss_mb(), "MB")
+        yield Measurement("service_rss_million_sleeping_mb", databases.name, IN_FLIGHT, running.service.rss_mb(), "MB")
+    late_ms = asyncio.run(_late_ms(database.url))
+    if len(late_ms) != NAPS_PER_S * NAPS_S:
+        raise AssertionError(f"{len(late_ms)} of {NAPS_PER_S * NAPS_S} timers fired and were taken up")
+    yield Measurement("timer_lateness_p50_ms", databases.name, NAPS_PER_S, quantile(late_ms, 0.50), "ms")
+    yield Measurement("timer_lateness_p99_ms", databases.name, NAPS_PER_S, quantile(late_ms, 0.99), "ms")
+    yield Measurement("timers_early", databases.name, NAPS_PER_S, sum(late < 0 for late in late_ms), "")
 
 
-async def _seed(url: str) -> None:
-    store = open_store(url)
-    await store.open()
-    try:
-        now_ms = await store.now_ms()
-        async with asyncio.TaskGroup() as lanes:
-            for lane in range(store.lanes):
-                lanes.create_task(_seed_lane(store, range(lane, SLEEPERS, store.lanes), now_ms))
-    finally:
-        await store.close()
+def _long_sleepers(now_ms: int) -> list[Run]:
+    """Due within the next month, but not today."""
+    return [sleeping("sleep", (1 + number % 30) * _DAY_MS + number * 997, now_ms) for number in range(1_000)]
 
 
-async def _seed_lane(store: Store, numbers: range, now_ms: int) -> None:
-    for first in range(0, len(numbers), _BATCH):
-        changes = [Change(_sleeper(number, now_ms)) for number in numbers[first : first + _BATCH]]
-        result = await store.commit(changes, now_ms)
-        if len(result.written) != len(changes):
-            raise AssertionError(
-                f"{len(changes) - len(result.written)} of {len(changes)} sleeping runs were not stored"
-            )
+def _short_sleepers(now_ms: int) -> list[Run]:
+    """Due one after the other, soon."""
+    count = NAPS_PER_S * NAPS_S // _TOGETHER
+    return [sleeping("nap", _AHEAD_MS + number * 1_000 * _TOGETHER // NAPS_PER_S, now_ms) for number in range(count)]
 
 
-def _sleeper(number: int, now_ms: int) -> Run:
-    """A run whose code started a timer of some days and waits for it: the core decided so, and it is not stored yet."""
-    run = Run("default", f"sleeper-{number}", new_id())
-    spec = WorkflowSpec(workflow_type="sleeper", task_queue="default", arguments=[Payload(json=str(number))])
-    decide(run, StartRun(spec, "bench"), now_ms, _LIMITS)
-    timer = Command(start_timer=StartTimer(timer_id="1", duration=Duration(seconds=_DAY_S * (1 + number % 30))))
-    fence = Fence(WORKFLOW_TASK_ID, 1, "", 0)
-    decide(run, CompleteWorkflowTask(fence, run.last_event_id, [timer], holds_run=False), now_ms, _LIMITS)
-    return run
-
-
-_LIMITS: Final = Limits()
+async def _late_ms(url: str) -> list[float]:
+    """How late each timer of those that ended was recorded as fired, in order."""
+    parts = await execute(
+        url,
+        "select run_id, events from history where run_id in"
+        " (select run_id from runs where workflow_type = 'nap' and status = 3) order by run_id, first_event_id",
+    )
+    due_ms: dict[str, int] = {}
+    late_ms = []
+    for run_id, events in parts:
+        for event in events_of(events):
+            if event.HasField("timer_started"):
+                due_ms[run_id] = event.timer_started.fire_time.ToMilliseconds()
+            elif event.HasField("timer_fired"):
+                late_ms.append(float(event.time.ToMilliseconds() - due_ms[run_id]))
+    return sorted(late_ms)

@@ -1,4 +1,4 @@
-"""Workload: the order saga with three activities that do no work, a long walk of many steps, and a wide fan of them."""
+"""Workload: the order saga with three activities that do no work, a long walk of many steps, a wide fan of them, naps."""
 
 from __future__ import annotations
 
@@ -117,6 +117,13 @@ async def walk_workflow(ctx: WorkflowContext, steps: int) -> int:
 async def fan_workflow(ctx: WorkflowContext, steps: int) -> int:
     """So many steps, all at once."""
     return sum(await asyncio.gather(*(step(number) for number in range(steps))))
+
+
+@workflow(name="nap")
+async def nap_workflow(ctx: WorkflowContext, number: int) -> int:
+    """Sleep; the bench seeds runs of it that sleep already, for times of their own."""
+    await asyncio.sleep(1)
+    return number
 
 
 def order(number: int) -> Order:
