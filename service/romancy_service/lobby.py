@@ -151,7 +151,7 @@ class Lobby:
     async def run(self) -> None:
         """Renew the leases of all connected sessions, until cancelled."""
         while True:
-            await asyncio.sleep(self._node.limits.heartbeat_interval_ms / 1000 / 2)
+            await asyncio.sleep(self._node.limits.heartbeat_interval_ms / 1000)
             await self.renew()
 
     async def renew(self) -> None:

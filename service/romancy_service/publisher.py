@@ -55,8 +55,6 @@ from romancy_service.submission import Recorded, RequestKey
 
 _log = structlog.get_logger("romancy.publisher")
 
-POLL_S: Final = 1.0
-"""How often it is looked whether somebody left events behind."""
 LANES: Final = 64
 """So many types are delivered at a time."""
 EVENTS: Final = 64
@@ -105,6 +103,7 @@ class Publisher:
         """Channels that are known to be stored, by namespace and name, and until when."""
         self._lanes: set[_Line] = set()
         self._wake = asyncio.Event()
+        self._look_wanted = asyncio.Event()
 
     # In -----------------------------------------------------------------------------------------------------------
 
@@ -171,6 +170,10 @@ class Publisher:
         """Another replica says so."""
         self._keep_ours([(namespace, name) for namespace, name in json.loads(payload).get("published", ())])
 
+    def look_now(self) -> None:
+        """There are open events: some may have been left behind."""
+        self._look_wanted.set()
+
     def observe(self, run: Run) -> None:
         """A run was written here: it may wait for a message that is there already."""
         for task_id in run.touched:
@@ -221,7 +224,8 @@ class Publisher:
     async def _look(self) -> None:
         """Find what was left behind: by a replica that is gone, or here while the database was away."""
         while True:
-            await asyncio.sleep(POLL_S)
+            await self._look_wanted.wait()
+            self._look_wanted.clear()
             try:
                 late_ms = self._clock.now_ms() - _LATE_MS
                 for line, oldest_ms in await self._store.left_events(LANES):

@@ -37,8 +37,6 @@ from romancy_service.store.store import Store
 
 _log = structlog.get_logger("romancy.queries")
 
-POLL_S: Final = 1.0
-"""How often questions of other replicas, and answers of theirs, are looked for: a notification may be lost."""
 _RETRY_S: Final = 0.5
 """How often a session is looked for here while none serves the run's type."""
 _KEPT_MS: Final = 60_000
@@ -204,6 +202,10 @@ class Queries:
             if left:
                 await self._store.drop_question(question.query_id)
 
+    def look_now(self) -> None:
+        """There are questions: perhaps one that nobody told us of."""
+        self._look.set()
+
     def told(self, payload: str) -> None:
         """Another replica has a question, or an answer."""
         message = json.loads(payload)
@@ -216,14 +218,8 @@ class Queries:
         """Answer questions of other replicas, until cancelled."""
         async with asyncio.TaskGroup() as answers:
             while True:
-                try:
-                    async with asyncio.timeout(POLL_S):
-                        await self._look.wait()
-                except TimeoutError:
-                    pass
+                await self._look.wait()
                 self._look.clear()
-                if not self.has_peers:
-                    continue
                 try:
                     now_ms = self._clock.now_ms()
                     for question in await self._store.open_questions(now_ms):

@@ -29,7 +29,7 @@ from romancy_service.store.store import DueTask, Store
 _log = structlog.get_logger("romancy.relay")
 
 TICK_S: Final = 1.0
-"""How often the database is asked for what is due; what is due sooner is held in memory."""
+"""How often the database is asked for what is due while there is something; what is due sooner is held in memory."""
 HORIZON_MS: Final = 3_000
 """What is due within this is held in memory, so that it fires to the millisecond."""
 BATCH: Final = 500
@@ -60,6 +60,7 @@ class Relay:
         """Timers and deadlines that will soon be due: (due_ms, run id, task id)."""
         self._wake = asyncio.Event()
         self._look_now = False
+        self._look_whole = True
         self._busy: set[_Key] = set()
         """What was submitted and is not answered yet."""
         self._answered = asyncio.Event()
@@ -67,7 +68,6 @@ class Relay:
         self._distrusts_since = 0.0
         self._seen_ending: set[str] = set()
         self._expired_ms = 0
-        self._ticked = 0.0
         self._ran_at = 0.0
         """When we last ran, and the database last answered."""
         self.part = 0
@@ -99,8 +99,7 @@ class Relay:
     def look_now(self, *, whole: bool = False) -> None:
         """Something is due that nobody waited for; `whole`: look for all that a tick looks for."""
         self._look_now = True
-        if whole:
-            self._ticked = time.monotonic() - TICK_S
+        self._look_whole |= whole
         self._wake.set()
 
     def observe(self, run: Run) -> None:
@@ -125,29 +124,27 @@ class Relay:
         """Look at what is due, until cancelled."""
         self.distrust()
         self._ran_at = time.monotonic()
-        self._ticked = self._ran_at - TICK_S
+        self._look_now = True
         while True:
             await self._sleep()
             self._notice_gap()
-            now = time.monotonic()
             try:
                 if not self._clock.certain():
                     await asyncio.sleep(TICK_S / 10)
                     continue
-                whole = now - self._ticked >= TICK_S
-                if whole or self._look_now:
-                    self._ticked = now if whole else self._ticked
-                    self._look_now = False
+                if self._look_now:
+                    whole, self._look_now, self._look_whole = self._look_whole, False, False
                     await self._look(whole=whole)
                 await self._fire_held()
             except StoreUnavailable as error:
                 _log.warning("database unavailable", error=str(error))
                 self.distrust()
-                self._ticked = self._ran_at = time.monotonic()
+                self._ran_at = time.monotonic()
+                self.look_now(whole=True)
                 await asyncio.sleep(random.uniform(0.2, TICK_S))
 
     async def _sleep(self) -> None:
-        timeout = max(self._ticked + TICK_S - time.monotonic(), 0)
+        timeout = TICK_S  # and not longer, so that a gap in our own running is noticed
         if self._heap:
             timeout = min(timeout, max((self._heap[0][0] - self._clock.earliest_ms()) / 1000, 0))
         if self._look_now:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final, TypeAlias
@@ -47,10 +46,10 @@ from romancy_service.submission import RequestKey
 
 _log = structlog.get_logger("romancy.schedules")
 
-TICK_S: Final = 1.0
-"""How often the database is asked for schedules that are due soon."""
-HORIZON_MS: Final = 2_000
+HORIZON_MS: Final = 3_000
 """What is due within this is held in memory, so that it starts to the millisecond."""
+RETRY_S: Final = 1.0
+"""So long at most is waited when the database is away, or the time is not known well enough."""
 BATCH: Final = 500
 AT_ONCE: Final = 8
 """So many schedules are carried at a time: each takes some statements on the connections that lookups use."""
@@ -82,7 +81,7 @@ class Schedules:
         """Ids of the runs whose end is waited for here."""
         self._wake = asyncio.Event()
         self._looking = asyncio.Lock()
-        self._ticked = 0.0
+        self._look_whole = True
         self.part = 0
         self.parts = 1
         """Which share of all schedules is this replica's to look at first."""
@@ -92,6 +91,11 @@ class Schedules:
     def look_at(self, key: Key) -> None:
         """Something about the schedule is new: look at it at once."""
         self._soon[key] = 0
+        self._wake.set()
+
+    def look_now(self) -> None:
+        """Schedules are due soon, or now: ask the database which."""
+        self._look_whole = True
         self._wake.set()
 
     async def next_ms(self) -> int:
@@ -110,17 +114,21 @@ class Schedules:
             await self._sleep()
             try:
                 if self._clock.certain():
-                    await self.look(whole=time.monotonic() - self._ticked >= TICK_S)
+                    whole, self._look_whole = self._look_whole, False
+                    await self.look(whole=whole)
                 else:
-                    await asyncio.sleep(TICK_S / 10)
+                    await asyncio.sleep(RETRY_S / 10)
             except StoreUnavailable as error:
                 _log.warning("database unavailable", error=str(error))
-                await asyncio.sleep(random.uniform(0.2, TICK_S))
+                self._look_whole = True
+                await asyncio.sleep(random.uniform(0.2, RETRY_S))
 
     async def _sleep(self) -> None:
-        timeout = max(self._ticked + TICK_S - time.monotonic(), 0)
+        timeout = None
         if self._soon:
-            timeout = min(timeout, max((min(self._soon.values()) - self._clock.earliest_ms()) / 1000, 0))
+            timeout = max((min(self._soon.values()) - self._clock.earliest_ms()) / 1000, 0)
+        if self._look_whole:
+            timeout = 0
         self._wake.clear()
         try:
             async with asyncio.timeout(timeout):
@@ -140,7 +148,6 @@ class Schedules:
                     return
 
     async def _find(self) -> int:
-        self._ticked = time.monotonic()
         now_ms = self._clock.earliest_ms()
         found = await self._store.schedules_to_look_at(now_ms, HORIZON_MS, BATCH, self.part, self.parts)
         for namespace, schedule_id, look_ms in found:

@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from romancy_service.heartbeats import Heartbeats
 from romancy_service.http.edge import HttpEdge
 from romancy_service.http.event_path import EventPath
 from romancy_service.lobby import Lobby
+from romancy_service.lookout import Lookout
 from romancy_service.node import Node
 from romancy_service.publisher import Publisher
 from romancy_service.queries import Queries
@@ -54,8 +56,12 @@ from romancy_service.updates import Updates
 
 _log = structlog.get_logger("romancy.server")
 
+BEAT_S = 2.5
+"""How often a replica says that it is alive."""
 SYNC_S = 5.0
 """How often the clock is compared with the database's: 5 s of drift are a millisecond."""
+ANSWER_S = 5.0
+"""A database that does not answer a beat within this is away."""
 
 
 class PartFailed(Exception):
@@ -194,6 +200,7 @@ async def _parts(config: Config, edges: _Edges, store: Store, clock: Clock) -> A
     relay = Relay(store, clock, engine, courier, limits.session_lease_ms)
     schedules = Schedules(store, clock, engine, results)
     retention = Retention(store, clock, limits)
+    lookout = Lookout(store, clock, engine, dispatch, relay, publisher, schedules, queries)
     lobby = Lobby(node, relay.saw_end)
     engine.observe(results.observe)
     engine.doubt(results.doubt)
@@ -226,6 +233,7 @@ async def _parts(config: Config, edges: _Edges, store: Store, clock: Clock) -> A
             ("results", results.run()),
             ("queries", queries.run()),
             ("lobby", lobby.run()),
+            ("lookout", lookout.run()),
             ("peers", peers.run()),
         )
     ]
@@ -284,6 +292,7 @@ class _Peers:
         self._publisher = publisher
         self._retention = retention
         self._serves = serves
+        self._synced_at = 0.0
 
     async def beat(self) -> None:
         """Say that this replica is alive, and learn which are."""
@@ -299,11 +308,11 @@ class _Peers:
         node = self._node
         await node.store.listen(self._told)
         while True:
-            await asyncio.sleep(SYNC_S / 2)
+            await asyncio.sleep(BEAT_S)
             beat = asyncio.create_task(self._sync_and_beat())
             try:
                 # One that does not answer is away too; it is asked no second time meanwhile.
-                if not (await asyncio.wait((beat,), timeout=SYNC_S))[0]:
+                if not (await asyncio.wait((beat,), timeout=ANSWER_S))[0]:
                     await self._serves(False)
                 await beat
             except StoreUnavailable as error:
@@ -315,8 +324,10 @@ class _Peers:
                 beat.cancel()
 
     async def _sync_and_beat(self) -> None:
-        if isinstance(self._node.clock, DatabaseClock):
+        now = time.monotonic()
+        if isinstance(self._node.clock, DatabaseClock) and now - self._synced_at >= SYNC_S - BEAT_S / 2:
             await self._node.clock.sync()
+            self._synced_at = now
         await self.beat()
 
     def _told(self, payload: str) -> None:

@@ -22,11 +22,8 @@ from romancy.v1.worker_service_pb2 import (
 )
 
 from romancy_service.core.limits import ANSWERS_AHEAD, PAGES_AHEAD
-from romancy_service.core.task import TaskKind
+from romancy_service.core.task import TaskKind, TypeKey
 from romancy_service.errors import AnswersUnread, RomancyError
-
-TypeKey = tuple[str, str, TaskKind, str]
-"""Namespace, task queue, kind, type: what a task asks of a worker."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from tests.bench.backlog import backlog
+from tests.bench.crowd import idle, wide
 from tests.bench.database import Databases, databases
 from tests.bench.fan import fan
 from tests.bench.load import count_rows, load
@@ -17,8 +19,10 @@ from tests.bench.measurement import Measurement, show, write
 from tests.bench.sleepers import sleepers
 from tests.bench.walk import walk
 
-PARTS: Final = ("load", "lone", "walk", "fan", "sleepers")
+PARTS: Final = ("load", "lone", "walk", "fan", "sleepers", "idle", "wide", "backlog")
 DATABASES: Final = ("postgres", "sqlite")
+IDLE_S: Final = 40.0
+"""Long enough for what happens once in half a minute."""
 IN_FLIGHT: Final = (16, 256, 1024)
 
 
@@ -51,6 +55,12 @@ def _measure(made: Databases, options: argparse.Namespace) -> Iterator[Measureme
         yield from walk(made)
     if "fan" in options.only:
         yield from fan(made)
+    if "idle" in options.only:
+        yield from idle(made, IDLE_S)
+    if "wide" in options.only:
+        yield from wide(made, options.seconds)
+    if "backlog" in options.only:
+        yield from backlog(made, options.scale)
     if "sleepers" in options.only:
         yield from sleepers(made, options.scale)
 

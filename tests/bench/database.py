@@ -45,6 +45,10 @@ class Database(Protocol):
         """What it did; asked after everybody else disconnected."""
         ...
 
+    def transactions(self) -> int | None:
+        """How many it committed so far, this question included; what others do reaches it within a second or so."""
+        ...
+
 
 class SqliteDatabase:
     """A file. It is part of the service's process, so it has no CPU time of its own."""
@@ -57,6 +61,9 @@ class SqliteDatabase:
     def cpu_s(self) -> float:
         """None of its own."""
         return 0.0
+
+    def transactions(self) -> None:
+        """It does not count them."""
 
     def count_rows(self) -> None:
         """From now on count what is written. Triggers do it, so that speed is measured without them."""
@@ -97,6 +104,10 @@ class PostgresDatabase:
     def work(self) -> Work:
         """What it did. Connections report when they end, so the service must be gone."""
         return asyncio.run(_work(self.url))
+
+    def transactions(self) -> int:
+        """How many were committed."""
+        return asyncio.run(_transactions(self.url))
 
 
 class PostgresCluster:
@@ -175,6 +186,14 @@ async def _settings(url: str) -> dict[str, str]:
     try:
         names = ("fsync", "synchronous_commit", "full_page_writes")
         return {name: await connection.fetchval(f"show {name}") for name in names}
+    finally:
+        await connection.close()
+
+
+async def _transactions(url: str) -> int:
+    connection = await asyncpg.connect(url)
+    try:
+        return int(await connection.fetchval(_TRANSACTIONS))
     finally:
         await connection.close()
 

@@ -154,5 +154,5 @@ async def execute(url: str, statement: str, *values: Any) -> list[Any]:
             return list(await connection.fetch(statement, *values, timeout=3_600))
         finally:
             await connection.close()
-    with contextlib.closing(sqlite3.connect(url)) as connection, connection:
-        return connection.execute(statement, values).fetchall()
+    with contextlib.closing(sqlite3.connect(url)) as file, file:
+        return file.execute(statement, values).fetchall()

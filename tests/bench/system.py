@@ -66,6 +66,11 @@ class System:
         """Start the worker that has the workload."""
         self.worker = Process("worker", "tests.bench.worker", [self.address], self.folder)
 
+    def start_crowd(self, count: int) -> None:
+        """Start so many workers with it, in one process, and wait until they are connected."""
+        self.worker = Process("crowd", "tests.bench.worker", [self.address, str(count)], self.folder)
+        self.worker.line()
+
     def start_client(self, *arguments: object) -> Process:
         """Start a client; see tests/bench/client.py for the arguments."""
         client = Process("client", "tests.bench.client", [self.address, *map(str, arguments)], self.folder)
@@ -94,8 +99,8 @@ def heard(process: Process, at: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def system(database: Database, *, worker: bool = True) -> Iterator[System]:
-    """A service on `database`, with a worker unless told otherwise, for the time of the block."""
+def system(database: Database, *, worker: bool = True, workers: int | None = None) -> Iterator[System]:
+    """A service on `database`, with a worker, or with `workers` that have few slots each, for the time of the block."""
     with tempfile.TemporaryDirectory(prefix="romancy-bench-") as folder:
         address = f"127.0.0.1:{_free_port()}"
         arguments = ["serve", "--database", database.url, "--listen", address]
@@ -104,7 +109,10 @@ def system(database: Database, *, worker: bool = True) -> Iterator[System]:
         )
         try:
             _wait_for(running)
-            if worker:
+            if workers is not None:
+                if workers:
+                    running.start_crowd(workers)
+            elif worker:
                 running.start_worker()
             yield running
         finally:

@@ -1,4 +1,4 @@
-"""Workload: the order saga with three activities that do no work, a long walk of many steps, a wide fan of them, naps."""
+"""Workload: the order saga with three activities that do no work, a long walk of many steps, a wide fan, and naps."""
 
 from __future__ import annotations
 
@@ -123,6 +123,12 @@ async def fan_workflow(ctx: WorkflowContext, steps: int) -> int:
 async def nap_workflow(ctx: WorkflowContext, number: int) -> int:
     """Sleep; the bench seeds runs of it that sleep already, for times of their own."""
     await asyncio.sleep(1)
+    return number
+
+
+@workflow(name="nothing")
+async def nothing_workflow(ctx: WorkflowContext, number: int) -> int:
+    """Return at once: one workflow task, and no activity."""
     return number
 
 

@@ -50,6 +50,7 @@ class _Engine:
         self.most_open = 0
         self.submitted = 0
         self._came = asyncio.Event()
+        self.relay: Relay
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for what triggers bring about."""
@@ -83,6 +84,7 @@ async def _relaying(many: int) -> AsyncIterator[_Engine]:
     engine = _Engine(store)
     courier = Courier(store, clock, engine, None, None)  # type: ignore[arg-type]
     relay = Relay(store, clock, engine, courier, 1_000)  # type: ignore[arg-type]
+    engine.relay = relay
     task = asyncio.create_task(relay.run())
     try:
         yield engine
@@ -115,4 +117,5 @@ async def test_a_trigger_that_was_refused_is_fed_again_as_long_as_its_row_is_the
     async with _relaying(1) as engine:
         await engine.until(lambda: bool(engine.open))
         engine.open.pop("run-00000").set_exception(StaleTask("t/1", "somebody else looks at it"))
+        engine.relay.look_now()
         await engine.until(lambda: engine.submitted == 2)

@@ -43,6 +43,10 @@ class TaskKind(IntEnum):
     """Events that the run waits for. Nobody does anything with it: events find it."""
 
 
+TypeKey = tuple[str, str, TaskKind, str]
+"""Namespace, task queue, kind, type: what a task asks of a worker."""
+
+
 def activity_task_id(activity_id: str) -> str:
     """The key of an open activity among its run's tasks."""
     return f"a/{activity_id}"

@@ -7,7 +7,7 @@ import heapq
 from collections.abc import Iterator
 from typing import Final
 
-from romancy_service.sessions import TypeKey
+from romancy_service.core.task import TypeKey
 
 SOON_MS: Final = 60_000
 """Tasks that become due within this are woken for to the millisecond; the poll finds the others."""

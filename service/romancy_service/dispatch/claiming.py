@@ -9,13 +9,13 @@ from collections.abc import Iterable
 import structlog
 
 from romancy_service.clock import Clock
-from romancy_service.core.task import TaskKind
+from romancy_service.core.task import TaskKind, TypeKey
 from romancy_service.dispatch.backlog import Backlog
 from romancy_service.dispatch.doubts import Doubts
 from romancy_service.dispatch.roster import Roster
 from romancy_service.dispatch.sending import Sending
 from romancy_service.errors import StoreUnavailable
-from romancy_service.sessions import InHand, Session, TypeKey
+from romancy_service.sessions import InHand, Session
 from romancy_service.store.store import LeasedRow, Store, Want
 
 _log = structlog.get_logger("romancy.dispatch")

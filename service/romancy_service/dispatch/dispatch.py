@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import structlog
 
 from romancy_service.clock import Clock
 from romancy_service.core.run import Run
-from romancy_service.core.task import Task, TaskKind
+from romancy_service.core.task import Task, TaskKind, TypeKey
 from romancy_service.dispatch.backlog import Backlog
 from romancy_service.dispatch.claiming import Claiming
 from romancy_service.dispatch.doubts import Doubts
@@ -22,14 +22,14 @@ from romancy_service.dispatch.roster import Roster
 from romancy_service.dispatch.sending import Sending
 from romancy_service.dispatch.stopping import Stopping
 from romancy_service.errors import RomancyError, StoreUnavailable
-from romancy_service.sessions import InHand, Session, TypeKey
+from romancy_service.sessions import InHand, Session
 from romancy_service.store.store import Claimed, Lease, LeasedRow, Store
 from romancy_service.tokens import Tokens
 
 _log = structlog.get_logger("romancy.dispatch")
 
 POLL_S: Final = 1.0
-"""The backstop: any notification may be lost."""
+"""How often it is looked whether leases are in doubt."""
 
 
 class Dispatch:
@@ -75,6 +75,19 @@ class Dispatch:
     def look_now(self) -> None:
         """Look for waiting tasks at once."""
         self._claiming.look_now()
+
+    def types(self) -> list[TypeKey]:
+        """All that somebody here takes, and has a free slot for."""
+        return [key for key in self._roster.types() if self._roster.has_room(key)]
+
+    def noticed(self, waiting: Iterable[TypeKey], *, cancelled: bool) -> None:
+        """Tasks of these types wait in the database; or somebody has tasks that were asked to stop."""
+        for key in waiting:
+            if self._roster.serving(key):
+                self._backlog.add(key)
+        if cancelled:
+            self._stopping.look()
+        self._wake.set()
 
     def stop(self) -> None:
         """Give no more tasks."""
@@ -166,18 +179,12 @@ class Dispatch:
     # Running ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Claim whenever something may wait for a free slot, and every second in any case. Until cancelled."""
-        polled_at = 0.0
-        loop = asyncio.get_running_loop()
+        """Claim whenever something may wait for a free slot. Until cancelled."""
         while True:
             await self._until_something_to_do()
             self._wake.clear()
             try:
                 await self._doubts.settle()
-                if loop.time() - polled_at >= POLL_S:
-                    polled_at = loop.time()
-                    await self._claiming.claim(self._roster.types())
-                    await self._stopping.push(whole=True)
                 await self._claiming.claim(self._backlog)
                 await self._stopping.push()
                 await self._news.tell()

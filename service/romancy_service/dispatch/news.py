@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Final
 
-from romancy_service.sessions import TypeKey
+from romancy_service.core.task import TypeKey
 from romancy_service.store.store import Store
 
 _NOTIFICATION_BYTES: Final = 7_900

@@ -6,8 +6,8 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 
 from romancy_service.core.run import Run
-from romancy_service.core.task import Task, TaskKind
-from romancy_service.sessions import InHand, Session, TypeKey
+from romancy_service.core.task import Task, TaskKind, TypeKey
+from romancy_service.sessions import InHand, Session
 
 
 class Roster:

@@ -62,12 +62,9 @@ class Stopping:
         self._asked = True
         self._wake.set()
 
-    async def push(self, *, whole: bool = False) -> None:
-        """Tell sessions here what they were asked to stop; `whole`: also what nobody told us of.
-
-        Raises StoreUnavailable.
-        """
-        if not self._asked and not whole:
+    async def push(self) -> None:
+        """Tell sessions here what they were asked to stop. Raises StoreUnavailable."""
+        if not self._asked:
             return
         self._asked = False
         sessions = self._roster.sessions

@@ -27,7 +27,9 @@ from sqlalchemy.sql.expression import Executable
 
 from romancy_service import faults
 from romancy_service.core.run import Run
+from romancy_service.core.task import TypeKey
 from romancy_service.errors import BatchRejected, QueryTooSlow, StoreUnavailable
+from romancy_service.store.agenda import agenda_of
 from romancy_service.store.batch import batch_of
 from romancy_service.store.events import NewEvent
 from romancy_service.store.migrate import upgrade
@@ -36,17 +38,31 @@ from romancy_service.store.postgres_events import ADD_EVENTS, NEW_EVENTS
 from romancy_service.store.postgres_removal import (
     CLEAR_HISTORY,
     FORGET_REQUESTS,
+    REMOVALS,
     REMOVE,
     REMOVE_EXPIRED,
     SET_NAMESPACE,
     clear,
     forget,
 )
-from romancy_service.store.postgres_tasks import CLAIM, HEARTBEAT, LEASED, LEASES, LOAD, RELEASE, WANTS
+from romancy_service.store.postgres_tasks import (
+    AGENDA,
+    BEAT,
+    CLAIM,
+    HEARTBEAT,
+    KEYS,
+    LEASED,
+    LEASES,
+    LOAD,
+    RELEASE,
+    WANTS,
+)
+from romancy_service.store.presence import REPLICA_KEPT_MS, REPLICA_SEEN_MS
 from romancy_service.store.removal import BELONGINGS, PIECE_BYTES, PIECE_ROWS, PIECE_RUNS
 from romancy_service.store.rows import Row, loaded_run
 from romancy_service.store.sql import CLIENT_READ_S, compiled
 from romancy_service.store.store import (
+    Agenda,
     Beat,
     Change,
     Claimed,
@@ -340,6 +356,8 @@ class PostgresStore(Store):
 
     async def clear_removed(self, before_ms: int) -> int:
         which = (before_ms, PIECE_RUNS)
+        if not await self._count(REMOVALS, *which):
+            return 0  # nearly always: so it takes one statement to know
         cleared = await self._count(CLEAR_HISTORY, *which, PIECE_ROWS, PIECE_BYTES)
         for table in BELONGINGS:
             if table != "history":
@@ -378,6 +396,16 @@ class PostgresStore(Store):
         if faults.ambiguous("claim"):
             raise StoreUnavailable("the connection was lost after a claim was sent, because a test asked for it")
         return [claimed_of(row) for row in claimed]
+
+    async def agenda(self, now_ms: int, keys: Sequence[TypeKey]) -> Agenda:
+        wanted = [(*key, position) for position, key in enumerate(keys)]
+        return agenda_of(await self._fetch(self._claims, AGENDA, *KEYS.values(wanted=wanted), now_ms), keys)
+
+    async def beat(self, replica_id: str, now_ms: int) -> list[str]:
+        rows = await self._fetch(
+            self._lookups, BEAT, replica_id, now_ms, now_ms - REPLICA_SEEN_MS, now_ms - REPLICA_KEPT_MS
+        )
+        return sorted(row["replica_id"] for row in rows)
 
     async def leased_tasks(self, session_id: str, epoch: int) -> list[Claimed]:
         return [claimed_of(row) for row in await self._fetch(self._by_key, LEASED, session_id, epoch)]

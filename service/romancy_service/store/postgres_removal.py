@@ -46,6 +46,7 @@ select count(*) as count from forgotten
 
 _REMOVED: Final = "select run_id from removals where removed_ms <= $1::bigint order by removed_ms limit $2::bigint"
 
+REMOVALS: Final = f"select count(*) as count from ({_REMOVED}) as removal"
 CLEAR_HISTORY: Final = f"""
 with found as materialized (
     select part.place, part.size from ({_REMOVED}) as removal cross join lateral (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from romancy_service.store.agenda import agenda_sql
 from romancy_service.store.arrays import Arrays
 from romancy_service.store.tables import CLAIMABLE, OWNED
 
@@ -65,6 +66,22 @@ with live as materialized (
 )
 select leased.*, run.* from leased cross join {_RUN_OF} order by leased.priority, leased.due_ms
 """
+
+KEYS: Final = Arrays(
+    wanted=(("namespace", "text"), ("queue", "text"), ("kind", "int"), ("type", "text"), ("position", "bigint"))
+)
+AGENDA: Final = agenda_sql(KEYS.rows("wanted"), f"${KEYS.next_parameter}::bigint")
+
+BEAT: Final = """
+with forgotten as (
+    delete from replicas where seen_ms < $4::bigint and replica_id <> $1::text
+), seen as (
+    insert into replicas (replica_id, seen_ms) values ($1::text, $2::bigint)
+    on conflict (replica_id) do update set seen_ms = excluded.seen_ms returning replica_id
+)
+select replica_id from seen union select replica_id from replicas where seen_ms > $3::bigint
+"""
+"""A replica says that it is alive, and learns which are."""
 
 LEASES: Final = Arrays(
     lease=(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import BigInteger, Text, bindparam, cast, delete, exists, func, insert, select, text, update
+from sqlalchemy import Text, bindparam, cast, delete, exists, func, insert, select, text, update
 
 from romancy_service.store.offers import Offers
 from romancy_service.store.rows import Row
@@ -111,15 +112,7 @@ _LIST: Final = (
     .where(sessions.c.namespace == bindparam("namespace"))
     .order_by(sessions.c.worker_id, sessions.c.session_id)
 )
-_BEAT: Final = text(
-    "insert into replicas (replica_id, seen_ms) values (:replica_id, :now_ms)"
-    " on conflict (replica_id) do update set seen_ms = excluded.seen_ms"
-).bindparams(bindparam("replica_id", type_=Text), bindparam("now_ms", type_=BigInteger))
-_ALIVE: Final = (
-    select(replicas.c.replica_id).where(replicas.c.seen_ms > bindparam("since_ms")).order_by(replicas.c.replica_id)
-)
 _LEAVE: Final = delete(replicas).where(replicas.c.replica_id == bindparam("id"))
-_FORGET: Final = delete(replicas).where(replicas.c.seen_ms < bindparam("before_ms"))
 
 
 class Presence(Offers):
@@ -187,11 +180,9 @@ class Presence(Offers):
         rows = await self._search(_LIST, namespace=namespace)
         return [SessionInfo(_session(row), row["tasks_in_hand"]) for row in rows]
 
+    @abstractmethod
     async def beat(self, replica_id: str, now_ms: int) -> list[str]:
         """A replica is alive. Returns the ids of all that are, sorted."""
-        await self._write(_BEAT, replica_id=replica_id, now_ms=now_ms)
-        await self._write(_FORGET, before_ms=now_ms - REPLICA_KEPT_MS)
-        return [row["replica_id"] for row in await self._read(_ALIVE, since_ms=now_ms - REPLICA_SEEN_MS)]
 
     async def leave(self, replica_id: str) -> None:
         """A replica stops."""

@@ -26,6 +26,7 @@ from sqlalchemy.sql.expression import Executable
 
 from romancy_service import faults
 from romancy_service.core.run import Run
+from romancy_service.core.task import TypeKey
 from romancy_service.errors import BatchRejected, QueryTooSlow, StoreUnavailable
 from romancy_service.store.batch import Batch, batch_of
 from romancy_service.store.events import NewEvent
@@ -35,8 +36,9 @@ from romancy_service.store.sql import CLIENT_READ_S, compiled
 from romancy_service.store.sqlite_commit import commit
 from romancy_service.store.sqlite_events import add_events
 from romancy_service.store.sqlite_removal import clear_removed, forget_requests, remove, remove_expired, set_namespace
-from romancy_service.store.sqlite_tasks import beat, claim, leased, load, release
+from romancy_service.store.sqlite_tasks import agenda, beat, claim, leased, load, release, see_replica
 from romancy_service.store.store import (
+    Agenda,
     Beat,
     Change,
     Claimed,
@@ -219,6 +221,12 @@ class SqliteStore(Store):
         if faults.ambiguous("claim"):
             raise StoreUnavailable("what became of a claim is unknown, because a test asked for it")
         return claimed
+
+    async def agenda(self, now_ms: int, keys: Sequence[TypeKey]) -> Agenda:
+        return await self._reading.run(lambda connection: agenda(connection, now_ms, keys))
+
+    async def beat(self, replica_id: str, now_ms: int) -> list[str]:
+        return await self._writing.run(lambda connection: see_replica(connection, replica_id, now_ms))
 
     async def leased_tasks(self, session_id: str, epoch: int) -> list[Claimed]:
         return await self._writing.run(lambda connection: leased(connection, session_id, epoch))

@@ -9,14 +9,21 @@ from collections.abc import Sequence
 from typing import Final
 
 from romancy_service.core.run import Run
+from romancy_service.core.task import TypeKey
+from romancy_service.store.agenda import agenda_of, agenda_sql
+from romancy_service.store.presence import REPLICA_KEPT_MS, REPLICA_SEEN_MS
 from romancy_service.store.rows import loaded_run
-from romancy_service.store.store import Beat, Claimed, LeasedRow, Want, claimed_of
+from romancy_service.store.store import Agenda, Beat, Claimed, LeasedRow, Want, claimed_of
 from romancy_service.store.tables import CLAIMABLE, OWNED
 
 _LOAD: Final = "select * from runs where run_id in (select value from json_each(?))"
 _TASKS: Final = "select * from tasks where run_id in (select value from json_each(?)) order by run_id, task_id"
 _BATCHES: Final = "select events from history where run_id = ? and last_event_id > ? order by first_event_id"
 
+_KEYS: Final = """(
+    select value ->> 0 as namespace, value ->> 1 as queue, value ->> 2 as kind, value ->> 3 as type, key as position
+    from json_each(?2)) as wanted"""
+_AGENDA: Final = agenda_sql(_KEYS, "?1")
 _SESSION: Final = "select 1 from sessions where session_id = ? and epoch = ?"
 _CLAIM: Final = f"""
 update tasks set owner = ?1, owner_epoch = ?2, leased_ms = ?3, heartbeat_ms = 0,
@@ -58,6 +65,21 @@ def load(connection: sqlite3.Connection, run_ids: Sequence[str]) -> dict[str, Ru
         batches = connection.execute(_BATCHES, (row["run_id"], row["seen_event_id"]))
         runs[row["run_id"]] = loaded_run(row, tasks[row["run_id"]], [batch["events"] for batch in batches])
     return runs
+
+
+def agenda(connection: sqlite3.Connection, now_ms: int, keys: Sequence[TypeKey]) -> Agenda:
+    """See Store.agenda."""
+    return agenda_of(connection.execute(_AGENDA, (now_ms, json.dumps(keys))), keys)
+
+
+def see_replica(connection: sqlite3.Connection, replica_id: str, now_ms: int) -> list[str]:
+    """See Store.beat."""
+    connection.execute("delete from replicas where seen_ms < ?", (now_ms - REPLICA_KEPT_MS,))
+    connection.execute("insert or replace into replicas (replica_id, seen_ms) values (?, ?)", (replica_id, now_ms))
+    alive = connection.execute(
+        "select replica_id from replicas where seen_ms > ? or replica_id = ?", (now_ms - REPLICA_SEEN_MS, replica_id)
+    )
+    return sorted(row["replica_id"] for row in alive)
 
 
 def claim(connection: sqlite3.Connection, wants: Sequence[Want], now_ms: int) -> list[Claimed]:

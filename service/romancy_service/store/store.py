@@ -15,7 +15,8 @@ from sqlalchemy import Integer, bindparam, exists, null, or_, select, text
 
 from romancy_service.config import InvalidConfig
 from romancy_service.core.run import Run
-from romancy_service.core.task import Fence, Task, TaskKind
+from romancy_service.core.task import Fence, Task, TaskKind, TypeKey
+from romancy_service.store.agenda import Agenda
 from romancy_service.store.channels import Channels
 from romancy_service.store.event_rules import EventRules
 from romancy_service.store.events import Events
@@ -29,6 +30,7 @@ from romancy_service.store.sql import among
 from romancy_service.store.tables import OWNED, RELAYED, keys, requests, sessions, tasks
 
 __all__ = [
+    "Agenda",
     "Beat",
     "Change",
     "Claimed",
@@ -290,6 +292,10 @@ class Store(EventRules, Events, Channels, Lookups, Presence, Schedules, Namespac
         """
         rows = await self._read(DUE, now_ms=now_ms, overdue_ms=now_ms - 1_000, limit=limit, part=part, parts=parts)
         return [_due_task(row) for row in rows]
+
+    @abstractmethod
+    async def agenda(self, now_ms: int, keys: Sequence[TypeKey]) -> Agenda:
+        """What is to be done here, in one look; `keys`: the types of which waiting tasks could be taken here."""
 
     async def with_errands(self, now_ms: int, limit: int, part: int, parts: int) -> set[str]:
         """Runs that have something to be done in other runs, by the same rules as `due`."""

@@ -1,0 +1,59 @@
+"""The agenda says what is to be done, by one statement, and nothing when there is nothing."""
+
+from __future__ import annotations
+
+from google.protobuf.duration_pb2 import Duration
+
+from romancy.v1.command_pb2 import Command, StartTimer
+
+from romancy_service.core.task import NEVER_MS, TaskKind
+from romancy_service.store.agenda import Agenda
+from romancy_service.store.events import NewEvent
+from romancy_service.store.questions import Question
+from romancy_service.store.store import Change, Lease, Store, Want
+from tests.store.drive import NAMESPACE, T0, begin, code, session, store_all, waiting_activities
+
+_ORDER = (NAMESPACE, "main", TaskKind.WORKFLOW, "order")
+_PAY = (NAMESPACE, "main", TaskKind.ACTIVITY, "pay")
+
+
+async def test_an_empty_database_has_nothing_to_do(store: Store) -> None:
+    assert await store.agenda(T0, [_ORDER, _PAY]) == Agenda()
+
+
+async def test_the_types_are_named_of_which_a_task_waits_that_is_due(store: Store) -> None:
+    await store_all(store, Change(begin()))
+    assert (await store.agenda(T0, [_PAY, _ORDER])).waiting == [_ORDER]
+    assert (await store.agenda(T0, [_PAY])).waiting == []
+    assert (await store.agenda(T0 - 1, [_PAY, _ORDER])).waiting == []
+
+
+async def test_the_next_task_that_the_service_must_look_at_is_told_whenever_that_is(store: Store) -> None:
+    run = begin()
+    await store_all(store, Change(run))
+    assert (await store.agenda(T0, [])).task_ms == NEVER_MS
+    timer = StartTimer(timer_id="1", duration=Duration(seconds=86_400))
+    await store_all(store, code(run, Command(start_timer=timer)))
+    assert (await store.agenda(T0, [])).task_ms == T0 + 86_400_000
+
+
+async def test_sessions_that_are_over_and_tasks_of_those_that_are_gone_are_lost(store: Store) -> None:
+    lease = await session(store)
+    await waiting_activities(store, ["pay:1"])
+    await store.claim([Want(*_PAY, 1, *_lease(lease))], T0)
+    assert not (await store.agenda(T0, [])).lost
+    assert (await store.agenda(T0 + 20_000, [])).lost
+    await store.close_session(lease.session_id, 1)
+    assert (await store.agenda(T0, [])).lost
+
+
+async def test_events_and_questions_that_are_open_are_to_be_seen_to(store: Store) -> None:
+    await store.add_events(NAMESPACE, [NewEvent("source", "1", "paid", b"", T0 + 1)], T0)
+    assert (await store.agenda(T0, [])).events
+    assert not (await store.agenda(T0, [])).questions
+    await store.leave_question(Question("1", T0 + 1, b""))
+    assert (await store.agenda(T0, [])).questions
+
+
+def _lease(lease: Lease) -> tuple[str, int]:
+    return lease.session_id, lease.epoch
