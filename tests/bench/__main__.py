@@ -14,12 +14,15 @@ from tests.bench.backlog import backlog
 from tests.bench.crowd import idle, wide
 from tests.bench.database import Databases, databases
 from tests.bench.fan import fan
+from tests.bench.grown import grown
 from tests.bench.load import count_rows, load
 from tests.bench.measurement import Measurement, show, write
 from tests.bench.sleepers import sleepers
+from tests.bench.starts import starts
+from tests.bench.twins import twins
 from tests.bench.walk import walk
 
-PARTS: Final = ("load", "lone", "walk", "fan", "sleepers", "idle", "wide", "backlog")
+PARTS: Final = ("load", "lone", "walk", "fan", "sleepers", "idle", "wide", "backlog", "grown", "starts", "twins")
 DATABASES: Final = ("postgres", "sqlite")
 IDLE_S: Final = 40.0
 """Long enough for what happens once in half a minute."""
@@ -61,6 +64,12 @@ def _measure(made: Databases, options: argparse.Namespace) -> Iterator[Measureme
         yield from wide(made, options.seconds)
     if "backlog" in options.only:
         yield from backlog(made, options.scale)
+    if "grown" in options.only:
+        yield from grown(made, options.seconds, options.scale)
+    if "starts" in options.only:
+        yield from starts(made)
+    if "twins" in options.only:
+        yield from twins(made, options.seconds)
     if "sleepers" in options.only:
         yield from sleepers(made, options.scale)
 

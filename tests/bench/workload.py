@@ -108,6 +108,11 @@ async def step(number: int) -> int:
 async def walk_workflow(ctx: WorkflowContext, steps: int) -> int:
     """So many steps, one after the other."""
     total = 0
+
+    @ctx.query
+    def so_far() -> int:
+        return total
+
     for number in range(steps):
         total += await step(number)
     return total
