@@ -9,7 +9,7 @@ PROTOS := $(sort $(wildcard protos/romancy/v1/*.proto))
 SERVICES := $(filter %_service.proto,$(PROTOS))
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo dev test check protos bench lock clean
+.PHONY: help setup demo dev test check protos bench budget lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,8 +31,11 @@ dev: setup ## the service on a SQLite file, for this machine only
 test: setup ## all tests, on SQLite and on a real Postgres
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
-bench: setup ## throughput and latency; writes bench.json
-	$(BIN)/python -m tests.bench
+bench: setup ## everything that is measured; writes bench.json and a line of docs/performance.md
+	$(BIN)/python -m tests.bench --keep
+
+budget: setup ## what an order costs, against what is recorded; RECORD=--record records it
+	$(BIN)/python -m tests.bench.budget $(RECORD)
 
 check: setup ## format, lint, types, imports, protos, generated code
 	$(BIN)/ruff format --check .

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Final
 
 from tests.bench.backlog import backlog
+from tests.bench.chronicle import keep
 from tests.bench.crowd import idle, wide
 from tests.bench.database import Databases, databases
 from tests.bench.fan import fan
+from tests.bench.forgetting import forgetting
 from tests.bench.grown import grown
 from tests.bench.load import count_rows, load
 from tests.bench.measurement import Measurement, show, write
@@ -22,7 +24,20 @@ from tests.bench.starts import starts
 from tests.bench.twins import twins
 from tests.bench.walk import walk
 
-PARTS: Final = ("load", "lone", "walk", "fan", "sleepers", "idle", "wide", "backlog", "grown", "starts", "twins")
+PARTS: Final = (
+    "load",
+    "lone",
+    "walk",
+    "fan",
+    "sleepers",
+    "idle",
+    "wide",
+    "backlog",
+    "grown",
+    "starts",
+    "twins",
+    "forgetting",
+)
 DATABASES: Final = ("postgres", "sqlite")
 IDLE_S: Final = 40.0
 """Long enough for what happens once in half a minute."""
@@ -43,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 _progress(measurement)
     show(measurements)
     write(measurements, options.output)
+    if options.keep:
+        keep(measurements)
     print(f"{len(measurements)} figures in {options.output}, after {time.monotonic() - begin:.0f} s")
 
 
@@ -66,6 +83,8 @@ def _measure(made: Databases, options: argparse.Namespace) -> Iterator[Measureme
         yield from backlog(made, options.scale)
     if "grown" in options.only:
         yield from grown(made, options.seconds, options.scale)
+    if "forgetting" in options.only:
+        yield from forgetting(made, options.seconds, options.scale)
     if "starts" in options.only:
         yield from starts(made)
     if "twins" in options.only:
@@ -91,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, default=Path("bench.json"), metavar="FILE", help="where figures are kept"
     )
+    parser.add_argument("--keep", action="store_true", help="add a line to the table of docs/performance.md")
     parser.add_argument(
         "--profile", type=Path, metavar="FOLDER", help="sample the processes under load into this folder"
     )

@@ -22,8 +22,13 @@ class Measurement:
     value: float
     unit: str
 
+    @property
+    def text(self) -> str:
+        """The value, as tables show it."""
+        return _text(self.value)
+
     def __str__(self) -> str:
-        return f"{_text(self.value)} {self.unit}"
+        return f"{self.text} {self.unit}"
 
 
 def write(measurements: Sequence[Measurement], path: Path) -> None:

@@ -1,0 +1,42 @@
+"""Each run of the bench leaves a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.bench.chronicle import COLUMNS, HEADING, PAGE, header, keep, line
+from tests.bench.measurement import Measurement
+
+
+def test_a_line_has_the_key_figures_and_leaves_out_what_was_not_measured() -> None:
+    measured = [
+        Measurement("workflows_per_s", "postgres", 256, 1234.5, "1/s"),
+        Measurement("other", "sqlite", 1, 1, ""),
+    ]
+    cells = [cell.strip() for cell in line(measured, "2026-01-02", "abc1234", "2 x arm").split("|")[1:-1]]
+    assert cells == ["2026-01-02", "abc1234", "2 x arm", "1,234", *([""] * (len(COLUMNS) - 1))]
+
+
+def test_lines_are_added_below_those_that_are_there(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Page\n\n{HEADING}\n\nWhat it is.\n\n{header()}\n| first |\n\n## After\n\n| other |\n")
+    keep([Measurement("fan_of_5000_s", "postgres", 1, 1.5, "s")], page)
+    lines = page.read_text().split("\n")
+    assert lines[lines.index("| first |") + 1].split("|")[-6].strip() == "1.5"
+    assert lines[lines.index("| first |") + 2] == ""
+    assert lines[-3:] == ["", "| other |", ""]
+
+
+def test_a_page_without_the_table_is_left_alone(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n")
+    with pytest.raises(SystemExit, match="no heading '## Over time'"):
+        keep([], page)
+    assert page.read_text() == "# Page\n"
+
+
+def test_the_documented_table_has_the_columns_that_are_kept() -> None:
+    assert f"{HEADING}\n" in PAGE.read_text()
+    assert header() in PAGE.read_text()
