@@ -31,8 +31,9 @@ REQUEST_KEPT_MS: Final = 86_400_000
 """Requests are remembered a day at least: clients that were cut off ask again within it."""
 CLEARED_AFTER_MS: Final = 60_000
 """So long is the history of a deleted run left alone: whoever found the run before may be reading it."""
-REST: Final = 4
-"""After each batch it rests so many times as long as that took: at most a fifth of one connection, or of the writer."""
+REST: Final = 2
+"""After each batch it rests so many times as long as that took: at most a third of one connection, or of the writer.
+So it deletes faster than one service completes runs."""
 SHORTEST_REST_S: Final = 0.01
 
 

@@ -57,7 +57,7 @@ async def test_a_service_that_dies_between_batches_goes_on_where_it_was(stage: S
     await store._write(update(removals).values(removed_ms=T0))
     await store.close()
 
-    await life(2)
+    await life(1)
     await store.open()
     left = await _left(store)
     assert 0 < left["history"] < RUNS * EVENTS
