@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Text, bindparam, cast, delete, exists, func, insert, select, text, update
+from sqlalchemy import BigInteger, Text, bindparam, cast, delete, exists, func, insert, select, text, update
 
 from romancy_service.store.offers import Offers
 from romancy_service.store.rows import Row
