@@ -79,7 +79,7 @@ async def _give_back(store: Store, now_ms: int) -> None:
     held: list[Claimed] = await store.leased_tasks(_SESSION, 1)
     rows = [LeasedRow(row.run_id, row.task.task_id, row.task.attempt, _SESSION, 1) for row in held]
     await store.release(rows, now_ms)
-    await store.close_session(_SESSION, 1)
+    await store.close_session(_SESSION, 1, now_ms)
 
 
 def _drain(databases: Databases, total: int) -> Iterator[Measurement]:

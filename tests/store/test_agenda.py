@@ -43,7 +43,7 @@ async def test_sessions_that_are_over_and_tasks_of_those_that_are_gone_are_lost(
     await store.claim([Want(*_PAY, 1, *_lease(lease))], T0)
     assert not (await store.agenda(T0, [])).lost
     assert (await store.agenda(T0 + 20_000, [])).lost
-    await store.close_session(lease.session_id, 1)
+    await store.close_session(lease.session_id, 1, T0)
     assert (await store.agenda(T0, [])).lost
 
 
