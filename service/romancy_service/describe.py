@@ -21,7 +21,7 @@ from romancy_service.core.limits import KIB
 from romancy_service.core.run import Run
 from romancy_service.core.saga import Saga
 from romancy_service.core.subscription import event_type_of, is_answered
-from romancy_service.core.task import COMPENSATION_PREFIX, WORKFLOW_TASK_ID, Task, TaskKind
+from romancy_service.core.task import COMPENSATION_PREFIX, ELSEWHERE, WORKFLOW_TASK_ID, Task, TaskKind
 from romancy_service.core.times import timestamp
 from romancy_service.ledger import read_saga
 from romancy_service.node import Node
@@ -114,6 +114,7 @@ def _activity(task: Task, worker_id: str, details: bytes | None) -> PendingActiv
         last_failure=task.last_failure,
         cancel_requested=task.cancel_requested,
         compensation=task.is_compensation,
+        elsewhere=task.owner == ELSEWHERE,
     )
 
 
@@ -174,6 +175,10 @@ def _wait(task: Task, view: RunView, now_ms: int) -> str:
     failure = (
         f"; before, {task.last_failure.type}: {task.last_failure.message}" if task.last_failure is not None else ""
     )
+    if task.owner == ELSEWHERE:
+        asked = ", and was asked to stop" if task.cancel_requested else ""
+        since = _seconds(now_ms - task.leased_ms)
+        return f"{subject}, attempt {task.attempt}, is to be completed from elsewhere since {since}{asked}{failure}"
     if task.owner:
         worker = view.workers.get(task.owner)
         doing = "was asked to stop" if task.cancel_requested else "runs"

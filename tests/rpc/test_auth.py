@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from romancy.v1 import (
+    activity_service_pb2,
     admin_service_pb2,
     channel_service_pb2,
     event_service_pb2,
@@ -49,6 +50,7 @@ OURS = (
     channel_service_pb2,
     schedule_service_pb2,
     worker_service_pb2,
+    activity_service_pb2,
     admin_service_pb2,
 )
 SERVED = (*OURS, health_pb2, reflection_pb2)

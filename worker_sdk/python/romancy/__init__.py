@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from romancy.children import Child, OtherWorkflow
     from romancy.client import Client
     from romancy.context import WorkflowContext, WorkflowInfo
+    from romancy.elsewhere import ActivityRef
     from romancy.errors import (
         ActivityCancelled,
         ActivityError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         ChildError,
         ChildNotStarted,
         CompensationError,
+        CompleteElsewhere,
         ConversionError,
         DefinitionError,
         Divergence,
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from romancy.options import ActivityOptions, RetryPolicy
     from romancy.refusals import (
         AccessDenied,
+        ActivityStale,
         ChannelNotFound,
         QueryTimeout,
         RequestRefused,
@@ -96,6 +99,8 @@ __all__ = [
     "ActivityInfo",
     "ActivityLost",
     "ActivityOptions",
+    "ActivityRef",
+    "ActivityStale",
     "ActivityTimeout",
     "ApplicationError",
     "Attribute",
@@ -108,6 +113,7 @@ __all__ = [
     "ChildNotStarted",
     "Client",
     "CompensationError",
+    "CompleteElsewhere",
     "ConversionError",
     "Cron",
     "DefinitionError",
@@ -169,7 +175,7 @@ __all__ = [
 
 _HOMES: Final = (
     "errors", "options", "events", "channels", "activity", "attributes", "children", "context", "workflow", "refusals",
-    "handle", "schedules", "client", "worker",
+    "elsewhere", "handle", "schedules", "client", "worker",
 )  # fmt: skip
 """The modules that have the public names, each after those that it needs."""
 
