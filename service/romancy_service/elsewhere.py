@@ -65,26 +65,27 @@ class Elsewhere:
 
     async def complete(self, ref: AttemptRef, outcome: CompleteActivity, key: RequestKey) -> Reply | Recorded | None:
         """End the attempt with an outcome, whose fence is filled in. None: it had ended before. Raises StaleTask."""
-        before: Fence | None = None
+        tried: Fence | None = None
         for _ in range(_TRIES):
             task = await self._find(ref)
             fence = _fence(ref, task)
-            if fence == before:
-                break
             leased_ms = task.leased_ms if task is not None and task.leased_ms else self._node.clock.now_ms()
+            meant = replace(outcome, fence=fence, leased_ms=leased_ms)
             try:
                 # Also of one that is not there: the same request may have ended it, and then knows what it was answered.
-                return await self._node.engine.submit(
-                    ref.run_id, replace(outcome, fence=fence, leased_ms=leased_ms), key
-                )
-            except StaleTask as error:
-                before, stale = fence, error
-        else:
-            raise TooMuchContention(ref.run_id)
+                return await self._node.engine.submit(ref.run_id, meant, key)
+            except StaleTask as stale:
+                if fence == tried:
+                    await self._check_ended(ref, stale)
+                    return None
+                tried = fence  # somebody else has it now, perhaps
+        raise TooMuchContention(ref.run_id)
+
+    async def _check_ended(self, ref: AttemptRef, stale: StaleTask) -> None:
+        """Raise `stale` unless it was this very attempt that closed the activity."""
         closed_by = await self._node.closing_attempt(ref.run_id, ref.task_id)
-        if closed_by and closed_by == (ref.attempt or closed_by):
-            return None
-        raise stale
+        if not closed_by or ref.attempt not in (0, closed_by):
+            raise stale
 
     async def beat(self, ref: AttemptRef, details: bytes | None) -> bool:
         """The attempt goes on. Returns whether it is asked to stop. Raises StaleTask."""

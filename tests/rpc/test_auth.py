@@ -61,6 +61,7 @@ TOKENS = {
     "worker": "orders work",
     "operator": "* read,write,work",
     "keeper": "* admin",
+    "approver": "* complete",
 }
 
 
@@ -142,6 +143,8 @@ async def test_every_method_needs_the_right_that_the_table_says(echo: Echo, name
         rights.add(Right.WRITE)
     if Right.WRITE in rights:
         rights.add(Right.READ)
+    if rights & {Right.WRITE, Right.WORK}:
+        rights.add(Right.COMPLETE)
     metadata = bearer(name)
     async with echo.channel() as channel:
         for method in methods(OURS):

@@ -135,9 +135,7 @@ def test_every_rpc_of_the_admin_service_answers(grpc_channel: grpc.Channel) -> N
     assert said in stub.ListNamespaces(admin_service_pb2.ListNamespacesRequest()).namespaces
 
 
-def test_every_rpc_of_the_activity_service_answers(
-    grpc_channel: grpc.Channel, grpc_stub: WorkflowServiceStub
-) -> None:
+def test_every_rpc_of_the_activity_service_answers(grpc_channel: grpc.Channel, grpc_stub: WorkflowServiceStub) -> None:
     stub = ActivityServiceStub(grpc_channel)
     named = activity_service_pb2.ActivityRef(
         run_id=grpc_stub.StartWorkflow(_start("activity")).run_id, activity_id="pay:1"

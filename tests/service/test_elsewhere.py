@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
@@ -31,13 +32,16 @@ from romancy.v1.worker_service_pb2 import (
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CANCELLED
 
 from tests.core.life import CANCEL, cancel_activity, complete, schedule
-from tests.service.cluster import Refusal, Tenant, json, refused, seconds, until
+from tests.service.cluster import Refusal, ShiftedClock, Tenant, json, refused, seconds, until
 from tests.service.scripted_worker import ScriptedWorker
+
+if TYPE_CHECKING:
+    from romancy.v1.activity_service_pb2_grpc import ActivityServiceAsyncStub
 
 QUICK_RETRY = RetryPolicy(initial_interval=seconds(0.05), backoff_coefficient=1, jitter=0)
 
 
-def stub(tenant: Tenant) -> ActivityServiceStub:
+def stub(tenant: Tenant) -> ActivityServiceAsyncStub:
     """The proxy's next replica."""
     return ActivityServiceStub(tenant.open_channel())
 
@@ -78,6 +82,12 @@ async def beat(tenant: Tenant, task: ActivityTask, details: str = "") -> bool:
     if details:
         request.details.CopyFrom(json(details))
     return (await stub(tenant).HeartbeatActivity(request)).cancel_requested
+
+
+async def a_minute_passes(tenant: Tenant) -> None:
+    """For the service, at once."""
+    ShiftedClock.shift_ms += 60_000
+    await asyncio.gather(*(replica.time_moved() for replica in tenant.cluster.replicas))
 
 
 async def last(tenant: Tenant, run_id: str, kind: str) -> HistoryEvent:
@@ -207,7 +217,8 @@ async def test_a_worker_cannot_hand_over_what_is_not_its_own(tenant: Tenant) -> 
 
 @pytest.mark.parametrize("timeout", ["start_to_close_timeout", "heartbeat_timeout"])
 async def test_its_timeouts_go_on_and_leave_its_outcome_unknown(tenant: Tenant, timeout: str) -> None:
-    worker, run_id, task = await left(tenant, **{timeout: seconds(0.5)}, retry_policy=QUICK_RETRY)
+    worker, run_id, task = await left(tenant, **{timeout: seconds(60)}, retry_policy=QUICK_RETRY)
+    await a_minute_passes(tenant)
     again = await worker.activity()
     assert again.attempt == 2
     failed = (await last(tenant, run_id, "activity_attempt_failed")).activity_attempt_failed
@@ -216,7 +227,8 @@ async def test_its_timeouts_go_on_and_leave_its_outcome_unknown(tenant: Tenant, 
 
 
 async def test_its_time_in_all_goes_on_and_nothing_follows(tenant: Tenant) -> None:
-    worker, _, task = await left(tenant, schedule_to_close_timeout=seconds(2))
+    worker, _, task = await left(tenant, schedule_to_close_timeout=seconds(60))
+    await a_minute_passes(tenant)
     failed = (await worker.workflow_task()).events[-1].activity_failed
     assert (failed.failure.type, failed.outcome_unknown) == ("ScheduleToCloseTimeout", True)
     assert (await end(tenant, task)).duplicate, "it ended before"

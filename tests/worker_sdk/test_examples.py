@@ -24,6 +24,11 @@ PRINTED = {
     ],
     "channels": ["Book for Cem; Flyer for Bob; Poster for Ann; close the shop", "111 pages"],
     "counter": ["55"],
+    "elsewhere": [
+        "book: signed by Ann",
+        "vase: broken on the way",
+        "sofa: nothing to take back",
+    ],
     "events": ["order 3: nobody paid", "order 1: 10.00 by Ann", "order 2: 20.00 by Bob", "30.00 in all"],
     "patch": ["shipped the old one, not checked", "shipped the new one, checked"],
     "step": ["invoice over 120.00"],

@@ -80,6 +80,4 @@ class ActivityService(ActivityServiceServicer):
         namespace = namespace_of(activity.namespace, self._node.limits)
         if activity.token:
             return self._elsewhere.by_token(namespace, activity.token)
-        return await self._elsewhere.by_id(
-            namespace, activity.workflow_id, activity.run_id, activity.activity_id
-        )
+        return await self._elsewhere.by_id(namespace, activity.workflow_id, activity.run_id, activity.activity_id)

@@ -219,7 +219,9 @@ def _rights(fault: str, text: str) -> frozenset[Right]:
     try:
         rights = {Right(right) for right in text.split(",")}
     except ValueError as error:
-        raise InvalidConfig(f"{fault} has the rights {text!r}; allowed are read, write, admin, work and complete") from error
+        raise InvalidConfig(
+            f"{fault} has the rights {text!r}; allowed are read, write, admin, work and complete"
+        ) from error
     if Right.ADMIN in rights:
         rights.add(Right.WRITE)
     if Right.WRITE in rights:

@@ -277,6 +277,7 @@ def _check_optional_ids(
     | UpdateWorkflowRequest
     | DeleteWorkflowRequest
     | SetNamespaceRequest
+    | CompleteActivityRequest
     | Hello,
     names: tuple[str, ...],
     limits: Limits,

@@ -352,16 +352,16 @@ class _Connection:
         for token, _ in leaving:
             if node.heartbeats.has_news(token):
                 await node.heartbeats.write(token)
-        while True:
+        held: list[bool] | None = None
+        while held is None:
             faults.point("elsewhere.before")
             try:
                 held = await node.store.hand_over(rows, node.clock.now_ms())
-                break
             except StoreUnavailable as error:
                 if session.closed:
                     return  # the worker comes back with them
                 _log.warning("attempts not handed over", error=str(error), attempts=len(rows))
-            await asyncio.sleep(random.uniform(*_CONTENTION_S))
+                await asyncio.sleep(random.uniform(*_CONTENTION_S))
         faults.point("elsewhere.after")
         for (token, ref), was_held in zip(leaving, held, strict=True):
             if was_held:

@@ -24,7 +24,7 @@ from romancy.v1.worker_service_pb2 import (
     ActivityTask,
 )
 
-from romancy._failure import to_failure
+from romancy._failure import only_error, to_failure
 from romancy._threads import DaemonPool, new_event_loop
 from romancy._watch import Watch
 from romancy.activity import ActivityContext, ActivityDefinition, ActivityInfo, current_activity
@@ -116,7 +116,7 @@ class _Attempt:
             nothing_done = isinstance(error, NothingDone) or not self.begun
             outcome = ActivityCancelledOutcome(nothing_done=nothing_done)
             return ActivityCompletion(token=self.task.token, cancelled=outcome)
-        if isinstance(error, CompleteElsewhere):
+        if isinstance(only_error(error), CompleteElsewhere):
             return ActivityCompletion(token=self.task.token, elsewhere=ActivityElsewhere())
         failure = self.definition.encode_failure(error)
         # An error that the code means to raise is no news to whoever runs it; any other one is to be found at once.

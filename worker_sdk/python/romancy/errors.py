@@ -52,7 +52,7 @@ class NothingDone(TerminalError):
 
 
 class CompleteElsewhere(BaseException):
-    """Raised by an activity to leave its attempt to whoever was given `activity_info().token`: `raise CompleteElsewhere`.
+    """Raised by an activity that somebody else ends, who was given `activity_info().token`: `raise CompleteElsewhere`.
 
     The attempt stays open without its worker until `Client.complete_activity` or `fail_activity` ends it, or a timeout.
     Not an Exception, so that `except Exception` lets it through.
