@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from romancy.v1.failure_pb2 import Failure
+from romancy.v1.history_pb2 import WorkflowCancelRequested
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_COMPENSATING,
@@ -62,7 +63,7 @@ async def describe(node: Node, view: RunView) -> GetWorkflowResponse:
         info=describe_summary(view.summary),
         spec=events[0].workflow_started.spec if events else None,
         outcome=run.outcome,
-        cancel_requested=run.cancel_requested,
+        cancellation=_cancellation(run),
         open_activities=view.counts.get(TaskKind.ACTIVITY, 0),
         open_timers=view.counts.get(TaskKind.TIMER, 0),
     )
@@ -82,6 +83,13 @@ async def describe(node: Node, view: RunView) -> GetWorkflowResponse:
     response.waits.extend(_waits(run, view, saga, node.clock.now_ms()))
     _add_activities(response, view, node.limits.client_message_bytes - _ROOM_BYTES)
     return response
+
+
+def _cancellation(run: Run) -> WorkflowCancelRequested | None:
+    if run.counters.cancellation is None:
+        return None
+    reason, identity = run.counters.cancellation
+    return WorkflowCancelRequested(reason=reason, identity=identity)
 
 
 def _add_activities(response: GetWorkflowResponse, view: RunView, most_bytes: int) -> None:

@@ -22,6 +22,15 @@ PRINTED = {
         "cancelled the leg to Rome",
         "no trip: TerminalError",
     ],
+    "cancellation": [
+        "Bern is too far",
+        "Bob: called off: snow, says Ann",
+        "Bob: we come to an end",
+        "Bob: your bill is paid",
+        "room 7: given back",
+        "the journey ended: cancelled by Ann: snow",
+        "asked by Ann, because of snow",
+    ],
     "channels": ["Book for Cem; Flyer for Bob; Poster for Ann; close the shop", "111 pages"],
     "counter": ["55"],
     "elsewhere": [
@@ -30,6 +39,17 @@ PRINTED = {
         "sofa: nothing to take back",
     ],
     "events": ["order 3: nobody paid", "order 1: 10.00 by Ann", "order 2: 20.00 by Bob", "30.00 in all"],
+    "timers": [
+        "ready, and not too early",
+        "nobody came",
+        "begins later: 1 event",
+        "ready, and not too early",
+        "cup put away",
+        "the run passed its run timeout",
+        "cup put away",
+        "the workflow passed its execution timeout",
+        "the workflow passed its execution timeout",
+    ],
     "patch": ["shipped the old one, not checked", "shipped the new one, checked"],
     "step": ["invoice over 120.00"],
 }

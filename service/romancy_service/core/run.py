@@ -56,6 +56,8 @@ class Counters:
     """Run id of the parent, which of its children this run is, and the parent's workflow id."""
     first_run_id: str = ""
     """The first run of the chain; empty: this one."""
+    cancellation: tuple[str, str] | None = None
+    """Why somebody asked the run to stop, and who."""
     execution_deadline_ms: int = 0
     """When the whole chain must be over; 0: no limit."""
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from romancy.channels import ChannelInfo, Message
     from romancy.children import Child, OtherWorkflow
     from romancy.client import Client
-    from romancy.context import WorkflowContext, WorkflowInfo
+    from romancy.context import Cancellation, WorkflowContext, WorkflowInfo
     from romancy.elsewhere import ActivityRef
     from romancy.errors import (
         ActivityCancelled,
@@ -104,6 +104,7 @@ __all__ = [
     "ActivityTimeout",
     "ApplicationError",
     "Attribute",
+    "Cancellation",
     "ChannelInfo",
     "ChannelModeConflict",
     "ChannelNotFound",

@@ -97,7 +97,8 @@ async def get(client: Client, output: Output, workflow_id: str, run_id: str | No
             ("Run", info.run_id),
             ("Type", info.workflow_type),
             ("Queue", info.task_queue),
-            ("Status", status_name(info.status) + (", to be cancelled" if answer.cancel_requested else "")),
+            ("Status", status_name(info.status) + (", to be cancelled" if answer.HasField("cancellation") else "")),
+            ("Asked to stop", _cancellation(answer)),
             ("Started", moment(info, "start_time")),
             ("Closed", moment(info, "close_time")),
             ("Events", info.history_length),
@@ -112,7 +113,7 @@ async def get(client: Client, output: Output, workflow_id: str, run_id: str | No
         ["ACTIVITY", "ATTEMPT", "WORKER", "SINCE", "NEXT", "PROGRESS", "LAST FAILURE"],
         (
             (
-                *(a.activity_id, a.attempt, a.worker_id, moment(a, "started_time"), moment(a, "due_time")),
+                *(a.activity_id, a.attempt, "elsewhere" if a.elsewhere else a.worker_id, moment(a, "started_time"), moment(a, "due_time")),
                 plain(a.heartbeat_details) if a.HasField("heartbeat_details") else None,
                 f"{a.last_failure.type}: {a.last_failure.message}" if a.HasField("last_failure") else None,
             )
@@ -125,6 +126,14 @@ async def get(client: Client, output: Output, workflow_id: str, run_id: str | No
         ((timer.timer_id, moment(timer, "fire_time")) for timer in answer.timers),
         title="Open timers",
     )
+
+
+def _cancellation(answer: GetWorkflowResponse) -> str | None:
+    """By whom, and why."""
+    if not answer.HasField("cancellation"):
+        return None
+    asked = answer.cancellation
+    return f"by {asked.identity or 'a client'}" + (f": {asked.reason}" if asked.reason else "")
 
 
 def _attributes(shown: Mapping[str, Any]) -> dict[str, Any]:
