@@ -72,7 +72,7 @@ class Elsewhere:
             leased_ms = task.leased_ms if task is not None and task.leased_ms else self._node.clock.now_ms()
             meant = replace(outcome, fence=fence, leased_ms=leased_ms)
             try:
-                # Also of one that is not there: the same request may have ended it, and then knows what it was answered.
+                # Also of one that is not there: the same request may have ended it, and knows its answer then.
                 return await self._node.engine.submit(ref.run_id, meant, key)
             except StaleTask as stale:
                 if fence == tried:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
@@ -30,9 +29,9 @@ def a_worker(stage: Scene, name: str, **environment: str) -> Actor:
 
 async def handed_out(stage: Scene, what: str, attempt: int, *needed: Actor) -> str:
     """The token of an attempt, once its worker gave it away."""
-    file: Path = stage.folder / f"{what}-{attempt}.token"
+    file = stage.folder / f"{what}-{attempt}.token"
     await until(file.exists, f"attempt {attempt} of {what} gave its token away", *needed)
-    return file.read_text()
+    return await asyncio.to_thread(file.read_text)
 
 
 async def has_left(client: Client, what: str) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine
@@ -78,7 +79,7 @@ async def orders(ctx: WorkflowContext) -> str:
 async def up() -> AsyncIterator[LocalService]:
     while not tokens.empty():
         tokens.get()
-    activities = [approve, approve_all]
+    activities: list[Any] = [approve, approve_all]
     async with (
         asyncio.timeout(60),
         testing.service() as service,

@@ -69,7 +69,9 @@ class RequestUpdate:
 
 @dataclass(frozen=True, slots=True)
 class CompleteActivity:
-    """A worker, or somebody elsewhere, ended an attempt: with a result, a failure, or because it was cancelled (neither)."""
+    """A worker, or somebody elsewhere, ended an attempt: with a result, a failure, or because it was cancelled
+    (neither).
+    """
 
     fence: Fence
     leased_ms: int

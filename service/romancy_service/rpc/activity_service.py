@@ -22,7 +22,7 @@ from romancy_service.elsewhere import NOBODY, AttemptRef, Elsewhere
 from romancy_service.errors import RequestIdReused
 from romancy_service.node import Node
 from romancy_service.rpc.auth import identity_of
-from romancy_service.rpc.validate import check_activity_ref, check_completion, check_heartbeat, namespace_of
+from romancy_service.rpc.validate import check_completion, check_heartbeat, namespace_of
 from romancy_service.starter import new_id
 from romancy_service.submission import Recorded, RequestKey
 

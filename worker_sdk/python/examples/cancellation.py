@@ -8,7 +8,17 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from romancy import Client, Worker, WorkflowCancelled, WorkflowContext, activity, compensation, heartbeat, workflow
+from romancy import (
+    Client,
+    Worker,
+    WorkflowCancelled,
+    WorkflowContext,
+    WorkflowHandle,
+    activity,
+    compensation,
+    heartbeat,
+    workflow,
+)
 
 
 @compensation
@@ -64,15 +74,13 @@ async def impatient(ctx: WorkflowContext) -> str:
 
 
 async def main(address: str = "127.0.0.1:7233") -> None:
-    activities = [book, give_back, drive, tell]
     async with (
         Client(address, identity="Ann") as client,
-        Worker(address, workflows=[journey, impatient], activities=activities),
+        Worker(address, workflows=[journey, impatient], activities=[book, give_back, drive, tell]),
     ):
         print(await client.execute_workflow(impatient))
         handle = await client.start_workflow(journey, "Bob")
-        while not any("drive:1" in wait and "runs" in wait for wait in (await handle.describe()).waits):
-            await asyncio.sleep(0.05)
+        await on_the_road(handle)
         await handle.cancel("snow")
         try:
             await handle.result()
@@ -80,6 +88,13 @@ async def main(address: str = "127.0.0.1:7233") -> None:
             print(f"the journey ended: {error}")
         asked = (await handle.describe()).cancellation
         print(f"asked by {asked.identity}, because of {asked.reason}")
+
+
+async def on_the_road(handle: WorkflowHandle[None]) -> None:
+    while True:
+        if any(each.activity_type == "drive" and each.worker_id for each in (await handle.describe()).activities):
+            return
+        await asyncio.sleep(0.05)
 
 
 if __name__ == "__main__":

@@ -64,21 +64,23 @@ async def courier(client: Client, cancelled: asyncio.Event) -> None:
 
 async def main(address: str = "127.0.0.1:7233") -> None:
     cancelled = asyncio.Event()
-    async with Client(address) as client:
-        async with Worker(address, workflows=[ship], activities=[deliver, take_back], activity_slots=1):
-            parcels = {parcel: await client.start_workflow(ship, parcel) for parcel in ("book", "vase", "sofa")}
-            delivering = asyncio.create_task(courier(client, cancelled))
-            print(await parcels["book"].result())
-            await parcels["sofa"].cancel("not wanted any more")
-            cancelled.set()
-            for parcel in ("vase", "sofa"):
-                try:
-                    await parcels[parcel].result()
-                except WorkflowCancelled:
-                    print(f"{parcel}: nothing to take back")
-                except WorkflowFailed as error:
-                    print(f"{parcel}: {error.message}")
-            await delivering
+    async with (
+        Client(address) as client,
+        Worker(address, workflows=[ship], activities=[deliver, take_back], activity_slots=1),
+    ):
+        parcels = {parcel: await client.start_workflow(ship, parcel) for parcel in ("book", "vase", "sofa")}
+        delivering = asyncio.create_task(courier(client, cancelled))
+        print(await parcels["book"].result())
+        await parcels["sofa"].cancel("not wanted any more")
+        cancelled.set()
+        for parcel in ("vase", "sofa"):
+            try:
+                await parcels[parcel].result()
+            except WorkflowCancelled:
+                print(f"{parcel}: nothing to take back")
+            except WorkflowFailed as error:
+                print(f"{parcel}: {error.message}")
+        await delivering
 
 
 if __name__ == "__main__":

@@ -64,15 +64,15 @@ async def main(address: str = "127.0.0.1:7233") -> None:
         late = await client.start_workflow(tea, 0.0, start_delay=timedelta(seconds=0.5))
         print(f"begins later: {(await late.describe()).info.history_length} event")
         print(await late.result())
-        for limits in ({"run_timeout": 0.5}, {"execution_timeout": 0.5}):
+        for limited in (
+            await client.start_workflow(forever, run_timeout=0.5),
+            await client.start_workflow(forever, execution_timeout=0.5),
+            await client.start_workflow(again, 1, run_timeout=60, execution_timeout=0.5),
+        ):
             try:
-                await client.execute_workflow(forever, **limits)  # type: ignore[call-overload]
+                await limited.result()
             except WorkflowTimedOut as error:
                 print(error)
-        try:
-            await client.execute_workflow(again, 1, run_timeout=60, execution_timeout=0.5)
-        except WorkflowTimedOut as error:
-            print(error)
 
 
 if __name__ == "__main__":

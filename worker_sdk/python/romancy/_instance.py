@@ -175,7 +175,9 @@ async def _live(
         loop.excuse_calls()
         if isinstance(recurrence := only_error(error), Recurrence):
             kind, command = "ContinueWorkflow", Command(continue_workflow=_next_run(recurrence, spec, handlers, inbox))
-        elif loop.cancellation is not None and isinstance(only_error(error), asyncio.CancelledError | ActivityCancelled):
+        elif loop.cancellation is not None and isinstance(
+            only_error(error), asyncio.CancelledError | ActivityCancelled
+        ):
             kind, command = "CancelWorkflow", Command(cancel_workflow=CancelWorkflow())
         else:
             kind, command = "FailWorkflow", Command(fail_workflow=FailWorkflow(failure=to_failure(error)))

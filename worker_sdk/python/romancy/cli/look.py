@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.workflow_pb2 import WorkflowStatus
-from romancy.v1.workflow_service_pb2 import WorkflowFilter
+from romancy.v1.workflow_service_pb2 import GetWorkflowResponse, WorkflowFilter
 
 from romancy.cli.attribute import attribute_filters
 from romancy.cli.connection import connected
@@ -113,7 +113,13 @@ async def get(client: Client, output: Output, workflow_id: str, run_id: str | No
         ["ACTIVITY", "ATTEMPT", "WORKER", "SINCE", "NEXT", "PROGRESS", "LAST FAILURE"],
         (
             (
-                *(a.activity_id, a.attempt, "elsewhere" if a.elsewhere else a.worker_id, moment(a, "started_time"), moment(a, "due_time")),
+                *(
+                    a.activity_id,
+                    a.attempt,
+                    "elsewhere" if a.elsewhere else a.worker_id,
+                    moment(a, "started_time"),
+                    moment(a, "due_time"),
+                ),
                 plain(a.heartbeat_details) if a.HasField("heartbeat_details") else None,
                 f"{a.last_failure.type}: {a.last_failure.message}" if a.HasField("last_failure") else None,
             )

@@ -155,8 +155,8 @@ class _Call:
             yield
         except CompleteElsewhere:
             raise DefinitionError(
-                f"{self.fn.__name__} raised CompleteElsewhere, but what it did would be rolled back, and its result not "
-                "recorded: leave @transactional and @undoing out, or return a result"
+                f"{self.fn.__name__} raised CompleteElsewhere, but what it did would be rolled back, and its result "
+                "not recorded: leave @transactional and @undoing out, or return a result"
             ) from None
 
     def record(self, session: Session, value: Any) -> None:
