@@ -14,8 +14,8 @@ from tests.faults.actor import Actor
 from tests.faults.scene import Scene, until
 from tests.faults.stoppers import stopped, timed
 
-SERVICE_DEATHS = ("commit.before:1", *(f"commit.after:{number}" for number in range(1, 7)))
-"""The request, the code's answer, the clean-up, what is shielded, the end, the compensation."""
+SERVICE_DEATHS = ("commit.before:1", *(f"commit.after:{number}" for number in range(1, 6)))
+"""The request, the code's answer, the clean-up, what is shielded and the end, the compensation."""
 WORKER_DEATHS = ("tell", "hand_over", "release")
 TIMER_DEATHS = ("commit.before:2", "commit.after:3", "commit.after:5", "commit.before:7")
 
