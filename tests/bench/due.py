@@ -42,14 +42,17 @@ def due(databases: Databases) -> Iterator[Measurement]:
     last_ms = first_ms + _SECOND_MS
     with system(database, worker=False) as running:
         time.sleep(max(first_ms / 1000 - time.time(), 0))
+        before_s = running.service.cpu_s()
         asyncio.run(_all_fired(running.address))
         seen_s = time.time() - last_ms / 1000
+        cpu_s = running.service.cpu_s() - before_s
     lateness = sorted(asyncio.run(_lateness(database.url)))
     if lateness[0] < 0:
         raise AssertionError(f"a timer fired {-lateness[0]} ms before its time")
     yield Measurement("timer_lateness_10000_due_p50_s", databases.name, 0, lateness[TIMERS // 2] / 1000, "s")
     yield Measurement("timer_lateness_10000_due_max_s", databases.name, 0, lateness[-1] / 1000, "s")
     yield Measurement("timers_10000_all_fired_after_s", databases.name, 0, seen_s, "s")
+    yield Measurement("timers_10000_cpu_s", databases.name, 0, cpu_s, "s")
 
 
 async def _seed(url: str) -> int:
