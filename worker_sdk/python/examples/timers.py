@@ -61,12 +61,12 @@ async def main(address: str = "127.0.0.1:7233") -> None:
     ):
         print(await client.execute_workflow(tea, 0.005))
         print(await client.execute_workflow(guests, 0.2))
-        late = await client.start_workflow(tea, 0.0, start_delay=timedelta(seconds=0.5))
+        late = await client.start_workflow(tea, 0.0, start_delay=timedelta(seconds=1))
         print(f"begins later: {(await late.describe()).info.history_length} event")
         print(await late.result())
         for limited in (
-            await client.start_workflow(forever, run_timeout=0.5),
-            await client.start_workflow(forever, execution_timeout=0.5),
+            await client.start_workflow(forever, run_timeout=2),
+            await client.start_workflow(forever, execution_timeout=2),
             await client.start_workflow(again, 1, run_timeout=60, execution_timeout=0.5),
         ):
             try:
