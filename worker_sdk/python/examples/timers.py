@@ -9,7 +9,16 @@ import asyncio
 import sys
 from datetime import timedelta
 
-from romancy import Client, Worker, WorkflowContext, WorkflowTimedOut, activity, compensation, workflow
+from romancy import (
+    Client,
+    Worker,
+    WorkflowContext,
+    WorkflowHandle,
+    WorkflowTimedOut,
+    activity,
+    compensation,
+    workflow,
+)
 
 
 @compensation
@@ -64,15 +73,16 @@ async def main(address: str = "127.0.0.1:7233") -> None:
         late = await client.start_workflow(tea, 0.0, start_delay=timedelta(seconds=1))
         print(f"begins later: {(await late.describe()).info.history_length} event")
         print(await late.result())
-        for limited in (
-            await client.start_workflow(forever, run_timeout=2),
-            await client.start_workflow(forever, execution_timeout=2),
-            await client.start_workflow(again, 1, run_timeout=60, execution_timeout=0.5),
-        ):
-            try:
-                await limited.result()
-            except WorkflowTimedOut as error:
-                print(error)
+        await runs_out(await client.start_workflow(forever, run_timeout=2))
+        await runs_out(await client.start_workflow(forever, execution_timeout=2))
+        await runs_out(await client.start_workflow(again, 1, run_timeout=60, execution_timeout=0.5))
+
+
+async def runs_out(handle: WorkflowHandle[None]) -> None:
+    try:
+        await handle.result()
+    except WorkflowTimedOut as error:
+        print(error)
 
 
 if __name__ == "__main__":
