@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Final
 
 from tests.bench.database import Databases, databases
+from tests.bench.due import due
 from tests.bench.fan import fan
 from tests.bench.load import count_rows, load
 from tests.bench.measurement import Measurement, show, write
 from tests.bench.sleepers import sleepers
 from tests.bench.walk import walk
 
-PARTS: Final = ("load", "lone", "walk", "fan", "sleepers")
+PARTS: Final = ("load", "lone", "walk", "fan", "sleepers", "due")
 DATABASES: Final = ("postgres", "sqlite")
 IN_FLIGHT: Final = (16, 256, 1024)
 
@@ -53,6 +54,8 @@ def _measure(made: Databases, options: argparse.Namespace) -> Iterator[Measureme
         yield from fan(made)
     if "sleepers" in options.only:
         yield from sleepers(made)
+    if "due" in options.only:
+        yield from due(made)
 
 
 def _progress(measurement: Measurement) -> None:

@@ -42,7 +42,7 @@ from romancy_service.store.postgres_removal import (
     clear,
     forget,
 )
-from romancy_service.store.postgres_tasks import CLAIM, HEARTBEAT, LEASED, LEASES, LOAD, RELEASE, WANTS
+from romancy_service.store.postgres_tasks import CLAIM, HAND_OVER, HEARTBEAT, LEASED, LEASES, LOAD, RELEASE, WANTS
 from romancy_service.store.removal import BELONGINGS, PIECE_BYTES, PIECE_ROWS, PIECE_RUNS
 from romancy_service.store.rows import Row, loaded_run
 from romancy_service.store.sql import CLIENT_READ_S, compiled
@@ -391,6 +391,12 @@ class PostgresStore(Store):
         held = await self._fetch(self._by_key, HEARTBEAT, *LEASES.values(lease=rows), now_ms)
         alive = {row["position"] for row in held}
         return [position in alive for position in range(len(beats))]
+
+    async def hand_over(self, leases: Sequence[LeasedRow], now_ms: int) -> list[bool]:
+        rows = [(e.run_id, e.task_id, e.attempt, e.owner, e.epoch, None, n) for n, e in enumerate(leases)]
+        held = await self._fetch(self._by_key, HAND_OVER, *LEASES.values(lease=rows), now_ms)
+        handed_over = {row["position"] for row in held}
+        return [position in handed_over for position in range(len(leases))]
 
     # The rest -----------------------------------------------------------------------------------------------------
 
