@@ -21,20 +21,20 @@ class ProcessFailed(Exception):
 
 
 class Process:
-    """`python -m module arguments...` of this checkout. Standard error goes to a file, standard output to `lines`."""
+    """A program. Standard error goes to a file, and standard output to `lines` if it `tells`, else to the file too."""
 
-    def __init__(self, name: str, module: str, arguments: Sequence[str], folder: Path) -> None:
+    def __init__(self, name: str, command: Sequence[str], folder: Path, *, tells: bool = True) -> None:
         self.name = name
         self._log = folder / f"{name}.log"
         paths = [str(ROOT), str(ROOT / "service"), str(ROOT / "worker_sdk" / "python")]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                command,
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdout=subprocess.PIPE if tells else log,
                 stderr=log,
                 text=True,
             )
@@ -73,6 +73,10 @@ class Process:
         """Memory that it occupies now."""
         return self._usage.memory_info().rss / 1e6
 
+    def kill(self) -> None:
+        """Make it end at once."""
+        self._process.kill()
+
     def stop(self) -> None:
         """Ask it to end, and make it end if it does not."""
         if self._process.poll() is None:
@@ -86,6 +90,11 @@ class Process:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
+
+
+def python(module: str, *arguments: object, interpreter: Path | str = sys.executable) -> list[str]:
+    """The command that runs a module of this checkout."""
+    return [str(interpreter), "-m", module, *map(str, arguments)]
 
 
 def tree_cpu_s(pid: int) -> float:

@@ -1,0 +1,45 @@
+"""DBOS: a library with its state in Postgres. One process is worker and client, which spares it all messages."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+from tests.bench.database import PostgresCluster
+from tests.bench.peers.entrant import Running, Terms, processes
+from tests.bench.peers.installation import interpreter
+from tests.bench.process import python
+
+SETTINGS: Final[dict[str, Any]] = {
+    "sys_db_pool_size": 20,
+    "max_executor_threads": 20,  # its async steps call the database from threads; more only wait for connections
+    "use_listen_notify": True,
+}
+"""Of `DBOSConfig`; docs/peers.md has what else was tried."""
+
+
+class Dbos:
+    """See Entrant."""
+
+    name = "dbos"
+    database = "postgres"
+
+    def prepare(self, cluster: PostgresCluster) -> None:
+        """See Entrant."""
+        self._cluster = cluster
+        self._python = interpreter()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Running]:
+        """See Entrant. The library starts with the client."""
+        url = self._cluster.fresh().url.replace("postgresql://", "postgresql+psycopg://")
+
+        def client(terms: Terms) -> list[str]:
+            program = "tests.bench.peers.programs.dbos_app"
+            return python(program, url, json.dumps(SETTINGS), *terms.words, interpreter=self._python)
+
+        with processes(self._cluster) as running:
+            running.client_command = client
+            yield running
