@@ -1,4 +1,4 @@
-"""Closed loop: the load that every system is measured under. Needs nothing but Python, so peers' clients have it too."""
+"""Closed loop: the load that every system is measured under. Needs nothing but Python, as peers' clients use it too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Final
 from tests.bench.order import Order, Receipt, check_receipt, order
 
 PATIENCE_S: Final = 60.0
-"""A period ends by then even if it has not seen as many orders as are open; and so long may the last ones take to end."""
+"""A period ends by then even if fewer orders ended than are open; and so long may the last ones take to end."""
 
 Place = Callable[[Order], Awaitable[Receipt]]
 """Starts a workflow for the order, and waits for its result."""

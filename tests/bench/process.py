@@ -73,6 +73,10 @@ class Process:
         """Memory that it occupies now."""
         return self._usage.memory_info().rss / 1e6
 
+    def finish(self) -> None:
+        """Wait for its end, which it is on its way to."""
+        self._process.wait(_STOP_S)
+
     def kill(self) -> None:
         """Make it end at once."""
         self._process.kill()

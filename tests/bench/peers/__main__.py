@@ -68,10 +68,14 @@ def _parser(names: list[str]) -> argparse.ArgumentParser:
         default=names,
         help="these; postgres and sqlite are ours, rows and frames are the floors, and rows needs postgres",
     )
-    parser.add_argument("--in-flight", nargs="+", type=int, default=IN_FLIGHT, metavar="N", help="loads, beside a lone order")
+    parser.add_argument(
+        "--in-flight", nargs="+", type=int, default=IN_FLIGHT, metavar="N", help="loads, beside a lone order"
+    )
     parser.add_argument("--seconds", type=float, default=8.0, help="so long, at least, is each load measured")
     parser.add_argument("--rounds", type=int, default=3, help="so often is each load measured; medians count")
-    parser.add_argument("--output", type=Path, default=Path("bench-peers.json"), metavar="FILE", help="where rows are kept")
+    parser.add_argument(
+        "--output", type=Path, default=Path("bench-peers.json"), metavar="FILE", help="where rows are kept"
+    )
     return parser
 
 

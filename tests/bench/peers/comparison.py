@@ -90,7 +90,17 @@ def _short(value: object) -> object:
 
 def show(made: Sequence[Row]) -> None:
     """Print a table, a line for each row with figures, and below it what was left out."""
-    headings = ("in flight", "system", "database", "workflows/s", "of ours", "lone p50", "p99 ms", "CPU s/1000", "others")
+    headings = (
+        "in flight",
+        "system",
+        "database",
+        "workflows/s",
+        "of ours",
+        "lone p50",
+        "p99 ms",
+        "CPU s/1000",
+        "others",
+    )
     table = Table(*headings)
     for column in table.columns[3:]:
         column.justify = "right"

@@ -63,6 +63,8 @@ class OursOnSqlite:
     @contextlib.contextmanager
     def running(self) -> Iterator[Running]:
         """See Entrant."""
-        with tempfile.TemporaryDirectory(prefix="romancy-bench-") as folder:
-            with system(SqliteDatabase(Path(folder))) as started:
-                yield _Running(started)
+        with (
+            tempfile.TemporaryDirectory(prefix="romancy-bench-") as folder,
+            system(SqliteDatabase(Path(folder))) as started,
+        ):
+            yield _Running(started)

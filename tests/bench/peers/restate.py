@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -20,7 +19,7 @@ from tests.bench.system import free_port
 PARTITIONS: Final = 24
 """Its default; docs/peers.md has what else was tried."""
 _START_S: Final = 60.0
-# fsync of the log is on by default (`bifrost.local` and `log-server`); it is said here so that no default can change it.
+# fsync of the log is on by default; it is said here so that no default can change it.
 _SERVER: Final = """
 base-dir = "{folder}/restate"
 cluster-name = "bench"
@@ -68,11 +67,10 @@ class Restate:
     def running(self) -> Iterator[Running]:
         """See Entrant."""
         node_port, ingress_port, admin_port, service_port = (free_port() for _ in range(4))
-        ingress, admin = (f"http://127.0.0.1:{port}" for port in (ingress_port, admin_port))
 
         def client(terms: Terms) -> list[str]:
             program = "tests.bench.peers.programs.restate_client"
-            return python(program, ingress, *terms.words, interpreter=self._python)
+            return python(program, f"http://127.0.0.1:{ingress_port}", *terms.words, interpreter=self._python)
 
         with processes() as running:
             running.client_command = client
@@ -88,9 +86,9 @@ class Restate:
             )
             server = running.start("server", [str(self._server), "--no-logo", "--config-file", str(config)])
             service = self._start_service(running, service_port)
-            _ask(f"{admin}/health", server)
-            _ask(f"{ingress}/restate/health", server)
-            _ask(f"{admin}/deployments", service, {"uri": f"http://127.0.0.1:{service_port}"})
+            _ask(admin_port, "/health", server)
+            _ask(ingress_port, "/restate/health", server)
+            _ask(admin_port, "/deployments", service, {"uri": f"http://127.0.0.1:{service_port}"})
             yield running
 
     def _start_service(self, running: Processes, port: int) -> Process:
@@ -104,17 +102,25 @@ def _write(file: Path, text: str) -> Path:
     return file
 
 
-def _ask(url: str, process: Process, document: object = None) -> None:
+def _ask(port: int, path: str, process: Process, document: object = None) -> None:
     """Ask until the answer is good."""
     deadline = time.monotonic() + _START_S
-    while True:
+    while not _answers(port, path, document):
         process.check()
-        body = json.dumps(document).encode() if document is not None else None
-        request = urllib.request.Request(url, body, {"content-type": "application/json"})
-        try:
-            with urllib.request.urlopen(request, timeout=10):
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{url} did not answer within {_START_S:.0f} s: {error}") from error
-            time.sleep(0.1)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{process.name} did not answer on {path} within {_START_S:.0f} s")
+        time.sleep(0.1)
+
+
+def _answers(port: int, path: str, document: object) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        if document is None:
+            connection.request("GET", path)
+        else:
+            connection.request("POST", path, json.dumps(document), {"content-type": "application/json"})
+        return connection.getresponse().status < http.HTTPStatus.BAD_REQUEST
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
