@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import socket
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +20,8 @@ from tests.bench.database import Database
 from tests.bench.process import Process, machine_cpu_s, python
 
 _START_S: Final = 30.0
+_PORTS: Final = (20_000, 32_000)
+"""Below those that the system gives to connections, and within what a signed number of 16 bits can hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +125,9 @@ def _wait_for(running: System) -> None:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of the loopback that nobody listens on now, and that no connection is given by chance."""
+    while True:
+        port = random.randint(*_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

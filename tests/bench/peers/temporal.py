@@ -10,17 +10,30 @@ from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 from tests.bench.database import PostgresCluster
-from tests.bench.peers.entrant import Processes, Running, Terms, processes
+from tests.bench.peers.entrant import CannotRun, Processes, Running, Terms, processes
 from tests.bench.peers.installation import carry_out, interpreter, temporal_programs
-from tests.bench.process import Process, python
+from tests.bench.process import ROOT, Process, ProcessFailed, python
 from tests.bench.system import free_port, heard
 
 WORKER: Final[dict[str, Any]] = {"slots": 1_000, "cached": 5_000, "pollers": 10}
+DYNAMIC: Final[dict[str, Any]] = {}
 SHARDS: Final = 4
 CONNECTIONS: Final = 20
 """To Postgres, of each of the server's four services. docs/peers.md has what else was tried."""
 _SETUP_S: Final = 120.0
-_MAIN, _VISIBILITY = "temporal_main", "temporal_visibility"
+_TEMPLATE: Final = "temporal"
+# What lists are made from. On Postgres it needs the extension btree_gin, which our Postgres does not have. So it is in
+# memory, as Temporal's development server has it, which is quicker.
+_VISIBILITY: Final = {
+    "pluginName": "sqlite",
+    "databaseName": "visibility",
+    "connectAddr": "localhost",
+    "connectProtocol": "tcp",
+    "connectAttributes": {"mode": "memory", "cache": "private"},
+    "maxConns": 1,
+    "maxIdleConns": 1,
+    "maxConnLifetime": "1h",
+}
 _PLUGIN: Final = "postgres12_pgx"
 _SERVICES: Final = ("frontend", "matching", "history", "worker")
 _PROGRAM: Final = "tests.bench.peers.programs.temporal_worker"
@@ -38,27 +51,29 @@ class Temporal:
         self._python = interpreter()
         self._programs = temporal_programs()
         self._socket = parse_qs(urlsplit(cluster.url("postgres")).query)["host"][0]
-        for database, schema in ((_MAIN, "temporal"), (_VISIBILITY, "visibility")):
-            cluster.fresh(name=database)
-            self._set_up(database, "setup-schema", "-v", "0.0")
-            self._set_up(database, "update-schema", "-s", f"postgresql/v12/{schema}")
+        cluster.fresh(name=_TEMPLATE)
+        self._set_up("setup-schema", "-v", "0.0")
+        self._set_up("update-schema", "-s", "postgresql/v12/temporal")
         with processes(cluster) as running:
-            address, _ = self._start_server(running, _MAIN, _VISIBILITY)
-            carry_out(python(_PROGRAM, address, "register", interpreter=self._python), Path.cwd(), _SETUP_S)
+            address, server = self._start_server(running, _TEMPLATE)
+            with _blamed_on(server):
+                carry_out(python(_PROGRAM, address, "register", interpreter=self._python), ROOT, _SETUP_S)
         # Who was here is gone: a server that starts soon would wait for it.
-        cluster.execute(_MAIN, "delete from cluster_membership")
+        cluster.execute(_TEMPLATE, "delete from cluster_membership")
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Running]:
         """See Entrant."""
-        main, visibility = (self._cluster.fresh(template=database).name for database in (_MAIN, _VISIBILITY))
+        database = self._cluster.fresh(template=_TEMPLATE).name
+        # The schema's version is kept by the database's name.
+        self._cluster.execute(database, f"update schema_version set db_name = '{database}'")
         with processes(self._cluster) as running:
-            address, server = self._start_server(running, main, visibility)
+            address, server = self._start_server(running, database)
             worker = running.start(
                 "worker", python(_PROGRAM, address, json.dumps(WORKER), interpreter=self._python), tells=True
             )
-            heard(worker, "ready")
-            server.check()
+            with _blamed_on(server):
+                heard(worker, "ready")
 
             def client(terms: Terms) -> list[str]:
                 program = "tests.bench.peers.programs.temporal_client"
@@ -67,25 +82,25 @@ class Temporal:
             running.client_command = client
             yield running
 
-    def _set_up(self, database: str, *words: str) -> None:
+    def _set_up(self, *words: str) -> None:
         where = ("--ep", "localhost", "-p", "5432", "-u", "postgres", "--pw", "none", "--pl", _PLUGIN)
         tool = str(self._programs / "temporal-sql-tool")
-        carry_out([tool, *where, "--db", database, "--ca", f"host={self._socket}", *words], self._programs, _SETUP_S)
+        carry_out([tool, *where, "--db", _TEMPLATE, "--ca", f"host={self._socket}", *words], self._programs, _SETUP_S)
 
-    def _start_server(self, running: Processes, main: str, visibility: str) -> tuple[str, Process]:
+    def _start_server(self, running: Processes, database: str) -> tuple[str, Process]:
         dynamic = running.folder / "dynamic.yaml"
-        dynamic.write_text("{}\n")
+        dynamic.write_text(json.dumps({name: [{"value": value}] for name, value in DYNAMIC.items()}))
         port = free_port()
         config = running.folder / "temporal.yaml"
         # JSON is YAML.
-        config.write_text(json.dumps(self._config(port, main, visibility, dynamic), indent=1))
+        config.write_text(json.dumps(self._config(port, database, dynamic), indent=1))
         server = running.start(
             "server",
             [str(self._programs / "temporal-server"), "--config-file", str(config), "--allow-no-auth", "start"],
         )
         return f"127.0.0.1:{port}", server
 
-    def _config(self, port: int, main: str, visibility: str, dynamic: Path) -> dict[str, Any]:
+    def _config(self, port: int, database: str, dynamic: Path) -> dict[str, Any]:
         """As `development-postgres12.yaml` of the server's own repository, where nothing else is said."""
         ports = {name: free_port() for name in _SERVICES} | {"frontend": port}
         return {
@@ -95,8 +110,8 @@ class Temporal:
                 "visibilityStore": "visibility",
                 "numHistoryShards": SHARDS,
                 "datastores": {
-                    "main": {"sql": self._store(main, CONNECTIONS)},
-                    "visibility": {"sql": self._store(visibility, 2)},
+                    "main": {"sql": self._store(database)},
+                    "visibility": {"sql": _VISIBILITY},
                 },
             },
             "global": {"membership": {"maxJoinDuration": "30s", "broadcastAddress": "127.0.0.1"}},
@@ -123,7 +138,7 @@ class Temporal:
             "dynamicConfigClient": {"filepath": str(dynamic), "pollInterval": "10s"},
         }
 
-    def _store(self, database: str, connections: int) -> dict[str, Any]:
+    def _store(self, database: str) -> dict[str, Any]:
         return {
             "pluginName": _PLUGIN,
             "databaseName": database,
@@ -132,7 +147,17 @@ class Temporal:
             "connectAttributes": {"host": self._socket},
             "user": "postgres",
             "password": "none",
-            "maxConns": connections,
-            "maxIdleConns": connections,
+            "maxConns": CONNECTIONS,
+            "maxIdleConns": CONNECTIONS,
             "maxConnLifetime": "1h",
         }
+
+
+@contextlib.contextmanager
+def _blamed_on(server: Process) -> Iterator[None]:
+    """If the block fails because the server is gone, the server's last words say why."""
+    try:
+        yield
+    except (CannotRun, ProcessFailed):
+        server.check()
+        raise

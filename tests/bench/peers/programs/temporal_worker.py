@@ -17,7 +17,7 @@ from google.protobuf.duration_pb2 import Duration
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, RegisterNamespaceRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
-from temporalio.worker import PollerBehaviorAutoscaling, UnsandboxedWorkflowRunner, Worker
+from temporalio.worker import PollerBehaviorAutoscaling, PollerBehaviorSimpleMaximum, UnsandboxedWorkflowRunner, Worker
 
 from tests.bench.closed_loop import tell
 from tests.bench.peers.programs.temporal_saga import (
@@ -73,14 +73,15 @@ async def served(client: Client) -> None:
 
 def worker(client: Client, settings: dict[str, Any]) -> Worker:
     """A worker with many slots, a cache for all open workflows, and no sandbox."""
+    pollers = PollerBehaviorSimpleMaximum(settings["pollers"]) if settings["pollers"] else PollerBehaviorAutoscaling()
     return Worker(
         client,
         task_queue=TASK_QUEUE,
         workflows=[OrderWorkflow],
         activities=[reserve, pay, ship, cancel_reservation, refund],
         workflow_runner=UnsandboxedWorkflowRunner(),
-        workflow_task_poller_behavior=PollerBehaviorAutoscaling(initial=settings["pollers"]),
-        activity_task_poller_behavior=PollerBehaviorAutoscaling(initial=settings["pollers"]),
+        workflow_task_poller_behavior=pollers,
+        activity_task_poller_behavior=pollers,
         max_cached_workflows=settings["cached"],
         max_concurrent_workflow_tasks=settings["slots"],
         max_concurrent_activities=settings["slots"],
