@@ -49,7 +49,12 @@ class ClosedLoop:
     _reached: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self, warm_up_s: float, seconds: float) -> None:
-        """Warm up, measure, and let what is open end."""
+        """Warm up, measure, and let what is open end, within a minute."""
+        with suppress(TimeoutError):
+            await self._load(warm_up_s, seconds)
+        tell(at="done", started=self.started, unfinished=self.started - self.ended)
+
+    async def _load(self, warm_up_s: float, seconds: float) -> None:
         async with asyncio.timeout(None) as ending, asyncio.TaskGroup() as group:
             for _ in range(self.in_flight):
                 group.create_task(self._place_orders())
@@ -63,7 +68,6 @@ class ClosedLoop:
             elapsed_s = time.perf_counter() - begin
             tell(at="end", elapsed_s=elapsed_s, completed=len(self.latencies_s), latencies_s=sorted(self.latencies_s))
             ending.reschedule(asyncio.get_running_loop().time() + PATIENCE_S)
-        tell(at="done", started=self.started)
 
     async def _period(self, seconds: float) -> None:
         self._target = self.ended + self.in_flight

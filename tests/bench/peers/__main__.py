@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     contest = Contest([known[name] for name in known if name in options.systems], options.seconds)
     with databases("postgres") as made:
         contest.prepare(made.cluster)
+        if options.tune:
+            contest.tune()
         for in_flight in (LONE, *options.in_flight):
             for _ in range(options.rounds):
                 contest.take_turns(in_flight)
@@ -70,6 +72,12 @@ def _parser(names: list[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--in-flight", nargs="+", type=int, default=IN_FLIGHT, metavar="N", help="loads, beside a lone order"
+    )
+    parser.add_argument(
+        "--tune",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="first try the ways to set a peer up, and take its fastest",
     )
     parser.add_argument("--seconds", type=float, default=8.0, help="so long, at least, is each load measured")
     parser.add_argument("--rounds", type=int, default=3, help="so often is each load measured; medians count")

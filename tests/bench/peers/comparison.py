@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -37,14 +37,22 @@ class Row:
     """Its lone_p50_ms divided by that of ours on Postgres."""
     cores_used: float | None = None
     cores_used_by_others: float | None = None
+    unfinished: int = 0
+    """Orders of all rounds that had not ended a minute after the last one was placed."""
     rounds: int = 0
+    variant: str | None = None
+    """How it was set up, where there was a choice."""
     left_out: str | None = None
     """Why there are no figures, or fewer than there should be."""
 
 
-def rows(samples: Mapping[Key, Sequence[Sample]], left_out: Mapping[tuple[str, str], str]) -> list[Row]:
+def rows(
+    samples: Mapping[Key, Sequence[Sample]],
+    left_out: Mapping[tuple[str, str], str],
+    variants: Mapping[tuple[str, str], str],
+) -> list[Row]:
     """A row for each system and load, in the order in which they were first measured; then those that were left out."""
-    made = [_row(key, samples) for key in samples]
+    made = [replace(_row(key, samples), variant=variants.get(key[:2])) for key in samples]
     return made + [Row(system, database, None, left_out=why) for (system, database), why in left_out.items()]
 
 
@@ -74,6 +82,7 @@ def _row(key: Key, samples: Mapping[Key, Sequence[Sample]]) -> Row:
         lone_p50_ratio_to_ours=ratio(lambda s: s.p50_ms, 1),
         cores_used=own(lambda s: s.cores_used),
         cores_used_by_others=own(lambda s: s.cores_used_by_others),
+        unfinished=sum(sample.unfinished for sample in samples[key]),
         rounds=len(samples[key]),
     )
 
@@ -111,12 +120,16 @@ def show(made: Sequence[Row]) -> None:
         )
         table.add_row(str(row.in_flight), row.system, row.database, *map(_text, figures))
     Console(width=110).print(table)
-    for line in _left_out(made):
+    for line in _remarks(made):
         print(line)
 
 
-def _left_out(made: Sequence[Row]) -> Iterator[str]:
-    return (f"{row.system} on {row.database} was left out: {row.left_out}" for row in made if row.left_out)
+def _remarks(made: Sequence[Row]) -> Iterator[str]:
+    for row in made:
+        if row.left_out:
+            yield f"{row.system} on {row.database} was left out: {row.left_out}"
+        if row.unfinished:
+            yield f"{row.system} on {row.database} left {row.unfinished} orders open with {row.in_flight} in flight"
 
 
 def _text(value: float | None) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 from tests.bench.database import PostgresCluster
 from tests.bench.peers.comparison import Key, Row, rows
 from tests.bench.peers.entrant import CannotRun, Entrant
 from tests.bench.peers.sample import Sample, sample
 from tests.bench.process import ProcessFailed
+
+TUNE_IN_FLIGHT: Final = 64
+"""What variants are tried with: more would have the slow ones take minutes."""
 
 
 class Contest:
@@ -31,6 +35,25 @@ class Contest:
             except (CannotRun, ProcessFailed, TimeoutError) as error:
                 self._leave_out(entrant, str(error))
 
+    def tune(self) -> None:
+        """Try the variants of each, and leave it with the one that was fastest."""
+        for entrant in list(self._entrants):
+            rates: dict[str, float] = {}
+            why = ""
+            for variant in entrant.variants:
+                entrant.variant = variant
+                try:
+                    rates[variant] = sample(entrant, TUNE_IN_FLIGHT, self._seconds).workflows_per_s
+                except (CannotRun, ProcessFailed, TimeoutError) as error:
+                    why = f"with {variant}: {error}"
+            if rates:
+                entrant.variant = max(rates, key=lambda variant: rates[variant])
+                tried = ", ".join(f"{variant} {rate:.1f}/s" for variant, rate in rates.items())
+                _tell(f"{entrant.name} has {entrant.variant} ({tried})")
+            elif entrant.variants:
+                self.failed = True
+                self._leave_out(entrant, why)
+
     def take_turns(self, in_flight: int) -> None:
         """One round. One that breaks is left out of those that follow, with the reason."""
         for entrant in list(self._entrants):
@@ -41,19 +64,22 @@ class Contest:
                 self._leave_out(entrant, f"with {in_flight} in flight: {error}")
                 continue
             self._samples.setdefault((entrant.name, entrant.database, in_flight), []).append(taken)
-            print(
+            _tell(
                 f"{in_flight:>5}  {entrant.name:<12} {entrant.database:<9} {taken.workflows_per_s:>7.1f}/s"
                 f"  p50 {taken.p50_ms:>7.1f} ms  p99 {taken.p99_ms:>7.1f} ms"
-                f"  {taken.cpu_s_per_1000_workflows:>6.2f} CPU s/1000  others {taken.cores_used_by_others:.2f} cores",
-                file=sys.stderr,
-                flush=True,
+                f"  {taken.cpu_s_per_1000_workflows:>6.2f} CPU s/1000  others {taken.cores_used_by_others:.2f} cores"
             )
 
     def rows(self) -> list[Row]:
         """What is known by now."""
-        return rows(self._samples, self._left_out)
+        variants = {(entrant.name, entrant.database): entrant.variant for entrant in self._entrants if entrant.variant}
+        return rows(self._samples, self._left_out, variants)
 
     def _leave_out(self, entrant: Entrant, why: str) -> None:
-        print(f"{entrant.name} on {entrant.database} is left out: {why}", file=sys.stderr, flush=True)
+        _tell(f"{entrant.name} on {entrant.database} is left out: {why}")
         self._entrants.remove(entrant)
         self._left_out[entrant.name, entrant.database] = why
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

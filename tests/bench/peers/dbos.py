@@ -12,12 +12,13 @@ from tests.bench.peers.entrant import Running, Terms, processes
 from tests.bench.peers.installation import interpreter
 from tests.bench.process import python
 
-SETTINGS: Final[dict[str, Any]] = {
-    "sys_db_pool_size": 20,
-    "max_executor_threads": 20,  # its async steps call the database from threads; more only wait for connections
-    "use_listen_notify": True,
+# Its async steps call the database from threads: as many as there are connections, or, by default, as many as it likes.
+VARIANTS: Final[dict[str, dict[str, Any]]] = {
+    "20 connections, 20 threads": {"sys_db_pool_size": 20, "max_executor_threads": 20},
+    "defaults": {},
+    "50 connections, 50 threads": {"sys_db_pool_size": 50, "max_executor_threads": 50},
 }
-"""Of `DBOSConfig`; docs/peers.md has what else was tried."""
+"""Of `DBOSConfig`."""
 
 
 class Dbos:
@@ -25,6 +26,8 @@ class Dbos:
 
     name = "dbos"
     database = "postgres"
+    variants = tuple(VARIANTS)
+    variant = variants[0]
 
     def prepare(self, cluster: PostgresCluster) -> None:
         """See Entrant."""
@@ -38,7 +41,7 @@ class Dbos:
 
         def client(terms: Terms) -> list[str]:
             program = "tests.bench.peers.programs.dbos_app"
-            return python(program, url, json.dumps(SETTINGS), *terms.words, interpreter=self._python)
+            return python(program, url, json.dumps(VARIANTS[self.variant]), *terms.words, interpreter=self._python)
 
         with processes(self._cluster) as running:
             running.client_command = client

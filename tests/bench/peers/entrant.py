@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +49,13 @@ class Entrant(Protocol):
 
     name: str
     database: str
+    variant: str
+    """Which of `variants` is in use. May be changed between runs."""
+
+    @property
+    def variants(self) -> Sequence[str]:
+        """The ways to set it up that are worth a try, by name; none: there is one way."""
+        ...
 
     def prepare(self, cluster: PostgresCluster) -> None:
         """Fetch, build and set up what all its runs need. Raises CannotRun."""

@@ -36,6 +36,8 @@ class BareRows:
 
     name = "bare asyncpg"
     database = "postgres"
+    variants = ()
+    variant = ""
 
     def __init__(self, ours: OursOnPostgres) -> None:
         self._ours = ours
@@ -75,6 +77,8 @@ class BareFrames:
 
     name = "bare grpc.aio"
     database = "none"
+    variants = ()
+    variant = ""
 
     def prepare(self, cluster: PostgresCluster) -> None:
         """See Entrant."""

@@ -34,6 +34,8 @@ class OursOnPostgres:
 
     name = NAME
     database = "postgres"
+    variants = ()
+    variant = ""
 
     def __init__(self) -> None:
         self.last: Database | None = None
@@ -56,6 +58,8 @@ class OursOnSqlite:
 
     name = NAME
     database = "sqlite"
+    variants = ()
+    variant = ""
 
     def prepare(self, cluster: PostgresCluster) -> None:
         """Nothing is needed."""

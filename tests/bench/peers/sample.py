@@ -27,6 +27,8 @@ class Sample:
     """Of all processes together: servers, database, workers, client."""
     cores_used: float
     cores_used_by_others: float
+    unfinished: int = 0
+    """Orders that had not ended a minute after the last one was placed. All that ended were checked."""
 
 
 def sample(entrant: Entrant, in_flight: int, seconds: float) -> Sample:
@@ -40,7 +42,7 @@ def sample(entrant: Entrant, in_flight: int, seconds: float) -> Sample:
             used, busy = running.cpu_s(), machine_cpu_s()
             measured = heard(client, "end")
             used, busy = running.cpu_s() - used, machine_cpu_s() - busy
-            heard(client, "done")
+            unfinished = heard(client, "done").get("unfinished", 0)
         finally:
             watchdog.cancel()
     completed, elapsed_s = measured["completed"], measured["elapsed_s"]
@@ -51,4 +53,5 @@ def sample(entrant: Entrant, in_flight: int, seconds: float) -> Sample:
         cpu_s_per_1000_workflows=1e3 * used / completed if completed else float("nan"),
         cores_used=used / elapsed_s,
         cores_used_by_others=max(0.0, busy - used) / elapsed_s,
+        unfinished=unfinished,
     )

@@ -15,11 +15,22 @@ from tests.bench.peers.installation import carry_out, interpreter, temporal_prog
 from tests.bench.process import ROOT, Process, ProcessFailed, python
 from tests.bench.system import free_port, heard
 
-WORKER: Final[dict[str, Any]] = {"slots": 1_000, "cached": 5_000, "pollers": 10}
-DYNAMIC: Final[dict[str, Any]] = {}
+_WORKER: Final = {"slots": 1_000, "cached": 5_000}
+# Activities go to the worker with the answer that asked for them; and a task queue has one partition instead of four.
+_EAGER: Final = {
+    "system.enableActivityEagerExecution": True,
+    "matching.numTaskqueueReadPartitions": 1,
+    "matching.numTaskqueueWritePartitions": 1,
+}
+VARIANTS: Final[dict[str, tuple[int, dict[str, Any]]]] = {
+    "eager activities, one partition, 5 pollers": (5, _EAGER),
+    "eager activities, one partition, autoscaled pollers": (0, _EAGER),
+    "defaults, 5 pollers": (5, {}),
+}
+"""Pollers of each kind of task (0: autoscaled), and dynamic configuration."""
 SHARDS: Final = 4
 CONNECTIONS: Final = 20
-"""To Postgres, of each of the server's four services. docs/peers.md has what else was tried."""
+"""To Postgres, of each of the server's four services."""
 _SETUP_S: Final = 120.0
 _TEMPLATE: Final = "temporal"
 # What lists are made from. On Postgres it needs the extension btree_gin, which our Postgres does not have. So it is in
@@ -44,6 +55,8 @@ class Temporal:
 
     name = "temporal"
     database = "postgres"
+    variants = tuple(VARIANTS)
+    variant = variants[0]
 
     def prepare(self, cluster: PostgresCluster) -> None:
         """See Entrant. Schema and namespace are made once, in databases that those of the runs are copies of."""
@@ -67,10 +80,13 @@ class Temporal:
         database = self._cluster.fresh(template=_TEMPLATE).name
         # The schema's version is kept by the database's name.
         self._cluster.execute(database, f"update schema_version set db_name = '{database}'")
+        pollers, _ = VARIANTS[self.variant]
         with processes(self._cluster) as running:
             address, server = self._start_server(running, database)
             worker = running.start(
-                "worker", python(_PROGRAM, address, json.dumps(WORKER), interpreter=self._python), tells=True
+                "worker",
+                python(_PROGRAM, address, json.dumps(_WORKER | {"pollers": pollers}), interpreter=self._python),
+                tells=True,
             )
             with _blamed_on(server):
                 heard(worker, "ready")
@@ -89,7 +105,8 @@ class Temporal:
 
     def _start_server(self, running: Processes, database: str) -> tuple[str, Process]:
         dynamic = running.folder / "dynamic.yaml"
-        dynamic.write_text(json.dumps({name: [{"value": value}] for name, value in DYNAMIC.items()}))
+        _, values = VARIANTS[self.variant]
+        dynamic.write_text(json.dumps({name: [{"value": value}] for name, value in values.items()}))
         port = free_port()
         config = running.folder / "temporal.yaml"
         # JSON is YAML.

@@ -12,6 +12,7 @@ from typing import cast
 
 import pytest
 
+from tests.bench import closed_loop
 from tests.bench.closed_loop import ClosedLoop
 from tests.bench.database import PostgresCluster
 from tests.bench.order import Order, Receipt, check_receipt, order
@@ -71,6 +72,19 @@ async def test_a_system_that_ends_orders_in_waves_is_measured_over_a_whole_wave(
     assert told["done"]["started"] == load.ended == sum(waves)
 
 
+async def test_orders_that_do_not_end_in_time_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(closed_loop, "PATIENCE_S", 0.0)
+
+    async def place(placed: Order) -> Receipt:
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets it")
+
+    await ClosedLoop(place, 3).run(0, 0)
+    assert _told(capsys)["done"] == {"at": "done", "started": 3, "unfinished": 3}
+
+
 async def test_a_wrong_receipt_ends_the_load() -> None:
     async def place(placed: Order) -> Receipt:
         return Receipt(placed.order_id, 109.97, "TRACK-of-another")
@@ -106,8 +120,11 @@ def test_shares_come_to_their_mean() -> None:
 class _Entrant:
     database = "memory"
 
-    def __init__(self, name: str, lacks: str = "", breaks: str = "") -> None:
+    def __init__(self, name: str, lacks: str = "", breaks: str = "", rates: dict[str, float] | None = None) -> None:
         self.name = name
+        self.rates = rates or {}
+        self.variants = tuple(self.rates)
+        self.variant = self.variants[0] if rates else ""
         self.lacks = lacks
         self.breaks = breaks
 
@@ -123,7 +140,9 @@ class _Entrant:
 def _take(entrant: _Entrant, in_flight: int, seconds: float) -> Sample:
     if entrant.breaks:
         raise ProcessFailed(entrant.breaks)
-    return _sample(100)
+    if entrant.rates.get(entrant.variant) == 0:
+        raise ProcessFailed(f"{entrant.variant} does not work")
+    return _sample(entrant.rates.get(entrant.variant, 100))
 
 
 def test_a_system_that_cannot_run_is_left_out_with_the_reason(
@@ -154,6 +173,19 @@ def test_a_system_that_breaks_does_not_end_the_turns_of_the_others(monkeypatch: 
     ]
 
 
+def test_a_system_is_measured_in_the_way_in_which_it_was_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contest, "sample", _take)
+    one = _Entrant("one", rates={"as it comes": 50, "tuned": 70, "broken": 0})
+    turns = Contest([one, _Entrant("two", rates={"broken": 0}), _Entrant("three")], 1.0)
+    turns.tune()
+    turns.take_turns(16)
+    assert [(row.system, row.workflows_per_s, row.variant, row.left_out) for row in turns.rows()] == [
+        ("one", 70, "tuned", None),
+        ("three", 100, None, None),
+        ("two", None, None, "with broken: broken does not work"),
+    ]
+
+
 # The rows -------------------------------------------------------------------------------------------------------------
 
 
@@ -164,17 +196,18 @@ def test_a_row_has_the_medians_of_the_rounds_and_the_ratio_to_ours(tmp_path: Pat
         ("romancy", "postgres", 256): [_sample(500), _sample(1_000), _sample(900)],
         ("dbos", "postgres", 256): [_sample(90), _sample(30), _sample(80)],
     }
-    write(rows(samples, {}), tmp_path / "bench-peers.json")
+    write(rows(samples, {}, {("dbos", "postgres"): "defaults"}), tmp_path / "bench-peers.json")
     kept = {(row["system"], row["in_flight"]): row for row in json.loads((tmp_path / "bench-peers.json").read_text())}
     dbos = kept["dbos", 256]
     assert (dbos["workflows_per_s"], dbos["ratio_to_ours"], dbos["rounds"]) == (80, 0.08889, 3)
     assert (dbos["lone_p50_ms"], dbos["lone_p99_ms"], dbos["lone_p50_ratio_to_ours"]) == (10, 20, 0.5)
     assert kept["romancy", 256]["ratio_to_ours"] == 1
+    assert (dbos["variant"], kept["romancy", 256]["variant"]) == ("defaults", None)
     assert kept["dbos", 1]["ratio_to_ours"] == 2
 
 
 def test_without_ours_there_is_no_ratio(capsys: pytest.CaptureFixture[str]) -> None:
-    made = rows({("dbos", "postgres", 16): [_sample(90)]}, {("temporal", "postgres"): "no server"})
+    made = rows({("dbos", "postgres", 16): [_sample(90)]}, {("temporal", "postgres"): "no server"}, {})
     assert made[0].ratio_to_ours is None
     show(made)
     assert "temporal on postgres was left out: no server" in capsys.readouterr().out
