@@ -46,6 +46,7 @@ class Contest:
                     rates[variant] = sample(entrant, TUNE_IN_FLIGHT, self._seconds).workflows_per_s
                 except (CannotRun, ProcessFailed, TimeoutError) as error:
                     why = f"with {variant}: {error}"
+                    _tell(f"{entrant.name} does not run {why}")
             if rates:
                 entrant.variant = max(rates, key=lambda variant: rates[variant])
                 tried = ", ".join(f"{variant} {rate:.1f}/s" for variant, rate in rates.items())

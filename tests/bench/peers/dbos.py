@@ -37,12 +37,12 @@ class Dbos:
     @contextlib.contextmanager
     def running(self) -> Iterator[Running]:
         """See Entrant. The library starts with the client."""
-        url = self._cluster.fresh().url.replace("postgresql://", "postgresql+psycopg://")
 
         def client(terms: Terms) -> list[str]:
             program = "tests.bench.peers.programs.dbos_app"
+            url = database.url.replace("postgresql://", "postgresql+psycopg://")
             return python(program, url, json.dumps(VARIANTS[self.variant]), *terms.words, interpreter=self._python)
 
-        with processes(self._cluster) as running:
+        with self._cluster.lent() as database, processes(self._cluster) as running:
             running.client_command = client
             yield running

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 from collections import Counter
@@ -10,25 +9,16 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Final
 
-import asyncpg
-
 from tests.bench.database import PostgresCluster
 from tests.bench.peers.entrant import CannotRun, Processes, Running, Terms, processes
 from tests.bench.peers.ours import OursOnPostgres
 from tests.bench.peers.programs.bare_frames import Kind
-from tests.bench.peers.programs.bare_rows import Plan
 from tests.bench.process import Process, python
 from tests.bench.system import System, free_port, heard, system
 
 _COUNT_S: Final = 3.0
 _COUNTED: Final = "tests.bench.peers.programs.counted"
 _FRAMES: Final = "tests.bench.peers.programs.bare_frames"
-_WRITTEN: Final = """
-select sum(n_tup_ins), sum(n_tup_upd), sum(n_tup_del), sum(pg_table_size(relid)),
-    (select xact_commit from pg_stat_database where datname = current_database()),
-    (select count(*) from runs)
-from pg_stat_user_tables
-"""
 
 
 class BareRows:
@@ -49,27 +39,14 @@ class BareRows:
     @contextlib.contextmanager
     def running(self) -> Iterator[Running]:
         """See Entrant."""
-        if self._ours.last is None:
+        if self._ours.wrote is None:
             raise CannotRun("ours on Postgres must be measured before it")
-        plan = json.dumps(asdict(asyncio.run(_plan(self._ours.last.url))))
-        url = self._cluster.fresh().url
-        with processes(self._cluster) as running:
+        plan = json.dumps(asdict(self._ours.wrote))
+        with self._cluster.lent() as database, processes(self._cluster) as running:
             running.client_command = lambda terms: python(
-                "tests.bench.peers.programs.bare_rows", url, plan, *terms.words
+                "tests.bench.peers.programs.bare_rows", database.url, plan, *terms.words
             )
             yield running
-
-
-async def _plan(url: str) -> Plan:
-    """What ours wrote to this database, for each run."""
-    connection = await asyncpg.connect(url)
-    try:
-        written = await connection.fetchrow(_WRITTEN)
-    finally:
-        await connection.close()
-    assert written is not None  # an aggregate is always one row
-    inserted, updated, deleted, size, statements, runs = map(float, written)
-    return Plan(inserted / runs, updated / runs, deleted / runs, statements / runs, int(size / (inserted + updated)))
 
 
 class BareFrames:
@@ -94,7 +71,7 @@ class BareFrames:
     def plan(self, in_flight: int) -> str:
         """What ours exchanges for each order."""
         if in_flight not in self._plans:
-            with system(self._cluster.fresh(), worker=False) as started:
+            with self._cluster.lent() as database, system(database, worker=False) as started:
                 counts, orders = _count(started, Terms(in_flight, 0, _COUNT_S))
             kinds = {name: asdict(_kind(counts, name, orders)) for name in ("call", "reply", "up", "down")}
             self._plans[in_flight] = json.dumps(kinds)

@@ -77,12 +77,11 @@ class Temporal:
     @contextlib.contextmanager
     def running(self) -> Iterator[Running]:
         """See Entrant."""
-        database = self._cluster.fresh(template=_TEMPLATE).name
-        # The schema's version is kept by the database's name.
-        self._cluster.execute(database, f"update schema_version set db_name = '{database}'")
         pollers, _ = VARIANTS[self.variant]
-        with processes(self._cluster) as running:
-            address, server = self._start_server(running, database)
+        with self._cluster.lent(template=_TEMPLATE) as database, processes(self._cluster) as running:
+            # The schema's version is kept by the database's name.
+            self._cluster.execute(database.name, f"update schema_version set db_name = '{database.name}'")
+            address, server = self._start_server(running, database.name)
             worker = running.start(
                 "worker",
                 python(_PROGRAM, address, json.dumps(_WORKER | {"pollers": pollers}), interpreter=self._python),
