@@ -104,15 +104,19 @@ def python(module: str, *arguments: object, interpreter: Path | str = sys.execut
 def tree_cpu_s(pid: int) -> float:
     """CPU time of a process and its children, those that ended included."""
     parent = psutil.Process(pid)
-    times = parent.cpu_times()
-    total = times.user + times.system + times.children_user + times.children_system
-    for child in parent.children(recursive=True):
-        try:
-            used = child.cpu_times()
-        except psutil.NoSuchProcess:
-            continue  # it just ended; its parent has its time from now on
-        total += used.user + used.system
-    return total
+    while True:
+        before = parent.cpu_times()
+        children = 0.0
+        for child in parent.children(recursive=True):
+            try:
+                used = child.cpu_times()
+            except psutil.NoSuchProcess:
+                continue
+            children += used.user + used.system
+        after = parent.cpu_times()
+        if (before.children_user, before.children_system) == (after.children_user, after.children_system):
+            return after.user + after.system + after.children_user + after.children_system + children
+        # One ended meanwhile: its time is the parent's from now on, and would be counted twice, or not at all.
 
 
 def machine_cpu_s() -> float:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.bench.load import quantile
 from tests.bench.measurement import Measurement, show, write
+from tests.bench.process import tree_cpu_s
 from tests.bench.profile import summary
 
 
@@ -39,3 +43,16 @@ def test_a_profile_counts_a_function_once_for_each_stack_that_it_is_in(tmp_path:
     assert "   0.0%  75.0%  walk (a/b.py)" not in lines
     assert any(line.split() == ["75.0%", "75.0%", "walk", "(a/b.py)"] for line in lines)
     assert any(line.split() == ["25.0%", "100.0%", "main", "(a/b.py)"] for line in lines)
+
+
+def test_the_time_of_a_process_that_ends_is_never_lost() -> None:
+    burn = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
+    process = subprocess.Popen([sys.executable, "-c", burn], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdin, process.stdout:
+        process.stdout.readline()
+        alive_s = tree_cpu_s(os.getpid())
+        process.stdin.close()
+        process.wait()
+    assert tree_cpu_s(os.getpid()) >= alive_s
