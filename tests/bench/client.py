@@ -8,17 +8,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from romancy.v1.history_pb2 import HistoryEvent
 
 from romancy import Client
-from tests.bench.workload import fan_workflow, order, order_workflow, walk_workflow
+from tests.bench.closed_loop import closed_loop, tell
+from tests.bench.workload import fan_workflow, order_workflow, walk_workflow
 
 WARM_WALK: Final = 300
 """Steps of a walk that is not measured: first calls import, compile and connect."""
@@ -26,73 +26,30 @@ WARM_FAN: Final = 100
 """The same for a fan."""
 
 
-def _tell(**document: object) -> None:
-    print(json.dumps(document), flush=True)
-
-
-@dataclass(slots=True)
-class Load:
-    """Orders, so many at a time. Those that end while it is measured count."""
-
-    client: Client
-    in_flight: int
-    started: int = 0
-    stopping: bool = False
-    measuring: bool = False
-    latencies_s: list[float] = field(default_factory=list)
-
-    async def run(self, warm_up_s: float, seconds: float) -> None:
-        """Warm up, measure, and let what is open end."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self.in_flight):
-                group.create_task(self._place_orders())
-            await asyncio.sleep(warm_up_s)
-            self.measuring = True
-            begin = time.perf_counter()
-            _tell(at="begin")
-            await asyncio.sleep(seconds)
-            self.measuring = False
-            self.stopping = True
-            elapsed_s = time.perf_counter() - begin
-            _tell(at="end", elapsed_s=elapsed_s, completed=len(self.latencies_s), latencies_s=sorted(self.latencies_s))
-        _tell(at="done", started=self.started)
-
-    async def _place_orders(self) -> None:
-        while not self.stopping:
-            placed = order(self.started)
-            self.started += 1
-            begin = time.perf_counter()
-            receipt = await self.client.execute_workflow(order_workflow, placed)
-            if receipt.order_id != placed.order_id or round(receipt.total_amount, 2) != 109.97:
-                raise AssertionError(f"the order {placed.order_id} came back as {receipt}")
-            if self.measuring:
-                self.latencies_s.append(time.perf_counter() - begin)
-
-
 async def walk(client: Client, steps: int) -> None:
     """Walk, and tell the second at which each step was done, as the history has it."""
     await client.execute_workflow(walk_workflow, WARM_WALK)
-    _tell(at="begin")
+    tell(at="begin")
     handle = await client.start_workflow(walk_workflow, steps)
     total = await handle.result()
     if total != steps * (steps - 1) // 2:
         raise AssertionError(f"the walk of {steps} steps came to {total}")
     events = [event async for event in handle.history()]
-    _tell(at="end", done_s=_done_s(events), events=len(events))
-    _tell(at="done", started=1)
+    tell(at="end", done_s=_done_s(events), events=len(events))
+    tell(at="done", started=1)
 
 
 async def fan(client: Client, steps: int) -> None:
     """Fan out, and tell how long it took from the call to the result."""
     await client.execute_workflow(fan_workflow, WARM_FAN)
-    _tell(at="begin")
+    tell(at="begin")
     begin = time.perf_counter()
     total = await client.execute_workflow(fan_workflow, steps)
     elapsed_s = time.perf_counter() - begin
     if total != steps * (steps - 1) // 2:
         raise AssertionError(f"the fan of {steps} steps came to {total}")
-    _tell(at="end", elapsed_s=elapsed_s)
-    _tell(at="done", started=1)
+    tell(at="end", elapsed_s=elapsed_s)
+    tell(at="done", started=1)
 
 
 def _done_s(events: Sequence[HistoryEvent]) -> list[float]:
@@ -109,8 +66,7 @@ async def main() -> None:
         elif what == "fan":
             await fan(client, int(numbers[0]))
         else:
-            in_flight, warm_up_s, seconds = numbers
-            await Load(client, int(in_flight)).run(float(warm_up_s), float(seconds))
+            await closed_loop(partial(client.execute_workflow, order_workflow), numbers)
 
 
 if __name__ == "__main__":

@@ -3,62 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from datetime import timedelta
 
 from romancy import WorkflowContext, activity, compensation, workflow
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """What is ordered."""
-
-    product_id: str
-    quantity: int
-    unit_price: float
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What an order workflow is started with."""
-
-    order_id: str
-    customer_email: str
-    items: list[Item]
-    street: str
-    city: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """What was put aside."""
-
-    reservation_id: str
-    total_amount: float
-
-
-@dataclass(frozen=True, slots=True)
-class Payment:
-    """What was paid."""
-
-    transaction_id: str
-    amount: float
-
-
-@dataclass(frozen=True, slots=True)
-class Shipment:
-    """What was sent."""
-
-    tracking_number: str
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What an order workflow returns."""
-
-    order_id: str
-    total_amount: float
-    tracking_number: str
+from tests.bench.order import Item, Order, Payment, Receipt, Reservation, Shipment, total
 
 
 @compensation
@@ -74,7 +22,7 @@ async def refund(order_id: str, amount: float) -> None:
 @activity(compensation=cancel_reservation, timeout=timedelta(seconds=30))
 async def reserve(order_id: str, items: list[Item]) -> Reservation:
     """Put the items aside."""
-    return Reservation(f"RES-{order_id}", sum(item.quantity * item.unit_price for item in items))
+    return Reservation(f"RES-{order_id}", total(items))
 
 
 @activity(compensation=refund, timeout=timedelta(seconds=30))
@@ -117,9 +65,3 @@ async def walk_workflow(ctx: WorkflowContext, steps: int) -> int:
 async def fan_workflow(ctx: WorkflowContext, steps: int) -> int:
     """So many steps, all at once."""
     return sum(await asyncio.gather(*(step(number) for number in range(steps))))
-
-
-def order(number: int) -> Order:
-    """An order as the tutorial's, with a number of its own."""
-    items = [Item("PROD-1", 2, 29.99), Item("PROD-2", 1, 49.99)]
-    return Order(f"ORD-{number}", "customer@example.com", items, "1-2-3 Dogenzaka", "Shibuya")
