@@ -12,12 +12,13 @@ from typing import Final
 
 from tests.bench.database import Databases, databases
 from tests.bench.fan import fan
+from tests.bench.listeners import listeners, wake
 from tests.bench.load import count_rows, load
 from tests.bench.measurement import Measurement, show, write
 from tests.bench.sleepers import sleepers
 from tests.bench.walk import walk
 
-PARTS: Final = ("load", "lone", "walk", "fan", "sleepers")
+PARTS: Final = ("load", "lone", "walk", "fan", "sleepers", "wake", "listeners")
 DATABASES: Final = ("postgres", "sqlite")
 IN_FLIGHT: Final = (16, 256, 1024)
 
@@ -53,6 +54,10 @@ def _measure(made: Databases, options: argparse.Namespace) -> Iterator[Measureme
         yield from fan(made)
     if "sleepers" in options.only:
         yield from sleepers(made)
+    if "wake" in options.only:
+        yield from wake(made)
+    if "listeners" in options.only:
+        yield from listeners(made)
 
 
 def _progress(measurement: Measurement) -> None:
