@@ -21,8 +21,9 @@ SchedulePoint = Literal["schedule.before", "schedule.started", "schedule.after"]
 """The same for schedules: one is about to be written, its runs were started and nobody knows, it was written."""
 PublishPoint = Literal["publish.stored", "publish.delivered", "publish.counted"]
 """The same for events: one was stored and nobody knows, all have it and it is still open, its rules have counted it."""
-Between = Literal["retention.batch"]
-"""Where to die too: a batch of what is past its retention is deleted, and the next one is not."""
+Between = Literal["retention.batch", "removal.before", "removal.after"]
+"""Where to die too: a batch of what is past its retention is deleted, and the next one is not; a run is about to be
+deleted, was deleted and nobody knows."""
 Doubt = Literal["commit", "claim"]
 """What may be carried out without an answer."""
 POINTS: Final[tuple[Point, ...]] = get_args(Point)
