@@ -22,8 +22,8 @@ from tests.faults.test_channel_kills import TOLD, subscribed
 from tests.faults.test_family_kills import NEVER, status_of
 from tests.faults.test_talk_kills import be_host, check
 
-FROZEN = ("commit.before:7", "commit.after:12")
-ALL = tuple(f"commit.{when}:{hit}" for hit in range(1, 31) for when in ("before", "after"))
+FROZEN = ("commit.before:5", "commit.after:9")
+ALL = tuple(f"commit.{when}:{hit}" for hit in range(1, 21) for when in ("before", "after"))
 AT_ONCE = 4
 
 pytestmark = pytest.mark.timeout(600)
@@ -46,7 +46,10 @@ async def _freeze(folder: Path, database: str, point: str) -> None:
         _, ours = [_worker(stage, f"worker-{port}", port) for port in ports]
         async with stage.client(ports[1]) as client:
             telling = asyncio.create_task(_tell(client))
-            await until(lambda: _is_frozen(mortal), f"it freezes at {point}", awake)
+            await until(
+                lambda: _is_frozen(mortal) or telling.done(), f"it freezes at {point}, or comes too late", awake
+            )
+            mortal.signal(signal.SIGSTOP)  # the other one may have done so much that it does not come there
             ours.kill()
             _worker(stage, "worker-again", ports[1])
             results = await telling
