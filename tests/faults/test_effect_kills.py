@@ -14,7 +14,7 @@ from tests.faults.cashiers import shopping
 from tests.faults.scene import Scene, until
 from tests.worker_sdk.bank import STEPS, Bank
 
-POINTS = [f"{point}:{hit}" for hit in (2, 4, 7) for point in ("commit.before", "commit.after")]
+POINTS = [f"{point}:{hit}" for hit in (2, 5) for point in ("commit.before", "commit.after")]
 AMOUNTS = [30, 40, 50]
 
 pytestmark = pytest.mark.timeout(240)
