@@ -23,8 +23,9 @@ PublishPoint = Literal["publish.stored", "publish.delivered", "publish.counted"]
 """The same for events: one was stored and nobody knows, all have it and it is still open, its rules have counted it."""
 ElsewherePoint = Literal["elsewhere.before", "elsewhere.after"]
 """The same for attempts that leave their workers: they are about to be handed over, they were and nobody knows."""
-Between = Literal["retention.batch"]
-"""Where to die too: a batch of what is past its retention is deleted, and the next one is not."""
+Between = Literal["retention.batch", "removal.before", "removal.after"]
+"""Where to die too: a batch of what is past its retention is deleted, and the next one is not; a run is about to be
+deleted, was deleted and nobody knows."""
 Doubt = Literal["commit", "claim"]
 """What may be carried out without an answer."""
 POINTS: Final[tuple[Point, ...]] = get_args(Point)

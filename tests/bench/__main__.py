@@ -13,12 +13,13 @@ from typing import Final
 from tests.bench.database import Databases, databases
 from tests.bench.due import due
 from tests.bench.fan import fan
+from tests.bench.listeners import listeners, wake
 from tests.bench.load import count_rows, load
 from tests.bench.measurement import Measurement, show, write
 from tests.bench.sleepers import sleepers
 from tests.bench.walk import walk
 
-PARTS: Final = ("load", "lone", "walk", "fan", "sleepers", "due")
+PARTS: Final = ("load", "lone", "walk", "fan", "sleepers", "due", "wake", "listeners")
 DATABASES: Final = ("postgres", "sqlite")
 IN_FLIGHT: Final = (16, 256, 1024)
 
@@ -56,6 +57,10 @@ def _measure(made: Databases, options: argparse.Namespace) -> Iterator[Measureme
         yield from sleepers(made)
     if "due" in options.only:
         yield from due(made)
+    if "wake" in options.only:
+        yield from wake(made)
+    if "listeners" in options.only:
+        yield from listeners(made)
 
 
 def _progress(measurement: Measurement) -> None:

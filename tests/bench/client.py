@@ -2,7 +2,8 @@
 
 `python -m tests.bench.client ADDRESS load IN_FLIGHT WARM_UP_S SECONDS` keeps so many orders open at a time;
 `python -m tests.bench.client ADDRESS walk STEPS` runs one workflow of so many steps;
-`python -m tests.bench.client ADDRESS fan STEPS` runs one that takes so many steps at once.
+`python -m tests.bench.client ADDRESS fan STEPS` runs one that takes so many steps at once;
+`python -m tests.bench.client ADDRESS wake COUNT start|find PAUSE_S` wakes so many that it starts, or that are there.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from functools import partial
 from typing import Final
 
 from romancy.v1.history_pb2 import HistoryEvent
+from romancy.v1.wait_pb2 import WAIT_KIND_EVENT
 
-from romancy import Client
+from romancy import Client, Event
 from tests.bench.closed_loop import closed_loop, tell
-from tests.bench.workload import fan_workflow, order_workflow, walk_workflow
+from tests.bench.workload import fan_workflow, listener_workflow, order_workflow, walk_workflow
 
 WARM_WALK: Final = 300
 """Steps of a walk that is not measured: first calls import, compile and connect."""
@@ -52,6 +54,36 @@ async def fan(client: Client, steps: int) -> None:
     tell(at="done", started=1)
 
 
+async def wake(client: Client, count: int, how: str, pause_s: float) -> None:
+    """Wake workflows by events, one after the other, and tell how long that took."""
+    warm = await client.start_workflow(listener_workflow, -1, id="listener--1")
+    if how == "start":
+        for number in range(count):
+            await client.start_workflow(listener_workflow, number, id=f"listener-{number}")
+    for number in (-1, *range(count)):
+        await _listening(client, f"listener-{number}")
+    await asyncio.sleep(pause_s)
+    await client.publish_event(Event("ping", {"number": -1, "sent_s": time.time()}))
+    await warm.result()
+    publish_s, wake_s = [], []
+    tell(at="begin")
+    for number in range(count):
+        begin = time.perf_counter()
+        known = await client.publish_event(Event("ping", {"number": number, "sent_s": time.time()}))
+        publish_s.append(time.perf_counter() - begin)
+        wake_s.append(await client.get_handle(f"listener-{number}", workflow=listener_workflow).result())
+        if not known:
+            raise AssertionError(f"event {number} was known before")
+    tell(at="end", publish_s=publish_s, wake_s=wake_s)
+    tell(at="done", started=count)
+
+
+async def _listening(client: Client, workflow_id: str) -> None:
+    handle = client.get_handle(workflow_id)
+    while not any(wait.kind == WAIT_KIND_EVENT for wait in (await handle.describe()).waits):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
 def _done_s(events: Sequence[HistoryEvent]) -> list[float]:
     done = [event.time for event in events if event.HasField("activity_completed")]
     return [events[0].time.ToMilliseconds() / 1e3, *(time.ToMilliseconds() / 1e3 for time in done)]
@@ -65,6 +97,8 @@ async def main() -> None:
             await walk(client, int(numbers[0]))
         elif what == "fan":
             await fan(client, int(numbers[0]))
+        elif what == "wake":
+            await wake(client, int(numbers[0]), numbers[1], float(numbers[2]))
         else:
             await closed_loop(partial(client.execute_workflow, order_workflow), numbers)
 

@@ -5,14 +5,23 @@ from __future__ import annotations
 import sys
 
 from romancy import Worker
-from tests.bench.workload import fan_workflow, order_workflow, pay, reserve, ship, step, walk_workflow
+from tests.bench.workload import (
+    fan_workflow,
+    listener_workflow,
+    order_workflow,
+    pay,
+    reserve,
+    ship,
+    step,
+    walk_workflow,
+)
 
 
 def main() -> None:
     """Serve until SIGTERM."""
     worker = Worker(
         sys.argv[1],
-        workflows=[order_workflow, walk_workflow, fan_workflow],
+        workflows=[order_workflow, walk_workflow, fan_workflow, listener_workflow],
         activities=[reserve, pay, ship, step],
         activity_slots=1_000,
         workflow_slots=1_000,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import timedelta
 
 from romancy import WorkflowContext, activity, compensation, workflow
@@ -65,3 +66,15 @@ async def walk_workflow(ctx: WorkflowContext, steps: int) -> int:
 async def fan_workflow(ctx: WorkflowContext, steps: int) -> int:
     """So many steps, all at once."""
     return sum(await asyncio.gather(*(step(number) for number in range(steps))))
+
+
+def now_s() -> float:
+    """By the clock of this machine."""
+    return time.time()
+
+
+@workflow(name="listener")
+async def listener_workflow(ctx: WorkflowContext, number: int) -> float:
+    """Seconds from when an event was sent, by its sender's clock, until it woke this code."""
+    ping = await ctx.wait_event("ping", where={"data.number": number})
+    return await ctx.step(now_s) - float(ping.data["sent_s"])

@@ -28,7 +28,7 @@ def a_worker(stage: Scene, name: str, **environment: str) -> Actor:
 
 async def waits(client: Client, workflow_id: str) -> bool:
     """Whether the workflow waits for its event."""
-    return any("event never" in wait for wait in (await client.get_handle(workflow_id).describe()).waits)
+    return any("event never" in wait.sentence for wait in (await client.get_handle(workflow_id).describe()).waits)
 
 
 def check_stopped(history: list[HistoryEvent]) -> None:
