@@ -9,10 +9,10 @@ PROTOS := $(sort $(wildcard protos/romancy/v1/*.proto))
 SERVICES := $(filter %_service.proto,$(PROTOS))
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo dev test check protos bench budget lock clean
+.PHONY: help setup demo dev test check protos bench budget bench-peers lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/ready ## make .venv from the lock file; quick when nothing changed
 
@@ -37,6 +37,10 @@ bench: setup ## everything that is measured; writes bench.json and a line of doc
 budget: setup ## what an order costs, against what is recorded; RECORD=--record records it
 	$(BIN)/python -m tests.bench.budget $(RECORD)
 
+# They live in .peers, apart from what we depend on; OPTIONS="--help" has the options.
+bench-peers: setup ## the same order saga on ours and on other systems, in turns; writes bench-peers.json
+	$(BIN)/python -m tests.bench.peers $(OPTIONS)
+
 check: setup ## format, lint, types, imports, protos, generated code
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -57,9 +61,11 @@ protos: setup ## generate the code of the contract
 # The newest versions that fit together; then read what changed, and run everything.
 LOCK := CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras \
     --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+PEERS := tests/bench/peers
 lock: setup ## write the lock files anew
 	$(LOCK) --extra service --build-deps-for wheel --output-file requirements.txt pyproject.toml
 	$(LOCK) --extra service --extra dev --constraint requirements.txt --output-file requirements-dev.txt pyproject.toml
+	$(LOCK) --output-file $(PEERS)/requirements.txt $(PEERS)/requirements.in
 
 clean: ## remove what was made here
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .peers .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from romancy.v1.failure_pb2 import Failure
+from romancy.v1.history_pb2 import WorkflowCancelRequested
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.wait_pb2 import Wait
 from romancy.v1.workflow_pb2 import (
@@ -19,7 +20,7 @@ from romancy.v1.workflow_service_pb2 import GetWorkflowResponse
 from romancy_service.core.limits import KIB, MIB, Limits
 from romancy_service.core.run import OPEN_STATUSES, Run
 from romancy_service.core.saga import Saga
-from romancy_service.core.task import COMPENSATION_PREFIX, WORKFLOW_TASK_ID, Task, TaskKind
+from romancy_service.core.task import COMPENSATION_PREFIX, ELSEWHERE, WORKFLOW_TASK_ID, Task, TaskKind
 from romancy_service.core.times import timestamp
 from romancy_service.core.why.facts import Facts, FailedCompensation
 from romancy_service.core.why.waits import waits
@@ -65,7 +66,7 @@ async def describe(node: Node, view: RunView) -> GetWorkflowResponse:
         info=describe_summary(view.summary, node.limits),
         spec=events[0].workflow_started.spec if events else None,
         outcome=run.outcome,
-        cancel_requested=run.cancel_requested,
+        cancellation=_cancellation(run),
         open_activities=view.counts.get(TaskKind.ACTIVITY, 0),
         open_timers=view.counts.get(TaskKind.TIMER, 0),
     )
@@ -137,6 +138,13 @@ def _worker(view: RunView, task: Task) -> str:
     return holder.worker_id if holder is not None else ""
 
 
+def _cancellation(run: Run) -> WorkflowCancelRequested | None:
+    if run.counters.cancellation is None:
+        return None
+    reason, identity = run.counters.cancellation
+    return WorkflowCancelRequested(reason=reason, identity=identity)
+
+
 def _add_activities(response: GetWorkflowResponse, view: RunView, most_bytes: int) -> None:
     """As many as fit; before none fits the run's arguments are left out, which its history has too."""
     room = most_bytes - response.ByteSize()
@@ -167,4 +175,5 @@ def _activity(task: Task, worker_id: str, details: bytes | None) -> PendingActiv
         last_failure=task.last_failure,
         cancel_requested=task.cancel_requested,
         compensation=task.is_compensation,
+        elsewhere=task.owner == ELSEWHERE,
     )

@@ -21,12 +21,16 @@ SchedulePoint = Literal["schedule.before", "schedule.started", "schedule.after"]
 """The same for schedules: one is about to be written, its runs were started and nobody knows, it was written."""
 PublishPoint = Literal["publish.stored", "publish.delivered", "publish.counted"]
 """The same for events: one was stored and nobody knows, all have it and it is still open, its rules have counted it."""
-Between = Literal["retention.batch"]
-"""Where to die too: a batch of what is past its retention is deleted, and the next one is not."""
+ElsewherePoint = Literal["elsewhere.before", "elsewhere.after"]
+"""The same for attempts that leave their workers: they are about to be handed over, they were and nobody knows."""
+Between = Literal["retention.batch", "removal.before", "removal.after"]
+"""Where to die too: a batch of what is past its retention is deleted, and the next one is not; a run is about to be
+deleted, was deleted and nobody knows."""
 Doubt = Literal["commit", "claim"]
 """What may be carried out without an answer."""
 POINTS: Final[tuple[Point, ...]] = get_args(Point)
 SCHEDULE_POINTS: Final[tuple[SchedulePoint, ...]] = get_args(SchedulePoint)
+ELSEWHERE_POINTS: Final[tuple[ElsewherePoint, ...]] = get_args(ElsewherePoint)
 PUBLISH_POINTS: Final[tuple[PublishPoint, ...]] = get_args(PublishPoint)
 DOUBTS: Final[tuple[Doubt, ...]] = get_args(Doubt)
 
@@ -45,7 +49,7 @@ _LOG = os.environ.get("ROMANCY_FAULT_LOG", "")
 _ACTIVE = bool(_CRASH_AT[0] or _STOP_AT[0] or _AMBIGUOUS_AT[0] or _LOG)
 
 
-def point(name: Point | SchedulePoint | PublishPoint | Between) -> None:
+def point(name: Point | SchedulePoint | PublishPoint | ElsewherePoint | Between) -> None:
     """Die or freeze here if the environment says so."""
     if not _ACTIVE:
         return

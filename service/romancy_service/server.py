@@ -16,6 +16,7 @@ from functools import partial
 
 import structlog
 
+from romancy.v1.activity_service_pb2_grpc import add_ActivityServiceServicer_to_server
 from romancy.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
 from romancy.v1.channel_service_pb2_grpc import add_ChannelServiceServicer_to_server
 from romancy.v1.event_service_pb2_grpc import add_EventServiceServicer_to_server
@@ -41,6 +42,7 @@ from romancy_service.queries import Queries
 from romancy_service.relay import Relay
 from romancy_service.results import Results
 from romancy_service.retention import Retention
+from romancy_service.rpc.activity_service import ActivityService
 from romancy_service.rpc.admin_service import AdminService
 from romancy_service.rpc.channel_service import ChannelService
 from romancy_service.rpc.edge import Edge
@@ -215,6 +217,7 @@ async def _parts(config: Config, edges: _Edges, store: Store, clock: Clock) -> A
     add_WorkerServiceServicer_to_server(WorkerService(node, lobby, limits), edge.server)
     add_EventServiceServicer_to_server(EventService(node, publisher), edge.server)
     add_ChannelServiceServicer_to_server(ChannelService(node, publisher), edge.server)
+    add_ActivityServiceServicer_to_server(ActivityService(node), edge.server)
     add_AdminServiceServicer_to_server(AdminService(node), edge.server)
     if edges.http is not None:
         edges.http.answer(EventPath(publisher, limits).publish)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 _MAC_BYTES: Final = 16
+_FIRST: Final = "t"
+"""Of each token: one that began with a hyphen would be taken for an option on a command line."""
 _SEPARATOR: Final = "\x00"
 """In no id: ids have no control characters."""
 
@@ -46,7 +48,8 @@ class Tokens:
     def read(self, token: str) -> TaskRef:
         """What `token` names. Raises InvalidToken when it was not made with one of the keys."""
         try:
-            data = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+            encoded = token.removeprefix(_FIRST)
+            data = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
             mac, text = data[:_MAC_BYTES], data[_MAC_BYTES:]
             key_id, namespace, run_id, attempt, scheduled_ms, task_id = text.decode().split(_SEPARATOR, 5)
             key = self._keys[key_id]
@@ -62,7 +65,7 @@ class Tokens:
 
 
 def _as_text(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+    return _FIRST + base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def _mac(key: bytes, text: bytes) -> bytes:

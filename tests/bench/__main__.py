@@ -14,9 +14,11 @@ from tests.bench.backlog import backlog
 from tests.bench.chronicle import keep
 from tests.bench.crowd import idle, wide
 from tests.bench.database import Databases, databases
+from tests.bench.due import due
 from tests.bench.fan import fan
 from tests.bench.forgetting import forgetting
 from tests.bench.grown import grown
+from tests.bench.listeners import listeners, wake
 from tests.bench.load import count_rows, load
 from tests.bench.measurement import Measurement, show, write
 from tests.bench.sleepers import sleepers
@@ -30,6 +32,9 @@ PARTS: Final = (
     "walk",
     "fan",
     "sleepers",
+    "due",
+    "wake",
+    "listeners",
     "idle",
     "wide",
     "backlog",
@@ -91,6 +96,12 @@ def _measure(made: Databases, options: argparse.Namespace) -> Iterator[Measureme
         yield from twins(made, options.seconds)
     if "sleepers" in options.only:
         yield from sleepers(made, options.scale)
+    if "due" in options.only:
+        yield from due(made, options.scale)
+    if "wake" in options.only:
+        yield from wake(made)
+    if "listeners" in options.only:
+        yield from listeners(made, options.scale)
 
 
 def _progress(measurement: Measurement) -> None:

@@ -35,7 +35,8 @@ from romancy.v1.worker_service_pb2 import ConnectRequest
 from romancy import Client, Worker, testing
 from romancy_service.store.store import open_store
 from tests.bench.database import SqliteDatabase, databases
-from tests.bench.workload import order, order_workflow, pay, reserve, ship
+from tests.bench.order import order
+from tests.bench.workload import order_workflow, pay, reserve, ship
 
 RECORD: Final = Path(__file__).with_name("budget.json")
 ALLOWED: Final = 1.25

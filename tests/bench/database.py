@@ -92,10 +92,11 @@ class SqliteDatabase:
 class PostgresDatabase:
     """A database of the cluster that this bench started."""
 
-    def __init__(self, cluster: PostgresCluster, name: str) -> None:
+    def __init__(self, cluster: PostgresCluster, name: str, template: str) -> None:
         self._cluster = cluster
+        self.name = name
         self.url = cluster.url(name)
-        asyncio.run(_execute(cluster.url("postgres"), f"create database {name}"))
+        cluster.execute("postgres", f"create database {name} template {template}")
 
     def cpu_s(self) -> float:
         """Of all the cluster's processes."""
@@ -131,10 +132,23 @@ class PostgresCluster:
         """Of one of its databases."""
         return urlunsplit(urlsplit(self._server.get_uri())._replace(path=f"/{database}"))
 
-    def fresh(self) -> PostgresDatabase:
-        """A new database."""
+    def execute(self, database: str, statement: str) -> None:
+        """Run one statement in a database."""
+        asyncio.run(_execute(self.url(database), statement))
+
+    def fresh(self, *, name: str | None = None, template: str = "template1") -> PostgresDatabase:
+        """A new database, as the template is."""
         self._databases += 1
-        return PostgresDatabase(self, f"bench_{self._databases}")
+        return PostgresDatabase(self, name or f"bench_{self._databases}", template)
+
+    @contextlib.contextmanager
+    def lent(self, *, template: str = "template1") -> Iterator[PostgresDatabase]:
+        """A new database for the time of the block: what is dropped is not vacuumed while others are measured."""
+        database = self.fresh(template=template)
+        try:
+            yield database
+        finally:
+            self.execute("postgres", f"drop database {database.name} with (force)")
 
     def close(self) -> None:
         """Stop the server and remove its files."""
@@ -148,6 +162,13 @@ class Databases:
         self.name = name
         self._folder = folder
         self._cluster = PostgresCluster(folder / "cluster") if name == "postgres" else None
+
+    @property
+    def cluster(self) -> PostgresCluster:
+        """The server that has them."""
+        if self._cluster is None:
+            raise ValueError(f"{self.name} has no server")
+        return self._cluster
 
     def fresh(self) -> Database:
         """An empty database."""

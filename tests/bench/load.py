@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tests.bench.database import Databases, SqliteDatabase
 from tests.bench.measurement import Measurement
@@ -28,7 +28,7 @@ def load(databases: Databases, in_flight: int, seconds: float, profiles: Path | 
         profile = Profile(running, profiles, seconds) if profiles is not None else None
         measured = heard(client, "end")
         used = running.usage() - before
-        started = heard(client, "done")["started"]
+        started = _all_ended(heard(client, "done"))
         if profile is not None:
             profile.finish()
 
@@ -66,10 +66,17 @@ def count_rows(databases: Databases, in_flight: int) -> Iterator[Measurement]:
         client = running.start_client("load", in_flight, 0, COUNT_S)
         heard(client, "begin")
         heard(client, "end")
-        started = heard(client, "done")["started"]
+        started = _all_ended(heard(client, "done"))
     rows = database.work().rows_written
     assert rows is not None
     yield Measurement("rows_per_workflow", databases.name, in_flight, rows / started, "")
+
+
+def _all_ended(done: dict[str, Any]) -> int:
+    """How many orders were placed; they must all have ended."""
+    if done["unfinished"]:
+        raise AssertionError(f"{done['unfinished']} of {done['started']} orders did not end")
+    return int(done["started"])
 
 
 def quantile(ordered: list[float], part: float) -> float:

@@ -21,20 +21,20 @@ class ProcessFailed(Exception):
 
 
 class Process:
-    """`python -m module arguments...` of this checkout. Standard error goes to a file, standard output to `lines`."""
+    """A program. Standard error goes to a file, and standard output to `lines` if it `tells`, else to the file too."""
 
-    def __init__(self, name: str, module: str, arguments: Sequence[str], folder: Path) -> None:
+    def __init__(self, name: str, command: Sequence[str], folder: Path, *, tells: bool = True) -> None:
         self.name = name
         self._log = folder / f"{name}.log"
         paths = [str(ROOT), str(ROOT / "service"), str(ROOT / "worker_sdk" / "python")]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                command,
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdout=subprocess.PIPE if tells else log,
                 stderr=log,
                 text=True,
             )
@@ -73,6 +73,14 @@ class Process:
         """Memory that it occupies now."""
         return self._usage.memory_info().rss / 1e6
 
+    def finish(self) -> None:
+        """Wait for its end, which it is on its way to."""
+        self._process.wait(_STOP_S)
+
+    def kill(self) -> None:
+        """Make it end at once."""
+        self._process.kill()
+
     def stop(self) -> None:
         """Ask it to end, and make it end if it does not."""
         if self._process.poll() is None:
@@ -88,18 +96,27 @@ class Process:
                 pipe.close()
 
 
+def python(module: str, *arguments: object, interpreter: Path | str = sys.executable) -> list[str]:
+    """The command that runs a module of this checkout."""
+    return [str(interpreter), "-m", module, *map(str, arguments)]
+
+
 def tree_cpu_s(pid: int) -> float:
     """CPU time of a process and its children, those that ended included."""
     parent = psutil.Process(pid)
-    times = parent.cpu_times()
-    total = times.user + times.system + times.children_user + times.children_system
-    for child in parent.children(recursive=True):
-        try:
-            used = child.cpu_times()
-        except psutil.NoSuchProcess:
-            continue  # it just ended; its parent has its time from now on
-        total += used.user + used.system
-    return total
+    while True:
+        before = parent.cpu_times()
+        children = 0.0
+        for child in parent.children(recursive=True):
+            try:
+                used = child.cpu_times()
+            except psutil.NoSuchProcess:
+                continue
+            children += used.user + used.system
+        after = parent.cpu_times()
+        if (before.children_user, before.children_system) == (after.children_user, after.children_system):
+            return after.user + after.system + after.children_user + after.children_system + children
+        # One ended meanwhile: its time is the parent's from now on, and would be counted twice, or not at all.
 
 
 def machine_cpu_s() -> float:

@@ -1,19 +1,22 @@
 """Seed: a database with millions of rows, as the store's own code would have left it.
 
 The store commits some runs by itself, the *patterns*. Each is then copied by the database, row by row, under other ids:
-all that tells a copy from its pattern is what names it. A test compares copies with runs that were committed.
+all that tells a copy from its pattern is what names it. A test compares copies with runs that were committed. Where
+each run is to wait for something else, all are patterns.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import asyncpg
 
-from romancy.v1.command_pb2 import Command, StartTimer
+from romancy.v1.command_pb2 import Command, StartTimer, Subscribe
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.workflow_pb2 import WorkflowSpec
 
@@ -46,45 +49,69 @@ Copy = tuple[str, str, str, int]
 # Patterns -----------------------------------------------------------------------------------------------------------
 
 
-def waiting(workflow_type: str, now_ms: int, *, run_id: str = "", workflow_id: str = "") -> Run:
-    """A run that was started, and waits for a worker; not stored yet."""
+def waiting(workflow_type: str, now_ms: int, *, number: int = 0, run_id: str = "", workflow_id: str = "") -> Run:
+    """A run that was started with a number, and waits for a worker; not stored yet."""
     run = Run("default", workflow_id or new_id(), run_id or new_id())
-    spec = WorkflowSpec(workflow_type=workflow_type, task_queue="default", arguments=[Payload(json="0")])
+    spec = WorkflowSpec(workflow_type=workflow_type, task_queue="default", arguments=[Payload(json=str(number))])
     decide(run, StartRun(spec, "bench"), now_ms, _LIMITS)
     return run
 
 
 def sleeping(workflow_type: str, sleep_ms: int, now_ms: int, *, run_id: str = "", workflow_id: str = "") -> Run:
-    """A run whose code started a timer and waits for it: the core decided so; not stored yet."""
-    run = waiting(workflow_type, now_ms, run_id=run_id, workflow_id=workflow_id)
+    """A run whose code started a timer and waits for it; not stored yet."""
     timer = StartTimer(timer_id="1")
     timer.duration.FromMilliseconds(sleep_ms)
+    run = waiting(workflow_type, now_ms, run_id=run_id, workflow_id=workflow_id)
+    return _having_asked(run, Command(start_timer=timer), now_ms)
+
+
+def listening(workflow_type: str, number: int, subscribe: Subscribe, now_ms: int) -> Run:
+    """A run whose code waits for an event, with the number as argument and in its id; not stored yet."""
+    run = waiting(workflow_type, now_ms, number=number, workflow_id=f"{workflow_type}-{number}")
+    return _having_asked(run, Command(subscribe=subscribe), now_ms)
+
+
+def _having_asked(run: Run, command: Command, now_ms: int) -> Run:
+    """The run after its code asked for one thing: the core decides so."""
     fence = Fence(WORKFLOW_TASK_ID, 1, "", 0)
-    done = CompleteWorkflowTask(fence, run.last_event_id, [Command(start_timer=timer)], holds_run=False)
-    decide(run, done, now_ms, _LIMITS)
+    decide(run, CompleteWorkflowTask(fence, run.last_event_id, [command], holds_run=False), now_ms, _LIMITS)
     return run
 
 
-async def store_runs(store: Store, runs: Sequence[Run], now_ms: int) -> None:
-    """Commit new runs, as the engine does."""
-    for first in range(0, len(runs), _COMMITTED_TOGETHER):
-        changes = [Change(run) for run in runs[first : first + _COMMITTED_TOGETHER]]
-        result = await store.commit(changes, now_ms)
-        if len(result.written) != len(changes):
-            raise AssertionError(f"{len(changes) - len(result.written)} of {len(changes)} runs were not stored")
+async def store_runs(store: Store, runs: Iterable[Run], now_ms: int) -> list[str]:
+    """Commit new runs, as the engine does, in as many lanes as the store has. Returns their ids."""
+    left = iter(runs)
+    stored: list[str] = []
+
+    async def commit_some() -> None:
+        while changes := [Change(run) for run in islice(left, _COMMITTED_TOGETHER)]:
+            result = await store.commit(changes, now_ms)
+            if len(result.written) != len(changes):
+                raise AssertionError(f"{len(changes) - len(result.written)} of {len(changes)} runs were not stored")
+            stored.extend(change.run.run_id for change in changes)
+
+    async with asyncio.TaskGroup() as lanes:
+        for _ in range(store.lanes):
+            lanes.create_task(commit_some())
+    return stored
 
 
-async def seed(url: str, make: Callable[[int], Sequence[Run]], total: int, *, tidy: bool = True) -> None:
-    """Store the runs that `make` makes of the time, and copies of them until there are `total`."""
+async def seed(
+    url: str, make: Callable[[int], Iterable[Run]], total: int, *, tidy: bool = True, ago_ms: int = 0
+) -> int:
+    """Store the runs that `make` makes of the time, `ago_ms` ago, and copies of them until there are `total`.
+
+    Returns that time.
+    """
     store = open_store(url)
     await store.open()
     try:
-        now_ms = await store.now_ms()
-        patterns = make(now_ms)
-        await store_runs(store, patterns, now_ms)
+        then_ms = await store.now_ms() - ago_ms
+        patterns = await store_runs(store, make(then_ms), then_ms)
     finally:
         await store.close()
-    await copy_runs(url, copies([run.run_id for run in patterns], total - len(patterns)), tidy=tidy)
+    await copy_runs(url, copies(patterns, total - len(patterns)), tidy=tidy)
+    return then_ms
 
 
 # Copies -------------------------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from romancy_service.core.run import Run
-from romancy_service.store.rows import events_of
 from tests.bench.database import Databases
+from tests.bench.lateness import lateness_ms
 from tests.bench.load import quantile
 from tests.bench.measurement import Measurement
 from tests.bench.seed import execute, seed, sleeping
@@ -41,8 +41,7 @@ def sleepers(databases: Databases, scale: float = 1.0) -> Iterator[Measurement]:
     begin = time.perf_counter()
     asyncio.run(seed(database.url, _long_sleepers, total))
     yield Measurement("seeded_runs_per_s", databases.name, 0, total / (time.perf_counter() - begin), "1/s")
-    asyncio.run(seed(database.url, _short_sleepers, NAPS_PER_S * NAPS_S, tidy=False))
-    first_ms = time.time() * 1e3 + _AHEAD_MS
+    first_ms = _AHEAD_MS + asyncio.run(seed(database.url, _short_sleepers, NAPS_PER_S * NAPS_S, tidy=False))
     with system(database, worker=False) as running:
         time.sleep(1.0)
         idle_s = running.service.cpu_s()
@@ -53,7 +52,9 @@ def sleepers(databases: Databases, scale: float = 1.0) -> Iterator[Measurement]:
         running.start_worker()
         most_mb = 0.0
         deadline_ms = first_ms + NAPS_S * 1e3 + _PATIENCE_MS
-        while not asyncio.run(execute(database.url, _ALL_AWAKE))[0][0] and time.time() * 1e3 < deadline_ms:
+        while not asyncio.run(execute(database.url, _ALL_AWAKE))[0][0]:
+            if time.time() * 1e3 > deadline_ms:
+                raise AssertionError(f"some of {NAPS_PER_S * NAPS_S} runs slept on for {_PATIENCE_MS / 1e3:.0f} s")
             time.sleep(1.0)
             most_mb = max(most_mb, running.service.rss_mb())
         yield Measurement("service_rss_million_sleeping_mb", databases.name, NAPS_PER_S, most_mb, "MB")
@@ -61,9 +62,9 @@ def sleepers(databases: Databases, scale: float = 1.0) -> Iterator[Measurement]:
         for at in ("begin", "end", "done"):
             heard(client, at)
         yield Measurement("service_rss_million_sleeping_mb", databases.name, IN_FLIGHT, running.service.rss_mb(), "MB")
-    late_ms = asyncio.run(_late_ms(database.url))
+    late_ms = asyncio.run(lateness_ms(database.url, "nap"))
     if len(late_ms) != NAPS_PER_S * NAPS_S:
-        raise AssertionError(f"{len(late_ms)} of {NAPS_PER_S * NAPS_S} timers fired and were taken up")
+        raise AssertionError(f"{len(late_ms)} of {NAPS_PER_S * NAPS_S} timers fired")
     yield Measurement("timer_lateness_p50_ms", databases.name, NAPS_PER_S, quantile(late_ms, 0.50), "ms")
     yield Measurement("timer_lateness_p99_ms", databases.name, NAPS_PER_S, quantile(late_ms, 0.99), "ms")
     yield Measurement("timers_early", databases.name, NAPS_PER_S, sum(late < 0 for late in late_ms), "")
@@ -78,21 +79,3 @@ def _short_sleepers(now_ms: int) -> list[Run]:
     """Due one after the other, soon."""
     count = NAPS_PER_S * NAPS_S // _TOGETHER
     return [sleeping("nap", _AHEAD_MS + number * 1_000 * _TOGETHER // NAPS_PER_S, now_ms) for number in range(count)]
-
-
-async def _late_ms(url: str) -> list[float]:
-    """How late each timer of those that ended was recorded as fired, in order."""
-    parts = await execute(
-        url,
-        "select run_id, events from history where run_id in"
-        " (select run_id from runs where workflow_type = 'nap' and status = 3) order by run_id, first_event_id",
-    )
-    due_ms: dict[str, int] = {}
-    late_ms = []
-    for run_id, events in parts:
-        for event in events_of(events):
-            if event.HasField("timer_started"):
-                due_ms[run_id] = event.timer_started.fire_time.ToMilliseconds()
-            elif event.HasField("timer_fired"):
-                late_ms.append(float(event.time.ToMilliseconds() - due_ms[run_id]))
-    return sorted(late_ms)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import socket
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -15,9 +17,11 @@ from typing import Any, Final
 import grpc
 
 from tests.bench.database import Database
-from tests.bench.process import Process, machine_cpu_s
+from tests.bench.process import Process, machine_cpu_s, python
 
 _START_S: Final = 30.0
+_PORTS: Final = (20_000, 32_000)
+"""Below those that the system gives to connections, and within what a signed number of 16 bits can hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +68,16 @@ class System:
 
     def start_worker(self) -> None:
         """Start the worker that has the workload."""
-        self.worker = Process("worker", "tests.bench.worker", [self.address], self.folder)
+        self.worker = Process("worker", python("tests.bench.worker", self.address), self.folder)
 
     def start_crowd(self, count: int) -> None:
         """Start so many workers with it, in one process, and wait until they are connected."""
-        self.worker = Process("crowd", "tests.bench.worker", [self.address, str(count)], self.folder)
+        self.worker = Process("crowd", python("tests.bench.worker", self.address, count), self.folder)
         self.worker.line()
 
     def start_client(self, *arguments: object) -> Process:
         """Start a client; see tests/bench/client.py for the arguments."""
-        client = Process("client", "tests.bench.client", [self.address, *map(str, arguments)], self.folder)
+        client = Process("client", python("tests.bench.client", self.address, *arguments), self.folder)
         self.clients.append(client)
         return client
 
@@ -102,11 +106,9 @@ def heard(process: Process, at: str) -> dict[str, Any]:
 def system(database: Database, *, worker: bool = True, workers: int | None = None) -> Iterator[System]:
     """A service on `database`, with a worker, or with `workers` that have few slots each, for the time of the block."""
     with tempfile.TemporaryDirectory(prefix="romancy-bench-") as folder:
-        address = f"127.0.0.1:{_free_port()}"
-        arguments = ["serve", "--database", database.url, "--listen", address]
-        running = System(
-            database, Path(folder), address, Process("service", "romancy_service", arguments, Path(folder))
-        )
+        address = f"127.0.0.1:{free_port()}"
+        serve = python("romancy_service", "serve", "--database", database.url, "--listen", address)
+        running = System(database, Path(folder), address, Process("service", serve, Path(folder)))
         try:
             _wait_for(running)
             if workers is not None:
@@ -130,8 +132,10 @@ def _wait_for(running: System) -> None:
             time.sleep(0.05)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port() -> int:
+    """A port of the loopback that nobody listens on now, and that no connection is given by chance."""
+    while True:
+        port = random.randint(*_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

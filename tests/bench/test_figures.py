@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from tests.bench.load import quantile
 from tests.bench.measurement import Measurement, show, write
+from tests.bench.process import tree_cpu_s
 from tests.bench.profile import summary
 
 
@@ -39,3 +42,22 @@ def test_a_profile_counts_a_function_once_for_each_stack_that_it_is_in(tmp_path:
     assert "   0.0%  75.0%  walk (a/b.py)" not in lines
     assert any(line.split() == ["75.0%", "75.0%", "walk", "(a/b.py)"] for line in lines)
     assert any(line.split() == ["25.0%", "100.0%", "main", "(a/b.py)"] for line in lines)
+
+
+class _Parent:
+    """A process whose only child, which used 5 s, ends before it can be looked at."""
+
+    def __init__(self, pid: int) -> None:
+        self.ended_s = 0.0
+
+    def cpu_times(self) -> SimpleNamespace:
+        return SimpleNamespace(user=1.0, system=0.0, children_user=self.ended_s, children_system=0.0)
+
+    def children(self, *, recursive: bool) -> list[psutil.Process]:
+        self.ended_s = 5.0
+        return []
+
+
+def test_the_time_of_a_child_that_ends_while_it_is_read_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "Process", _Parent)
+    assert tree_cpu_s(1) == 6.0

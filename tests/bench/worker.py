@@ -11,6 +11,7 @@ from typing import Final
 from romancy import Worker
 from tests.bench.workload import (
     fan_workflow,
+    listener_workflow,
     nap_workflow,
     nothing_workflow,
     order_workflow,
@@ -21,7 +22,14 @@ from tests.bench.workload import (
     walk_workflow,
 )
 
-_WORKFLOWS: Final = (order_workflow, walk_workflow, fan_workflow, nap_workflow, nothing_workflow)
+_WORKFLOWS: Final = (
+    order_workflow,
+    walk_workflow,
+    fan_workflow,
+    nap_workflow,
+    nothing_workflow,
+    listener_workflow,
+)
 _ACTIVITIES: Final = (reserve, pay, ship, step)
 _CROWD_SLOTS: Final = 20
 

@@ -3,62 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import time
 from datetime import timedelta
 
 from romancy import WorkflowContext, activity, compensation, workflow
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """What is ordered."""
-
-    product_id: str
-    quantity: int
-    unit_price: float
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What an order workflow is started with."""
-
-    order_id: str
-    customer_email: str
-    items: list[Item]
-    street: str
-    city: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """What was put aside."""
-
-    reservation_id: str
-    total_amount: float
-
-
-@dataclass(frozen=True, slots=True)
-class Payment:
-    """What was paid."""
-
-    transaction_id: str
-    amount: float
-
-
-@dataclass(frozen=True, slots=True)
-class Shipment:
-    """What was sent."""
-
-    tracking_number: str
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What an order workflow returns."""
-
-    order_id: str
-    total_amount: float
-    tracking_number: str
+from tests.bench.order import Item, Order, Payment, Receipt, Reservation, Shipment, total
 
 
 @compensation
@@ -74,7 +23,7 @@ async def refund(order_id: str, amount: float) -> None:
 @activity(compensation=cancel_reservation, timeout=timedelta(seconds=30))
 async def reserve(order_id: str, items: list[Item]) -> Reservation:
     """Put the items aside."""
-    return Reservation(f"RES-{order_id}", sum(item.quantity * item.unit_price for item in items))
+    return Reservation(f"RES-{order_id}", total(items))
 
 
 @activity(compensation=refund, timeout=timedelta(seconds=30))
@@ -137,7 +86,13 @@ async def nothing_workflow(ctx: WorkflowContext, number: int) -> int:
     return number
 
 
-def order(number: int) -> Order:
-    """An order as the tutorial's, with a number of its own."""
-    items = [Item("PROD-1", 2, 29.99), Item("PROD-2", 1, 49.99)]
-    return Order(f"ORD-{number}", "customer@example.com", items, "1-2-3 Dogenzaka", "Shibuya")
+def now_s() -> float:
+    """By the clock of this machine."""
+    return time.time()
+
+
+@workflow(name="listener")
+async def listener_workflow(ctx: WorkflowContext, number: int) -> float:
+    """Seconds from when an event was sent, by its sender's clock, until it woke this code."""
+    ping = await ctx.wait_event("ping", where={"data.number": number})
+    return await ctx.step(now_s) - float(ping.data["sent_s"])

@@ -8,30 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Final
 
-from romancy import RetryPolicy, Worker, WorkflowContext, activity, activity_info, compensation, unguarded, workflow
+from romancy import RetryPolicy, Worker, WorkflowContext, activity, activity_info, compensation, workflow
 from tests.faults.ledger import Entry, write
+from tests.faults.places import come_to
 
 PLACES: Final = ("begin", "step", "child", "told", "update", "recur", "end")
 KIDS: Final = 2
 NOTES: Final = 3
 _FOLDER: Final = Path(os.environ.get("ROMANCY_TEST_FOLDER", "."))
-_DIE_AT: Final = os.environ.get("ROMANCY_TEST_DIE", "")
 _AT_ONCE: Final = RetryPolicy(initial_interval=0.02, jitter=0)
-
-
-def _pass(place: str) -> None:
-    """Die here, if that was asked for and nobody did before."""
-    if place == _DIE_AT:
-        with unguarded():
-            died = _FOLDER / f"died-{place}"
-            if not died.exists():
-                died.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _have_effect() -> None:
@@ -61,24 +50,24 @@ async def host(ctx: WorkflowContext, name: str, rounds: int = 1) -> list[int]:
     go: list[int] = []
 
     def proceed(number: int) -> int:
-        _pass("update")
+        come_to("update")
         go.append(number)
         return number
 
     ctx.update(proceed)
-    _pass("begin")
+    come_to("begin")
     base = await ctx.step(lambda: 100, name="base") if ctx.patched("with-step") else 0
-    _pass("step")
+    come_to("step")
     kids = await asyncio.gather(*(ctx.run_child(kid, base + number) for number in range(KIDS)))
-    _pass("child")
+    come_to("child")
     for number in range(NOTES):
         await ctx.workflow("guest").signal("note", f"{name}/{rounds}", number)
-    _pass("told")
+    come_to("told")
     await ctx.wait_condition(lambda: bool(go))
     if rounds:
-        _pass("recur")
+        come_to("recur")
         return await ctx.recur(name, rounds - 1)
-    _pass("end")
+    come_to("end")
     return [*kids, *go]
 
 
@@ -114,10 +103,12 @@ async def crier(ctx: WorkflowContext, expected: int, last: dict[str, int], wrong
     return await ctx.recur(expected, last, wrong)
 
 
+WORKFLOWS: Final = (host, kid, guest, crier)
+
+
 def main(address: str, worker_id: str) -> None:
     """Work until SIGTERM."""
-    workflows = [host, kid, guest, crier]
-    Worker(address, worker_id=worker_id, workflows=workflows, activities=[grow], drain_timeout=5).run()
+    Worker(address, worker_id=worker_id, workflows=WORKFLOWS, activities=[grow], drain_timeout=5).run()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 
 from romancy import Client
 from tests.faults.actor import Actor
-from tests.faults.listeners import consumer, hearer, teller
+from tests.faults.listeners import MESSAGE_PLACES, audience, consumer, hearer, teller
 from tests.faults.scene import Scene, until
 
 DEATHS = (
@@ -26,15 +26,15 @@ TOLD = 6
 pytestmark = pytest.mark.timeout(300)
 
 
-def a_worker(stage: Scene, name: str) -> Actor:
-    return stage.start(name, "tests.faults.listeners", f"127.0.0.1:{stage.port}", name)
+def a_worker(stage: Scene, name: str, **environment: str) -> Actor:
+    return stage.start(name, "tests.faults.listeners", f"127.0.0.1:{stage.port}", name, **environment)
 
 
-async def subscribed(client: Client, channel: str) -> None:
-    """Somebody is subscribed."""
+async def subscribed(client: Client, channel: str, count: int = 1) -> None:
+    """So many are subscribed."""
     async with asyncio.timeout(60):
         while True:
-            if any([each.subscribers async for each in client.list_channels() if each.name == channel]):
+            if sum([each.subscribers async for each in client.list_channels() if each.name == channel]) >= count:
                 return
             await asyncio.sleep(0.05)
 
@@ -53,6 +53,55 @@ async def test_wherever_the_service_dies_messages_of_one_run_to_another_arrive_o
             service = await stage.service()
             await telling
             assert await hearing.result() == [*range(1, TOLD + 1), *range(-1, -TOLD - 1, -1)]
+    await stage.finish(losses=False)
+
+
+async def test_wherever_in_its_code_a_worker_dies_messages_arrive_once_in_order(stage: Scene) -> None:
+    service = await stage.service()
+    async with stage.client() as client:
+        for number, place in enumerate(MESSAGE_PLACES):
+            victim = a_worker(stage, f"victim-{place}", ROMANCY_TEST_DIE=place)
+            hearing = await client.start_workflow(hearer, TOLD, id=f"hearer-{number}")
+            telling = asyncio.create_task(tell_when_heard(client, hearing.workflow_id))
+            await until(lambda: not victim.alive, f"the worker died at {place}", service)  # noqa: B023
+            other = a_worker(stage, f"other-{place}")
+            await telling
+            assert await hearing.result() == [*range(1, TOLD + 1), *range(-1, -TOLD - 1, -1)]
+            other.kill()
+    await stage.finish(losses=False)
+
+
+async def tell_when_heard(client: Client, workflow_id: str) -> None:
+    await subscribed(client, "orders")
+    await client.execute_workflow(teller, workflow_id, TOLD)
+
+
+@pytest.mark.parametrize("each", [40, pytest.param(1_250, marks=pytest.mark.slow)])
+async def test_messages_of_eight_clients_to_everybody_all_arrive_in_order_while_all_else_dies(
+    stage: Scene, each: int
+) -> None:
+    await stage.service()
+    a_worker(stage, "worker-1")
+    async with stage.client() as client:
+        hearing = [await client.start_workflow(audience, CLIENTS * each, {}, [], id=f"seat-{n}") for n in range(2)]
+        await subscribed(client, "cries", 2)
+        sent: Counter[str] = Counter()
+
+        async def cry(name: str) -> None:
+            async with stage.client() as own:
+                for number in range(1, each + 1):
+                    await own.publish("cries", [name, number], request_id=f"{name}/{number}")
+                    sent[name] = number
+
+        clients = [asyncio.create_task(cry(f"client-{number}")) for number in range(CLIENTS)]
+        for third in (1, 2):
+            await until(lambda: sent.total() >= CLIENTS * each * third // 3, "a third is sent")  # noqa: B023
+            for actor in [actor for actor in stage.actors if actor.alive]:
+                actor.kill()
+            await stage.service()
+            a_worker(stage, f"worker-{third + 1}")
+        await asyncio.gather(*clients)
+        assert [await handle.result() for handle in hearing] == [[], []]
     await stage.finish(losses=False)
 
 

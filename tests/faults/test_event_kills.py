@@ -10,7 +10,7 @@ import pytest
 from romancy import Client, Event
 from romancy_service.faults import PUBLISH_POINTS
 from tests.faults.actor import Actor
-from tests.faults.listeners import listener, waiter
+from tests.faults.listeners import EVENT_PLACES, listener, waiter
 from tests.faults.scene import LIMITS, Scene, until
 
 DEATHS = (
@@ -24,8 +24,8 @@ CLIENTS = 8
 pytestmark = pytest.mark.timeout(240)
 
 
-def a_worker(stage: Scene, name: str) -> Actor:
-    return stage.start(name, "tests.faults.listeners", f"127.0.0.1:{stage.port}", name)
+def a_worker(stage: Scene, name: str, **environment: str) -> Actor:
+    return stage.start(name, "tests.faults.listeners", f"127.0.0.1:{stage.port}", name, **environment)
 
 
 def test_every_point_of_publishing_is_died_at() -> None:
@@ -64,6 +64,27 @@ async def test_wherever_the_service_dies_an_event_reaches_each_that_waits_once(s
     histories = (await stage.finish(losses=False)).values()
     heard = [event for history in histories for event in history if event.HasField("event_received")]
     assert len(heard) == 2 * len(DEATHS)
+
+
+async def test_wherever_in_its_code_a_worker_dies_an_event_is_heard_once_by_the_next(stage: Scene) -> None:
+    service = await stage.service()
+    async with stage.client() as client:
+        hearing = []
+        for number, place in enumerate(EVENT_PLACES):
+            victim = a_worker(stage, f"victim-{place}", ROMANCY_TEST_DIE=place)
+            hearing.append(await client.start_workflow(waiter, number, id=f"waiter-{number}"))
+            if place != "event.begin":
+                await listening(stage, client, f"waiter-{number}", "paid")
+                await client.publish_event(Event("paid", {"order": number}, source="/shop", id=str(number)))
+            await client.publish_event(Event("sent", 7, workflow_id=f"waiter-{number}"))
+            await until(lambda: not victim.alive, f"the worker died at {place}", service)  # noqa: B023
+        a_worker(stage, "worker-last")
+        await listening(stage, client, "waiter-0", "paid")
+        await client.publish_event(Event("paid", {"order": 0}, source="/shop", id="0"))
+        assert [await handle.result() for handle in hearing] == [[number, 7] for number in range(len(EVENT_PLACES))]
+    histories = (await stage.finish(losses=False)).values()
+    heard = [event for history in histories for event in history if event.HasField("event_received")]
+    assert len(heard) == 2 * len(EVENT_PLACES)
 
 
 @pytest.mark.parametrize("each", [40, pytest.param(1_250, marks=pytest.mark.slow)])

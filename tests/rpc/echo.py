@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from romancy.v1 import (
+    activity_service_pb2,
     admin_service_pb2,
     channel_service_pb2,
     event_service_pb2,
@@ -16,6 +17,7 @@ from romancy.v1 import (
     worker_service_pb2,
     workflow_service_pb2,
 )
+from romancy.v1.activity_service_pb2_grpc import ActivityServiceServicer, add_ActivityServiceServicer_to_server
 from romancy.v1.admin_service_pb2_grpc import AdminServiceServicer, add_AdminServiceServicer_to_server
 from romancy.v1.channel_service_pb2_grpc import ChannelServiceServicer, add_ChannelServiceServicer_to_server
 from romancy.v1.event_service_pb2_grpc import EventServiceServicer, add_EventServiceServicer_to_server
@@ -102,6 +104,16 @@ class ChannelEcho(ChannelServiceServicer):
         return channel_service_pb2.ListChannelsResponse()
 
 
+class ActivityEcho(ActivityServiceServicer):
+    """Has no activities."""
+
+    async def CompleteActivity(self, request: Any, context: Any) -> Any:
+        return activity_service_pb2.CompleteActivityResponse()
+
+    async def HeartbeatActivity(self, request: Any, context: Any) -> Any:
+        return activity_service_pb2.HeartbeatActivityResponse()
+
+
 class Echo:
     """The server while it is up."""
 
@@ -130,6 +142,7 @@ async def echoing(config: Config) -> AsyncIterator[Echo]:
     add_ScheduleServiceServicer_to_server(make_schedules(), edge.server)
     add_EventServiceServicer_to_server(make_events(), edge.server)
     add_ChannelServiceServicer_to_server(ChannelEcho(), edge.server)
+    add_ActivityServiceServicer_to_server(ActivityEcho(), edge.server)
     add_AdminServiceServicer_to_server(make_admin(), edge.server)
     await edge.bind()
     await edge.start()

@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from romancy.v1 import (
+    activity_service_pb2,
     admin_service_pb2,
     channel_service_pb2,
     event_service_pb2,
@@ -49,6 +50,7 @@ OURS = (
     channel_service_pb2,
     schedule_service_pb2,
     worker_service_pb2,
+    activity_service_pb2,
     admin_service_pb2,
 )
 SERVED = (*OURS, health_pb2, reflection_pb2)
@@ -59,6 +61,7 @@ TOKENS = {
     "worker": "orders work",
     "operator": "* read,write,work",
     "keeper": "* admin",
+    "approver": "* complete",
 }
 
 
@@ -140,6 +143,8 @@ async def test_every_method_needs_the_right_that_the_table_says(echo: Echo, name
         rights.add(Right.WRITE)
     if Right.WRITE in rights:
         rights.add(Right.READ)
+    if rights & {Right.WRITE, Right.WORK}:
+        rights.add(Right.COMPLETE)
     metadata = bearer(name)
     async with echo.channel() as channel:
         for method in methods(OURS):

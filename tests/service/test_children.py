@@ -205,7 +205,7 @@ async def test_a_parent_that_is_terminated_terminates_or_cancels_what_is_open(te
     await tenant.terminate(run_id)
     await tenant.errands_done(run_id)
     assert await status_of(tenant, "k1") == WORKFLOW_STATUS_TERMINATED
-    assert (await tenant.newest("k2")).cancel_requested
+    assert (await tenant.newest("k2")).HasField("cancellation")
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -247,7 +247,7 @@ async def test_a_workflow_that_took_the_childs_id_later_is_left_alone(tenant: Te
     await tenant.errands_done(run_id)
     newest = await tenant.newest("junior")
     assert (newest.info.workflow_type, newest.info.status) == ("other", WORKFLOW_STATUS_RUNNING)
-    assert not newest.cancel_requested
+    assert not newest.HasField("cancellation")
 
 
 async def test_a_completed_child_is_undone_with_its_result(tenant: Tenant) -> None:

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from romancy.v1 import (
+    activity_service_pb2,
     admin_service_pb2,
     channel_service_pb2,
     event_service_pb2,
@@ -24,6 +25,7 @@ from romancy.v1 import (
     worker_service_pb2,
     workflow_service_pb2,
 )
+from romancy.v1.activity_service_pb2_grpc import ActivityServiceStub
 from romancy.v1.admin_service_pb2_grpc import AdminServiceStub
 from romancy.v1.channel_service_pb2_grpc import ChannelServiceStub
 from romancy.v1.event_pb2 import CloudEvent
@@ -132,6 +134,20 @@ def test_every_rpc_of_the_admin_service_answers(grpc_channel: grpc.Channel) -> N
     request.retention.FromSeconds(7_200)
     said = stub.SetNamespace(request).namespace
     assert said in stub.ListNamespaces(admin_service_pb2.ListNamespacesRequest()).namespaces
+
+
+def test_every_rpc_of_the_activity_service_answers(grpc_channel: grpc.Channel, grpc_stub: WorkflowServiceStub) -> None:
+    stub = ActivityServiceStub(grpc_channel)
+    named = activity_service_pb2.ActivityRef(
+        run_id=grpc_stub.StartWorkflow(_start("activity")).run_id, activity_id="pay:1"
+    )
+    for call in (
+        lambda: stub.CompleteActivity(activity_service_pb2.CompleteActivityRequest(activity=named, result={})),
+        lambda: stub.HeartbeatActivity(activity_service_pb2.HeartbeatActivityRequest(activity=named)),
+    ):
+        with pytest.raises(grpc.RpcError) as refused:
+            call()
+        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION, "there is no such activity"
 
 
 def test_every_rpc_of_the_channel_service_answers(grpc_channel: grpc.Channel) -> None:
@@ -269,10 +285,12 @@ def test_reflection_lists_and_describes_all_that_is_served(grpc_channel: grpc.Ch
         "romancy.v1.ChannelService",
         "romancy.v1.ScheduleService",
         "romancy.v1.WorkerService",
+        "romancy.v1.ActivityService",
         "romancy.v1.AdminService",
         "grpc.health.v1.Health",
     } <= set(reflected.services())
     ours = (
+        activity_service_pb2,
         workflow_service_pb2,
         event_service_pb2,
         channel_service_pb2,

@@ -257,7 +257,7 @@ async def test_the_run_before_is_cancelled_and_the_next_one_waits_for_its_end(de
     await desk.next_time()
 
     async def asked() -> bool:
-        return (await desk.tenant.get(first.run_id)).cancel_requested
+        return (await desk.tenant.get(first.run_id)).HasField("cancellation")
 
     await until(asked, "it is asked to stop")
     assert len(await desk.runs()) == 1

@@ -66,6 +66,8 @@ class Campaign:
     rules: Rules = field(default_factory=Rules)
     collect: bool = False
     """Also let the collector run at random times."""
+    tree: programs.Tree | None = None
+    """The program, where the seed does not say it."""
     held: Held | None = None
     made: list[Held] = field(default_factory=list)
     boundaries: int = 0
@@ -85,9 +87,11 @@ class Campaign:
 
     def _run(self) -> None:
         rng = random.Random(self.seed)
-        tree = programs.random_tree(rng, rng.randint(1, 14))
-        arguments = programs.program.encode_arguments((tree,), {})
-        service = SimulatedService(rng, WorkflowSpec(workflow_type="program", arguments=arguments), self.rules)
+        tree = self.tree or programs.random_tree(rng, rng.randint(1, 14))
+        spec = WorkflowSpec(workflow_type="program", arguments=programs.program.encode_arguments((tree,), {}))
+        service = SimulatedService(rng, spec, self.rules)
+        if self.tree is not None:  # a race, in which signals must have a chance
+            service.talks, service.talks_alone = 0.4, True
         while not service.closed and service.tasks < MAX_TASKS:
             if service.has_news():
                 self._task(rng, service)

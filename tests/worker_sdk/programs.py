@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -76,6 +77,8 @@ class Interpreter:
         self.semaphore = asyncio.Semaphore(2)
         self.background: list[asyncio.Task[Any]] = []
         self.heard: list[Any] = []
+        self.came: Counter[str] = Counter()
+        """How many signals, and updates, came."""
         self._listen()
 
     def _listen(self) -> None:
@@ -88,6 +91,7 @@ class Interpreter:
 
         def change(number: int) -> Any:
             self.see("update", number)
+            self.came["update"] += 1
             if number % 3 == 0:
                 raise Declined(f"never {number}")
             heard.append(number)
@@ -96,6 +100,7 @@ class Interpreter:
         @ctx.signal
         def poke(number: int) -> None:
             self.see("poke", number)
+            self.came["signal"] += 1
             heard.append(number)
 
         @ctx.signal
@@ -299,6 +304,14 @@ class Interpreter:
             return "nothing"
         return str(self.heard.pop(0))
 
+    async def signalled(self, number: int) -> int:
+        await self.ctx.wait_condition(lambda: self.came["signal"] > 0)
+        return self.came["signal"]
+
+    async def updated(self, number: int) -> int:
+        await self.ctx.wait_condition(lambda: self.came["update"] > 0)
+        return self.came["update"]
+
     async def event(self, number: int) -> str:
         where = {"data.number": number % 2} if number % 3 else None
         try:
@@ -382,6 +395,21 @@ class Interpreter:
 
 
 MODES: Sequence[ChannelMode] = ("broadcast", "competing", "direct")
+WAITS = (
+    "sleep",
+    "event",
+    "call",
+    "signalled",
+    "message",
+    "child",
+    "updated",
+    "condition",
+    "step",
+    "publish",
+    "undo_all",
+)
+"""One of each kind of what code can wait for: a timer, an event, an activity, a signal, a message, a child, an update,
+a condition, a step, a message on its way, a compensation."""
 LEAVES = ["call", "careful", "sleep", "nap", "pause", "draw", "named", "orphan", "generate", "open_gate", "wait_gate",
           "put", "get", "register", "undo_all", "listen", "step", "condition", "take", "patch", "child", "stop_child",
           "tell", "again", "mark", "event", "event", "stream", "message",
@@ -399,6 +427,16 @@ def random_tree(rng: random.Random, size: int) -> Tree:
         return [rng.choice(WRAPPERS), number, random_tree(rng, size - 1)]
     parts = rng.randint(2, min(4, size))
     return [rng.choice(BRANCHES), number, *(random_tree(rng, size // parts) for _ in range(parts))]
+
+
+def race(rng: random.Random, one: str, other: str) -> Tree:
+    """A program in which two waits race against each other; the code goes on from who came first, and then ends."""
+    left, right = [one, 1 + 2 * rng.randrange(500)], [other, 2 + 2 * rng.randrange(500)]
+    if rng.random() < 0.5:
+        left, right = right, left
+    kind = rng.choice(["first", "first", "each", "timeout"])
+    raced = [kind, rng.randrange(1000), *([["gather", 1, left, right]] if kind == "timeout" else [left, right])]
+    return ["seq", 0, raced, ["call", rng.randrange(1000)]]
 
 
 @workflow

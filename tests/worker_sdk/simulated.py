@@ -110,6 +110,10 @@ class SimulatedService:
     rng: random.Random
     spec: WorkflowSpec
     rules: Rules = field(default_factory=Rules)
+    talks: float = 0.15
+    """How often somebody says something, where something else could happen."""
+    talks_alone: bool = False
+    """Whether somebody says something where nothing else could happen."""
     events: list[HistoryEvent] = field(default_factory=list)
     now_ms: int = EPOCH_MS
     seen: int = 0
@@ -153,12 +157,14 @@ class SimulatedService:
         timers = (f"timer {timer_id}" for timer_id in self.timers)
         wanted = [f"event {subscription_id}" for subscription_id in self.subscriptions]
         choices = [*self.activities, *timers, *self.compensates, *self.children, *self.sends, *wanted]
-        if self.closed or not choices:
+        if self.closed or not (choices or self.talks_alone):
             return False
         if not self.cancel_requested and self.rng.random() < 0.03:
             return self.request_cancel()
-        if self.said < MOST_SAID and self.rng.random() < 0.15:
+        if self.said < MOST_SAID and (not choices or self.rng.random() < self.talks):
             return self.say()
+        if not choices:
+            return False
         choice = self.rng.choice(choices)
         self.now_ms += self.rng.choice([0, 1, 40, 3_000])
         if choice in self.activities:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
 from datetime import UTC, datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import romancy
 from romancy import Attribute, DefinitionError, Divergence, Worker, WorkflowContext, activity, testing, workflow
 from tests.worker_sdk.driver import Driver
 from tests.worker_sdk.test_cli import run_main
@@ -148,24 +144,6 @@ def test_names_and_doubles_are_refused_as_keys() -> None:
         run = Driver(wrong, which)
         run.start()
         assert message in run.failure().message
-
-
-async def test_the_example_prints_what_its_lists_find() -> None:
-    example = Path(romancy.__file__).parents[1] / "examples" / "attributes.py"
-    async with testing.service() as service:
-        environment = {**os.environ, "ROMANCY_ADDRESS": service.address}
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, str(example), stdout=asyncio.subprocess.PIPE, env=environment
-        )
-        printed = (await process.communicate())[0].decode()
-    assert process.returncode == 0
-    assert printed.splitlines() == [
-        "ada pays 30.00",
-        "to be approved: office (to be approved, 60.0), tea (to be approved, 90.0)",
-        "of ada: books (done, 30.0), office (to be approved, 60.0)",
-        "large gifts: tea (to be approved, 90.0)",
-        "running, but not of bob: office (to be approved, 60.0)",
-    ]
 
 
 async def test_the_command_sets_finds_shows_and_deletes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
-import os
 import re
 import signal
-import sqlite3
 import sys
 from collections.abc import Callable
-from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, assert_type
@@ -26,7 +23,6 @@ from sqlalchemy.schema import CreateTable
 
 from romancy.v1.command_pb2 import COMPENSATE_WHEN_ALWAYS
 
-import romancy
 from romancy import (
     ConversionError,
     DefinitionError,
@@ -34,7 +30,6 @@ from romancy import (
     TerminalError,
     Worker,
     WorkflowContext,
-    WorkflowFailed,
     WorkflowHandle,
     activity,
     compensation,
@@ -42,7 +37,6 @@ from romancy import (
     workflow,
 )
 from romancy.sqlalchemy import AttemptReplaced, create_table, effects, transactional, undoing
-from romancy.testing import LocalService
 from romancy_service.core.limits import Limits
 from tests.worker_sdk.bank import SCHEDULED, STEPS, Bank, Posting, Receipt, an_info, doomed_worker, stopped_at
 
@@ -572,37 +566,3 @@ async def until(handle: WorkflowHandle[Any], event: str) -> None:
     async for recorded in handle.watch():
         if recorded.WhichOneof("attributes") == event:
             return
-
-
-async def test_the_example_runs_as_it_stands(tmp_path: Path) -> None:
-    bank = tmp_path / "bank.db"
-    async with testing.service() as service:
-        worker = await example(service, "work", f"sqlite+aiosqlite:///{bank}")
-        try:
-            assert await said(await example(service, "alice", "bob", "30")) == "70"
-            assert "nobody has no account" in await said(await example(service, "alice", "nobody", "30"))
-            assert "alice does not have 300" in await said(await example(service, "alice", "bob", "300"))
-            async for run in service.client.list_workflows():
-                with suppress(WorkflowFailed):
-                    await service.client.get_handle(run.workflow_id).result()
-        finally:
-            worker.terminate()
-            await worker.communicate()
-    with closing(sqlite3.connect(bank)) as connection:
-        balances = connection.execute("select name, balance from accounts order by name").fetchall()
-    assert balances == [("alice", 70), ("bob", 130)]
-
-
-async def example(service: LocalService, *arguments: str) -> asyncio.subprocess.Process:
-    program = Path(romancy.__file__).parents[1] / "examples" / "transfer.py"
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, str(program), *arguments),
-        env={**os.environ, "ROMANCY_ADDRESS": service.address},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-
-
-async def said(process: asyncio.subprocess.Process) -> str:
-    """The last line that it printed."""
-    return (await process.communicate())[0].decode().strip().splitlines()[-1]

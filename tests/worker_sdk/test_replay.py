@@ -6,7 +6,9 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import Callable, Iterator
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any
@@ -18,13 +20,20 @@ from romancy.v1.history_pb2 import HistoryEvent
 
 from romancy import _drop
 from romancy._as_completed import _stock
+from romancy._instance import Activation, WorkflowInstance
 from romancy._loop import WorkflowLoop, _Task
-from romancy._machine import Machine
+from romancy._machine import Machine, is_input
 from tests.worker_sdk.campaign import Campaign
+from tests.worker_sdk.programs import WAITS, race
 from tests.worker_sdk.simulated import Rules
 
 PROGRAMS = int(os.environ.get("ROMANCY_PROGRAMS", "2000"))
 MUTANT_PROGRAMS = 600
+RACES = int(os.environ.get("ROMANCY_RACES", "16"))
+"""For each two kinds of waits."""
+AT_ONCE = {"step"}
+"""What waits for nothing always comes first."""
+RACERS = ("sleep", "event", "call", "signalled", "message", "child")
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -51,6 +60,56 @@ def test_live_sticky_and_replayed_code_see_the_same(part: int) -> None:
             raise
         boundaries += campaign.boundaries
     assert boundaries > PROGRAMS / 3
+
+
+@pytest.mark.parametrize("one", WAITS)
+def test_any_two_waits_that_race_have_the_same_winner_on_replay(one: str) -> None:
+    for other in WAITS[WAITS.index(one) :]:
+        won: Counter[str] = Counter()
+        for seed in range(RACES):
+            won[_winner(_race(seed, one, other), one)] += 1
+        if one != other and one not in AT_ONCE and other not in AT_ONCE:
+            assert min(won["this"], won["that"]) > 0, f"{one} against {other} is no race: {won}"
+
+
+def _race(seed: int, one: str, other: str) -> Campaign:
+    """Live through one race; raises what `test_live_sticky_and_replayed_code_see_the_same` would."""
+    campaign = Campaign(seed, tree=race(random.Random(f"{seed} {one} {other}"), one, other))
+    try:
+        campaign.run()
+    except Exception as error:
+        error.add_note(f"_race({seed}, {one!r}, {other!r}) does it again")
+        raise
+    return campaign
+
+
+def _winner(campaign: Campaign, one: str) -> str:
+    """Whose end the code saw first: `this` is that of `one`; empty if both were given up."""
+    trace = max((held.trace for held in campaign.made), key=len)
+    begun = {seen[2]: seen[1] for seen in trace if seen[0] == "begin"}
+    racing = {number for number, operation in begun.items() if operation in WAITS}
+    for seen in trace:
+        if seen[0] == "end" and seen[1] in racing:
+            return "this" if begun[seen[1]] == one else "that"
+    return ""
+
+
+def test_a_race_that_is_decided_anew_on_replay_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        _apply_all_inputs_before_the_code_runs(patch)
+        pairs = [(one, other) for one in RACERS for other in RACERS if _is_noticed_in_a_race(one, other)]
+        assert len(pairs) == len(RACERS) ** 2, pairs
+    _let_timers_win_on_replay(monkeypatch)
+    assert [other for other in RACERS if _is_noticed_in_a_race("sleep", other)] == [*RACERS]
+
+
+def _is_noticed_in_a_race(one: str, other: str) -> bool:
+    for seed in range(RACES):
+        try:
+            _race(seed, one, other)
+        except Exception:
+            return True
+    return False
 
 
 def test_the_collector_changes_nothing_that_code_sees() -> None:
@@ -85,6 +144,22 @@ def _apply_all_inputs_before_the_code_runs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(WorkflowLoop, "drain", drain_late)
     patch.setattr(Machine, "pass_command", then_pass)
     patch.setattr(Machine, "take_commands", then_take)
+
+
+def _let_timers_win_on_replay(patch: pytest.MonkeyPatch) -> None:
+    """In a history, of inputs that came one after the other timers are looked at first."""
+    activate = WorkflowInstance.activate
+
+    def timers_first(self: WorkflowInstance, events: Sequence[HistoryEvent]) -> Activation:
+        ordered = list(events)
+        if events[0].HasField("workflow_started"):
+            for place in range(2, len(ordered)):
+                before, event = ordered[place - 1 : place + 1]
+                if event.HasField("timer_fired") and is_input(before):
+                    ordered[place - 1 : place + 1] = event, before
+        return activate(self, ordered)
+
+    patch.setattr(WorkflowInstance, "activate", timers_first)
 
 
 def _take_loop_time_from_the_process(patch: pytest.MonkeyPatch) -> None:

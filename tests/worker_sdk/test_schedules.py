@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from romancy.v1.schedule_pb2 import OVERLAP_POLICY_BUFFER_ONE, Schedule
 
-import romancy
 from romancy import (
     Cron,
     Every,
@@ -181,22 +178,3 @@ async def test_what_cannot_be_is_refused_and_named(service: testing.LocalService
 def test_times_that_are_none_are_refused_at_once(kind: Any, arguments: tuple[Any, ...]) -> None:
     with pytest.raises((TypeError, ValueError)):
         kind(*arguments)
-
-
-async def test_the_example_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
-    path = Path(romancy.__file__).parents[1] / "examples" / "nightly_report.py"
-    spec = importlib.util.spec_from_file_location("nightly_report", path)
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    workflows, activities = [example.sales_report], [example.count_sales, example.send]
-    async with testing.service() as service, Worker(service.address, workflows=workflows, activities=activities):
-        await example.arrange(service.client)
-        await service.skip(timedelta(days=7))
-        await example.arrange(service.client)
-        await example.catch_up(service.client, datetime(2026, 1, 5, tzinfo=UTC), datetime(2026, 1, 10, tzinfo=UTC))
-        await service.skip(0)
-    printed = capsys.readouterr().out
-    assert printed.count("sales report of") == 5 + 5
-    assert "2026-01-09" in printed

@@ -91,9 +91,11 @@ def apply(run: Run, event: HistoryEvent) -> None:
             _start(run, event.workflow_started)
         case "workflow_cancel_requested":
             run.cancel_requested = True
-            run.failure = _cancellation(event.workflow_cancel_requested)
-            _ask_activities_to_stop(run)
-            children.ask_all_to_stop(run)
+            requested = event.workflow_cancel_requested
+            run.counters.cancellation = (requested.reason, requested.identity)
+            run.failure = _cancellation(requested)
+            _ask_activities_to_stop(run, but_shielded=True)
+            children.ask_all_to_stop(run, but_shielded=True)
         case "activity_scheduled":
             _schedule(run, event.activity_scheduled.command)
         case "activity_cancel_requested":
@@ -364,9 +366,10 @@ def _next_attempt(
     run.put_task(task)
 
 
-def _ask_activities_to_stop(run: Run) -> None:
+def _ask_activities_to_stop(run: Run, *, but_shielded: bool = False) -> None:
     for task in run.activities():
-        _ask_to_stop(run, task)
+        if not (but_shielded and task.command is not None and task.command.shielded):
+            _ask_to_stop(run, task)
 
 
 def _ask_to_stop(run: Run, task: Task) -> None:

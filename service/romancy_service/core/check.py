@@ -68,7 +68,7 @@ def check_duration(field: str, value: Duration, *, allow_negative: bool = False)
         raise InvalidField(field, f"{seconds} s and {nanos} ns are no duration", "give both the same sign")
     if (seconds < 0 or nanos < 0) and not allow_negative:
         raise InvalidField(field, "is negative", "give zero or more", value=f"{seconds + nanos / _NANOS:g} s")
-    if abs(duration_ms(value)) > LONGEST_DURATION_MS:
+    if duration_ms(value) > LONGEST_DURATION_MS:
         shown = f"{seconds} s"
         raise InvalidField(field, f"is {shown}, at most ten years are allowed", value=shown, limit=LONGEST_DURATION_MS)
 

@@ -67,11 +67,12 @@ def told_to_stop(run: Run, child_id: str) -> None:
     run.put_task(task)
 
 
-def ask_all_to_stop(run: Run) -> None:
-    """Have all children told to stop."""
+def ask_all_to_stop(run: Run, *, but_shielded: bool = False) -> None:
+    """Have all children told to stop, or all but those that the code shields."""
     for task in list(run.children()):
         assert isinstance(task.errand, StartChild)
-        ask_to_stop(run, task.errand.child_id)
+        if not (but_shielded and task.errand.shielded):
+            ask_to_stop(run, task.errand.child_id)
 
 
 def abandon(run: Run) -> None:

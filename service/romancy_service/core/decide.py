@@ -16,6 +16,7 @@ from romancy.v1.failure_pb2 import FAILURE_SOURCE_SERVICE, FAILURE_SOURCE_TIMEOU
 from romancy.v1.history_pb2 import (
     COMPENSATION_RESOLUTION_RETRY,
     COMPENSATION_RESOLUTION_UNSPECIFIED,
+    Author,
     CompensationResolved,
     DeliveriesReturned,
     EventReceived,
@@ -223,6 +224,7 @@ def _complete_activity(emit: Emitter, trigger: CompleteActivity, limits: Limits)
     if then is not None:
         # What the code saw is what must be recorded; the service's own clock goes on for what follows.
         emit.now_ms = timestamp_ms(then.time)
+    emit.author = trigger.author
     closed = True
     if trigger.result is not None:
         attempts.completed(emit, task, trigger.result)
@@ -242,7 +244,9 @@ def _complete_activity(emit: Emitter, trigger: CompleteActivity, limits: Limits)
         check_commands(run, then.commands, limits)
     except InvalidField as rejection:
         return Reply(alone=True, rejection=rejection)
-    successor = _record_commands(emit, then.commands, run.last_event_id, limits, trigger.successor_run_id)
+    successor = _record_commands(
+        emit, then.commands, run.last_event_id, limits, trigger.successor_run_id, trigger.author
+    )
     return Reply(held=True, successor=successor)
 
 
@@ -280,12 +284,19 @@ def _complete_workflow_task(emit: Emitter, trigger: CompleteWorkflowTask, limits
         _fail_workflow_task(emit, task, failure)
         return Reply(rejection=rejection)
     run.sticky_session = trigger.fence.owner if trigger.holds_run else ""
-    successor = _record_commands(emit, trigger.commands, trigger.seen_event_id, limits, trigger.successor_run_id)
+    successor = _record_commands(
+        emit, trigger.commands, trigger.seen_event_id, limits, trigger.successor_run_id, trigger.author
+    )
     return Reply(held=True, successor=successor)
 
 
 def _record_commands(
-    emit: Emitter, commands: Sequence[Command], seen_event_id: int, limits: Limits, successor_run_id: str
+    emit: Emitter,
+    commands: Sequence[Command],
+    seen_event_id: int,
+    limits: Limits,
+    successor_run_id: str,
+    author: Author | None,
 ) -> tuple[str, StartRun] | None:
     """Returns the run that goes on, if the last command says that one does."""
     run = emit.run
@@ -295,6 +306,7 @@ def _record_commands(
     for command in commands:
         if ends_run(command):
             _return_unseen(emit, seen_event_id)
+        emit.author, author = author, None
         if command.HasField("continue_workflow"):
             unread = [event for event in unseen if event.event_id > seen_event_id]
             successor = _continue(emit, command.continue_workflow, unread, successor_run_id)

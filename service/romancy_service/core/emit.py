@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from romancy.v1.history_pb2 import HistoryEvent
+from romancy.v1.history_pb2 import Author, HistoryEvent
 
 from romancy_service.core.apply import apply
 from romancy_service.core.limits import Limits
@@ -23,6 +23,8 @@ class Emitter:
         """The time of the events: event times of a run never go back, whatever the clock does."""
         self.seen_event_id = 0
         """While the commands of a task are recorded: the last event that the code had seen."""
+        self.author: Author | None = None
+        """Who answered: said by the next event that is recorded."""
 
     def note(self, **attributes: Any) -> HistoryEvent:
         """Record an input or a note; the keyword is the event's kind, as in HistoryEvent."""
@@ -54,6 +56,9 @@ class Emitter:
         return timestamp(self.now_ms)
 
     def _record(self, event: HistoryEvent) -> HistoryEvent:
+        if self.author is not None:
+            event.author.CopyFrom(self.author)
+            self.author = None
         apply(self.run, event)
         self.run.new_events.append(event)
         return event

@@ -63,6 +63,8 @@ class Limits:
     """Attributes that one list is filtered on: each is a look into an index for each run."""
     attribute_values: int = 100
     """Alternatives for one attribute that a list is filtered on."""
+    token_bytes: int = 2 * KIB
+    """A token that somebody gives back: it names a namespace, a run and an activity, each of at most 255 bytes."""
     reason_bytes: int = 4 * KIB
     """Why somebody cancels, terminates or resolves: a text for people."""
     failure_message_bytes: int = 4 * KIB

@@ -58,6 +58,8 @@ class Counters:
     """The first run of the chain; empty: this one."""
     told_to_recur: bool = False
     """An input told the code that the history is long."""
+    cancellation: tuple[str, str] | None = None
+    """Why somebody asked the run to stop, and who."""
     execution_deadline_ms: int = 0
     """When the whole chain must be over; 0: no limit."""
 

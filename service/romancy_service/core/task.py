@@ -18,6 +18,10 @@ WORKFLOW_TASK_ID: Final = "w"
 DEADLINE_TASK_ID: Final = "d"
 REPORT_TASK_ID: Final = "r"
 COMPENSATION_PREFIX: Final = "c/"
+ELSEWHERE: Final = "elsewhere"
+"""Who has an activity that is completed from elsewhere, in place of a session: no session's id is so short."""
+ELSEWHERE_EPOCH: Final = 1
+"""It has no streams that could be told apart."""
 SUBSCRIPTION_PREFIX: Final = "e/"
 COMPENSATION_ID_PREFIX: Final = "undo/"
 """The ids of compensations begin so, and no activity type may."""
@@ -155,7 +159,7 @@ class Fence:
     task_id: str
     attempt: int
     owner: str
-    """The session that has the lease; empty: nobody."""
+    """The session that has the lease, or ELSEWHERE; empty: nobody."""
     epoch: int = 0
     relay_ms: int = -1
     """When not negative: the row must still be due then (no heartbeat moved it)."""

@@ -9,7 +9,7 @@ from romancy.v1.channel_pb2 import Delivery
 from romancy.v1.command_pb2 import Command, Subscribe
 from romancy.v1.event_pb2 import CloudEvent
 from romancy.v1.failure_pb2 import Failure
-from romancy.v1.history_pb2 import CompensationResolution, Parent, UpdateReceived, WorkflowCancelRequested
+from romancy.v1.history_pb2 import Author, CompensationResolution, Parent, UpdateReceived, WorkflowCancelRequested
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.worker_service_pb2 import Then
 from romancy.v1.workflow_pb2 import Signal, WorkflowOutcome, WorkflowSpec
@@ -69,7 +69,9 @@ class RequestUpdate:
 
 @dataclass(frozen=True, slots=True)
 class CompleteActivity:
-    """A worker ended an attempt: with a result, a failure, or because it was cancelled (neither)."""
+    """A worker, or somebody elsewhere, ended an attempt: with a result, a failure, or because it was cancelled
+    (neither).
+    """
 
     fence: Fence
     leased_ms: int
@@ -81,6 +83,7 @@ class CompleteActivity:
     then: Then | None = None
     successor_run_id: str = ""
     """What the next run is called, should `then` continue the workflow."""
+    author: Author | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ class CompleteWorkflowTask:
     holds_run: bool
     successor_run_id: str = ""
     """What the next run is called, should the commands continue the workflow."""
+    author: Author | None = None
 
 
 @dataclass(frozen=True, slots=True)

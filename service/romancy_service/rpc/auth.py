@@ -3,7 +3,8 @@
 An access file has one line for each credential: `CREDENTIAL PRINCIPAL NAMESPACE[,NAMESPACE] RIGHT[,RIGHT]`.
 
 - CREDENTIAL is `token:HEX`, the SHA-256 of a token, or `cert:NAME`, a name in a client's certificate.
-- NAMESPACE may be `*`: all of them. RIGHT is `read`, `write` (implies read), `admin` (implies write) or `work`.
+- NAMESPACE may be `*`: all of them. RIGHT is `read`, `write` (implies read and complete), `admin` (implies write),
+  `work` (implies complete) or `complete`.
 - Empty lines and what follows a `#` at the beginning of a line do not count.
 
 Without a file every certificate that the client CA signed may do everything.
@@ -37,12 +38,15 @@ class Right(StrEnum):
     """Delete workflows, and say how long they are kept."""
     WORK = "work"
     """Run workflow code and activities."""
+    COMPLETE = "complete"
+    """End activities, and say how far they are, without being their worker."""
 
 
 _WORKFLOWS = "/romancy.v1.WorkflowService"
 _SCHEDULES = "/romancy.v1.ScheduleService"
 _EVENTS = "/romancy.v1.EventService"
 _CHANNELS = "/romancy.v1.ChannelService"
+_ACTIVITIES = "/romancy.v1.ActivityService"
 _ADMIN = "/romancy.v1.AdminService"
 RIGHTS: Final[dict[str, Right]] = {
     f"{_WORKFLOWS}/StartWorkflow": Right.WRITE,
@@ -87,6 +91,8 @@ RIGHTS: Final[dict[str, Right]] = {
     f"{_ADMIN}/ListNamespaces": Right.READ,
     f"{_ADMIN}/SetNamespace": Right.ADMIN,
     "/romancy.v1.WorkerService/Connect": Right.WORK,
+    f"{_ACTIVITIES}/CompleteActivity": Right.COMPLETE,
+    f"{_ACTIVITIES}/HeartbeatActivity": Right.COMPLETE,
 }
 """The right that each method needs. A method that stands nowhere here is refused to everybody."""
 ANY_RIGHT: Final = frozenset(
@@ -219,11 +225,15 @@ def _rights(fault: str, text: str) -> frozenset[Right]:
     try:
         rights = {Right(right) for right in text.split(",")}
     except ValueError as error:
-        raise InvalidConfig(f"{fault} has the rights {text!r}; allowed are read, write, admin and work") from error
+        raise InvalidConfig(
+            f"{fault} has the rights {text!r}; allowed are read, write, admin, work and complete"
+        ) from error
     if Right.ADMIN in rights:
         rights.add(Right.WRITE)
     if Right.WRITE in rights:
         rights.add(Right.READ)
+    if rights & {Right.WRITE, Right.WORK}:
+        rights.add(Right.COMPLETE)
     return frozenset(rights)
 
 

@@ -9,6 +9,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from romancy.v1 import (
+    activity_service_pb2,
     admin_service_pb2,
     channel_service_pb2,
     event_service_pb2,
@@ -31,6 +32,7 @@ SERVICES: Final = tuple(
         channel_service_pb2,
         schedule_service_pb2,
         worker_service_pb2,
+        activity_service_pb2,
         admin_service_pb2,
     )
     for service in contract.DESCRIPTOR.services_by_name.values()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from google.protobuf.duration_pb2 import Duration
 
+from romancy.v1.activity_service_pb2 import ActivityRef, CompleteActivityRequest, HeartbeatActivityRequest
 from romancy.v1.admin_service_pb2 import SetNamespaceRequest
 from romancy.v1.worker_service_pb2 import Hello
 from romancy.v1.workflow_pb2 import WorkflowStatus
@@ -34,7 +35,9 @@ from romancy_service.core.attributes import check_attribute
 from romancy_service.core.check import (
     check_count,
     check_duration,
+    check_failure,
     check_id,
+    check_payload,
     check_payloads,
     check_text,
     check_timestamp,
@@ -103,6 +106,43 @@ def check_signal_with_start(request: SignalWithStartRequest, limits: Limits) -> 
     """A signal to a run that may have to be started."""
     check_start(request.start, limits)
     check_signal("signal", request.signal, limits)
+
+
+def check_activity_ref(activity: ActivityRef, limits: Limits) -> None:
+    """The name of an attempt: its token, or workflow and activity id."""
+    named = activity.workflow_id or activity.run_id or activity.activity_id
+    if activity.token:
+        if named:
+            problem = "is given, and so is a workflow_id, run_id or activity_id"
+            raise InvalidField("activity.token", problem, "give one of them")
+        check_text("activity.token", activity.token, limits.token_bytes)
+        return
+    if not named:
+        raise InvalidField("activity.token", "is empty, and so are workflow_id and activity_id", "give one of them")
+    check_ref("activity", WorkflowRef(workflow_id=activity.workflow_id, run_id=activity.run_id), limits)
+    check_id("activity.activity_id", activity.activity_id, limits)
+
+
+def check_completion(request: CompleteActivityRequest, limits: Limits) -> None:
+    """How an attempt ended, and who says so."""
+    check_activity_ref(request.activity, limits)
+    _check_optional_ids(request, ("request_id", "identity"), limits)
+    match request.WhichOneof("outcome"):
+        case "result":
+            check_payload("result", request.result, limits)
+        case "failure":
+            check_failure("failure", request.failure, limits)
+        case "cancelled":
+            check_payloads("cancelled.details", request.cancelled.details, limits)
+        case None:
+            raise InvalidField("outcome", "is missing", "set result, failure or cancelled")
+
+
+def check_heartbeat(request: HeartbeatActivityRequest, limits: Limits) -> None:
+    """How far an attempt is."""
+    check_activity_ref(request.activity, limits)
+    if request.HasField("details"):
+        check_payload("details", request.details, limits)
 
 
 def check_update(request: UpdateWorkflowRequest, limits: Limits) -> None:
@@ -247,6 +287,7 @@ def _check_optional_ids(
     | UpdateWorkflowRequest
     | DeleteWorkflowRequest
     | SetNamespaceRequest
+    | CompleteActivityRequest
     | Hello,
     names: tuple[str, ...],
     limits: Limits,

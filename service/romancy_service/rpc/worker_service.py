@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, Final
 
 import grpc
@@ -12,6 +12,7 @@ import structlog
 
 from romancy.v1.command_pb2 import Command
 from romancy.v1.failure_pb2 import FAILURE_SOURCE_SERVICE, Failure
+from romancy.v1.history_pb2 import Author
 from romancy.v1.worker_service_pb2 import (
     ACKNOWLEDGEMENT_RESULT_ACCEPTED,
     ACKNOWLEDGEMENT_RESULT_ACCEPTED_ALONE,
@@ -30,6 +31,7 @@ from romancy.v1.worker_service_pb2 import (
 )
 from romancy.v1.worker_service_pb2_grpc import WorkerServiceServicer
 
+from romancy_service import faults
 from romancy_service.core.check import check_failure, check_payload, check_payloads
 from romancy_service.core.decide import Reply
 from romancy_service.core.failures import cut
@@ -139,6 +141,7 @@ class _Connection:
         self._returns: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._written_at = self._heard_at = self._loop.time()
+        self._author = Author(name=session.hello.worker_id, build_id=session.hello.build_id)
 
     async def serve(self, frames: AsyncIterator[ConnectRequest]) -> bool:
         """Until the worker has left (True) or ended the stream (False), silence, or a newer stream of the session."""
@@ -146,7 +149,7 @@ class _Connection:
         try:
             await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             left = next(part for part in parts if part.done()).result()
-            # What was given back must be free before what is left counts as lost.
+            # What was given back, or handed over, must be so before what is left counts as lost.
             await asyncio.gather(*self._returns)
             return left
         finally:
@@ -225,14 +228,16 @@ class _Connection:
                 session.disown([heartbeat.token])
             else:
                 self._node.heartbeats.beat(session, held, self._details(heartbeat))
+        leaving = [each for each in frame.activity_completions if each.HasField("elsewhere")]
         for completion in frame.activity_completions:
-            self._complete_activity(completion)
+            if not completion.HasField("elsewhere"):
+                self._complete_activity(completion)
+        if leaving:
+            self._hand_over(leaving)
         for workflow_completion in frame.workflow_task_completions:
             self._complete_workflow_task(workflow_completion)
         if frame.returned_tasks:
-            returned = asyncio.create_task(self._node.dispatch.return_tasks(session, list(frame.returned_tasks)))
-            self._returns.add(returned)
-            returned.add_done_callback(self._returns.discard)
+            self._give(self._node.dispatch.return_tasks(session, list(frame.returned_tasks)))
         for run_id in frame.forgotten_runs:
             run = self._node.engine.held(run_id)
             if run is not None and run.sticky_session == session.session_id:
@@ -240,6 +245,12 @@ class _Connection:
         for answer in frame.query_answers:
             self._node.queries.answered(session, answer)
         return frame.HasField("goodbye")
+
+    def _give(self, giving: Coroutine[Any, Any, None]) -> None:
+        """Have something done that must be before the worker has left."""
+        task = asyncio.create_task(giving)
+        self._returns.add(task)
+        task.add_done_callback(self._returns.discard)
 
     def _details(self, heartbeat: ActivityHeartbeat) -> bytes | None:
         """What the attempt says of its progress; too much of it is left out, the sign of life counts."""
@@ -306,13 +317,14 @@ class _Connection:
             nothing_done=completion.cancelled.nothing_done,
             then=completion.then if completion.HasField("then") else None,
             successor_run_id=_successor_run_id(completion.then.commands),
+            author=self._author,
         )
         try:
             self._check_outcome(completion, kind)
         except InvalidField as error:
             rejection = error
             failure = Failure(message=str(error), type=error.reason, non_retryable=True, source=FAILURE_SOURCE_SERVICE)
-            trigger = CompleteActivity(trigger.fence, trigger.leased_ms, failure=failure)
+            trigger = CompleteActivity(trigger.fence, trigger.leased_ms, failure=failure, author=self._author)
         if trigger.result is None and self._node.heartbeats.has_news(completion.token):
             self._session.reported.add(completion.token)
             self._node.background(self._submit_after_heartbeat(completion.token, ref, trigger, rejection))
@@ -325,9 +337,41 @@ class _Connection:
         await self._node.heartbeats.write(token)
         self._submit(token, ref, trigger, rejection)
 
+    def _hand_over(self, completions: Sequence[ActivityCompletion]) -> None:
+        """Attempts leave the worker without being over."""
+        leaving = [(each.token, found[0]) for each in completions if (found := self._ref(each.token, workflow=False))]
+        self._session.reported.update(token for token, _ in leaving)
+        if leaving:
+            self._give(self._store_elsewhere(leaving))
+
+    async def _store_elsewhere(self, leaving: Sequence[tuple[str, TaskRef]]) -> None:
+        node, session = self._node, self._session
+        rows = [
+            LeasedRow(ref.run_id, ref.task_id, ref.attempt, session.session_id, session.epoch) for _, ref in leaving
+        ]
+        for token, _ in leaving:
+            if node.heartbeats.has_news(token):
+                await node.heartbeats.write(token)
+        held: list[bool] | None = None
+        while held is None:
+            faults.point("elsewhere.before")
+            try:
+                held = await node.store.hand_over(rows, node.clock.now_ms())
+            except StoreUnavailable as error:
+                if session.closed:
+                    return  # the worker comes back with them
+                _log.warning("attempts not handed over", error=str(error), attempts=len(rows))
+                await asyncio.sleep(random.uniform(*_CONTENTION_S))
+        faults.point("elsewhere.after")
+        for (token, ref), was_held in zip(leaving, held, strict=True):
+            if was_held:
+                session.acknowledge(Acknowledgement(token=token, result=ACKNOWLEDGEMENT_RESULT_ACCEPTED))
+            else:
+                await self._answer_stale(token, ref)
+
     def _check_outcome(self, completion: ActivityCompletion, kind: str | None) -> None:
         if kind is None:
-            raise InvalidField("outcome", "is missing", "set result, failure or cancelled")
+            raise InvalidField("outcome", "is missing", "set result, failure, cancelled or elsewhere")
         if kind == "result":
             check_payload("result", completion.result, self._limits)
         elif kind == "failure":
@@ -368,6 +412,7 @@ class _Connection:
                 commands.commands,
                 commands.holds_run,
                 _successor_run_id(commands.commands),
+                self._author,
             )
         elif kind == "failure":
             trigger = FailWorkflowTask(fence, cut(completion.failure, self._limits))
@@ -458,7 +503,7 @@ def _successor_run_id(commands: Sequence[Command]) -> str:
 def _failed(trigger: _Completion, failure: Failure) -> _Completion:
     """The same attempt, failed."""
     if isinstance(trigger, CompleteActivity):
-        return CompleteActivity(trigger.fence, trigger.leased_ms, failure=failure)
+        return CompleteActivity(trigger.fence, trigger.leased_ms, failure=failure, author=trigger.author)
     return FailWorkflowTask(trigger.fence, failure)
 
 

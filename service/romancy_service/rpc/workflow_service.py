@@ -58,6 +58,7 @@ from romancy.v1.workflow_service_pb2 import (
 )
 from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceServicer
 
+from romancy_service import faults
 from romancy_service.core.check import check_id
 from romancy_service.core.decide import Reply
 from romancy_service.core.limits import Limits
@@ -299,7 +300,9 @@ class WorkflowService(WorkflowServiceServicer):
         run_id = await self._find(request.workflow)
         response = DeleteWorkflowResponse(run_id=run_id)
         asked = Request(namespace, request_id, run_id, _DELETE, response.SerializeToString())
+        faults.point("removal.before")
         workflow_id = await store.remove_run(asked, self._node.clock.latest_ms())
+        faults.point("removal.after")
         if workflow_id is None:
             raise WorkflowOpen(run_id) if await store.outcomes([run_id]) else WorkflowNotFound(run_id)
         identity = identity_of(request.identity)

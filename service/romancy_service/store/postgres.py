@@ -49,6 +49,7 @@ from romancy_service.store.postgres_tasks import (
     AGENDA,
     BEAT,
     CLAIM,
+    HAND_OVER,
     HEARTBEAT,
     KEYS,
     LEASED,
@@ -419,6 +420,12 @@ class PostgresStore(Store):
         held = await self._fetch(self._by_key, HEARTBEAT, *LEASES.values(lease=rows), now_ms)
         alive = {row["position"] for row in held}
         return [position in alive for position in range(len(beats))]
+
+    async def hand_over(self, leases: Sequence[LeasedRow], now_ms: int) -> list[bool]:
+        rows = [(e.run_id, e.task_id, e.attempt, e.owner, e.epoch, None, n) for n, e in enumerate(leases)]
+        held = await self._fetch(self._by_key, HAND_OVER, *LEASES.values(lease=rows), now_ms)
+        handed_over = {row["position"] for row in held}
+        return [position in handed_over for position in range(len(leases))]
 
     # The rest -----------------------------------------------------------------------------------------------------
 

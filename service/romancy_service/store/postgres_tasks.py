@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from romancy_service.core.task import ELSEWHERE, ELSEWHERE_EPOCH
 from romancy_service.store.agenda import agenda_sql
 from romancy_service.store.arrays import Arrays
 from romancy_service.store.tables import CLAIMABLE, OWNED
@@ -114,6 +115,21 @@ from held where tasks.run_id = held.run_id and tasks.task_id = held.task_id
 
 HEARTBEAT: Final = f"""{_HELD}, beaten as (
     update tasks set heartbeat_ms = {_AT}, heartbeat_details = coalesce(held.details, heartbeat_details),
+        relay_ms = {_OWNED_RELAY.format(since="leased_ms", now=_AT)}
+    from held where tasks.run_id = held.run_id and tasks.task_id = held.task_id
+)
+select position from held
+"""
+
+HAND_OVER: Final = f"""
+with lease as materialized (
+    select * from {LEASES.rows("lease")} order by run_id, task_id
+), held as materialized (
+    select lease.* from lease cross join lateral (
+        select from tasks where run_id = lease.run_id and task_id = lease.task_id and attempt = lease.attempt
+        and (owner = '{ELSEWHERE}' or (owner = lease.owner and owner_epoch = lease.epoch)) for update) as task
+), handed_over as (
+    update tasks set owner = '{ELSEWHERE}', owner_epoch = {ELSEWHERE_EPOCH}, heartbeat_ms = {_AT},
         relay_ms = {_OWNED_RELAY.format(since="leased_ms", now=_AT)}
     from held where tasks.run_id = held.run_id and tasks.task_id = held.task_id
 )

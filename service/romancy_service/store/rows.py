@@ -144,8 +144,9 @@ def loaded_run(row: Row, task_rows: Iterable[Row], batches: Iterable[bytes]) -> 
 
 def _counters(text: str) -> Counters:
     values = json.loads(text)
-    if "parent" in values:
-        values["parent"] = tuple(values["parent"])
+    for name in ("parent", "cancellation"):
+        if name in values:
+            values[name] = tuple(values[name])
     return Counters(**values)
 
 

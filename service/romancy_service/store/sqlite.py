@@ -36,7 +36,7 @@ from romancy_service.store.sql import CLIENT_READ_S, compiled
 from romancy_service.store.sqlite_commit import commit
 from romancy_service.store.sqlite_events import add_events
 from romancy_service.store.sqlite_removal import clear_removed, forget_requests, remove, remove_expired, set_namespace
-from romancy_service.store.sqlite_tasks import agenda, beat, claim, leased, load, release, see_replica
+from romancy_service.store.sqlite_tasks import agenda, beat, claim, hand_over, leased, load, release, see_replica
 from romancy_service.store.store import (
     Agenda,
     Beat,
@@ -236,6 +236,9 @@ class SqliteStore(Store):
 
     async def heartbeat(self, beats: Sequence[Beat], now_ms: int) -> list[bool]:
         return await self._writing.run(lambda connection: beat(connection, beats, now_ms))
+
+    async def hand_over(self, leases: Sequence[LeasedRow], now_ms: int) -> list[bool]:
+        return await self._writing.run(lambda connection: hand_over(connection, leases, now_ms))
 
     # The rest -----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from romancy_service.core.run import Run
-from romancy_service.core.task import TypeKey
+from romancy_service.core.task import ELSEWHERE, ELSEWHERE_EPOCH, TypeKey
 from romancy_service.store.agenda import agenda_of, agenda_sql
 from romancy_service.store.presence import REPLICA_KEPT_MS, REPLICA_SEEN_MS
 from romancy_service.store.rows import loaded_run
@@ -46,6 +46,12 @@ _RELEASE: Final = f"""
 update tasks set owner = '', owner_epoch = 0, leased_ms = 0, heartbeat_ms = 0,
     relay_ms = case when cancel_requested then ?6 else min(start_by_ms, close_by_ms) end
 where {_IS_HELD}
+"""
+_HAND_OVER: Final = f"""
+update tasks set owner = '{ELSEWHERE}', owner_epoch = {ELSEWHERE_EPOCH}, heartbeat_ms = ?6,
+    relay_ms = min(close_by_ms, leased_ms + start_to_close_ms, ?6 + heartbeat_timeout_ms)
+where run_id = ?1 and task_id = ?2 and attempt = ?3
+    and (owner = '{ELSEWHERE}' or (owner = ?4 and owner_epoch = ?5))
 """
 _BEAT: Final = f"""
 update tasks set heartbeat_ms = ?6, heartbeat_details = coalesce(?7, heartbeat_details),
@@ -103,6 +109,14 @@ def leased(connection: sqlite3.Connection, session_id: str, epoch: int) -> list[
 def release(connection: sqlite3.Connection, leases: Sequence[LeasedRow], now_ms: int) -> None:
     """See Store.release."""
     connection.executemany(_RELEASE, [(e.run_id, e.task_id, e.attempt, e.owner, e.epoch, now_ms) for e in leases])
+
+
+def hand_over(connection: sqlite3.Connection, leases: Sequence[LeasedRow], now_ms: int) -> list[bool]:
+    """See Store.hand_over."""
+    return [
+        connection.execute(_HAND_OVER, (e.run_id, e.task_id, e.attempt, e.owner, e.epoch, now_ms)).rowcount == 1
+        for e in leases
+    ]
 
 
 def beat(connection: sqlite3.Connection, beats: Sequence[Beat], now_ms: int) -> list[bool]:

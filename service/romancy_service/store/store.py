@@ -185,6 +185,9 @@ _DUE_WITHIN: Final = (
     .order_by(tasks.c.relay_ms)
     .limit(bindparam("limit", type_=Integer))
 )
+_TASK: Final = select(*_WITHOUT_VALUES).where(
+    tasks.c.run_id == bindparam("run_id"), tasks.c.task_id == bindparam("task_id")
+)
 _LOST: Final = (
     select(*_WITHOUT_VALUES)
     .where(
@@ -282,6 +285,12 @@ class Store(EventRules, Events, Channels, Lookups, Presence, Schedules, Namespac
         """Note signs of life. For each whether the attempt is still that session's."""
 
     @abstractmethod
+    async def hand_over(self, leases: Sequence[LeasedRow], now_ms: int) -> list[bool]:
+        """Have attempts completed from elsewhere: their sessions lose them, and their timeouts go on. For each whether
+        it was the session's, or was handed over before.
+        """
+
+    @abstractmethod
     async def leased_tasks(self, session_id: str, epoch: int) -> list[Claimed]:
         """All tasks of a session, brought to its new epoch. The second half of a hello: what it holds is current."""
 
@@ -309,6 +318,11 @@ class Store(EventRules, Events, Channels, Lookups, Presence, Schedules, Namespac
         until_ms = now_ms + horizon_ms
         rows = await self._read(_DUE_WITHIN, now_ms=now_ms, until_ms=until_ms, limit=limit, part=part, parts=parts)
         return [(row["run_id"], row["task_id"], row["relay_ms"]) for row in rows]
+
+    async def find_task(self, run_id: str, task_id: str) -> Task | None:
+        """An open task without its values; None: it is closed, or was never there."""
+        rows = await self._read(_TASK, run_id=run_id, task_id=task_id)
+        return task_of(rows[0]) if rows else None
 
     async def lost(self, now_ms: int, limit: int) -> list[DueTask]:
         """Tasks of sessions that are gone, or whose lease is over.

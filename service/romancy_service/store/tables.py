@@ -26,7 +26,7 @@ from sqlalchemy import (
     text,
 )
 
-from romancy_service.core.task import NEVER_MS
+from romancy_service.core.task import ELSEWHERE, NEVER_MS
 
 metadata = MetaData()
 
@@ -46,7 +46,7 @@ RELAYED: Final = f"relay_ms < {NEVER_MS}"
 """Tasks that the service must look at some day."""
 LOOKED_AT: Final = f"look_ms < {NEVER_MS}"
 """Schedules that the service must look at some day."""
-OWNED: Final = "owner <> ''"
+OWNED: Final = f"owner not in ('', '{ELSEWHERE}')"
 """Tasks that a session has."""
 SUBSCRIBED: Final = "kind = 8"
 """Subscriptions: what events are matched with."""

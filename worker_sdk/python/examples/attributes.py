@@ -1,13 +1,12 @@
 """Attributes: orders that say how far they are, so that they can be found by it.
 
-Start a service (`romancy-service dev`), then run this: it works on three orders and lists them. ROMANCY_ADDRESS says
-where the service is.
+python attributes.py [ADDRESS]        with a service at ADDRESS, by default 127.0.0.1:7233
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import sys
 
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_RUNNING, WorkflowInfo
 from romancy.v1.workflow_service_pb2 import WorkflowFilter
@@ -46,8 +45,7 @@ async def show(client: Client, title: str, where: WorkflowFilter) -> None:
     print(f"{title}: {', '.join(found) or 'none'}")
 
 
-async def main() -> None:
-    address = os.environ.get("ROMANCY_ADDRESS", "127.0.0.1:7233")
+async def main(address: str = "127.0.0.1:7233") -> None:
     async with Client(address) as client, Worker(address, workflows=[order], activities=[price]):
         books = await client.start_workflow(order, ["book"], id="books", attributes={CUSTOMER: "ada", TAGS: ["gift"]})
         print(await books.result())
@@ -67,4 +65,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(*sys.argv[1:]))

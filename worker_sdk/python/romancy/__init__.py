@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from romancy.channels import ChannelInfo, Message
     from romancy.children import Child, OtherWorkflow
     from romancy.client import Client
-    from romancy.context import WorkflowContext, WorkflowInfo
+    from romancy.context import Cancellation, WorkflowContext, WorkflowInfo
+    from romancy.elsewhere import ActivityRef
     from romancy.errors import (
         ActivityCancelled,
         ActivityError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         ChildError,
         ChildNotStarted,
         CompensationError,
+        CompleteElsewhere,
         ConversionError,
         DefinitionError,
         Divergence,
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from romancy.options import ActivityOptions, RetryPolicy
     from romancy.refusals import (
         AccessDenied,
+        ActivityStale,
         ChannelNotFound,
         EventRuleNotFound,
         QueryTimeout,
@@ -97,9 +100,12 @@ __all__ = [
     "ActivityInfo",
     "ActivityLost",
     "ActivityOptions",
+    "ActivityRef",
+    "ActivityStale",
     "ActivityTimeout",
     "ApplicationError",
     "Attribute",
+    "Cancellation",
     "ChannelInfo",
     "ChannelModeConflict",
     "ChannelNotFound",
@@ -109,6 +115,7 @@ __all__ = [
     "ChildNotStarted",
     "Client",
     "CompensationError",
+    "CompleteElsewhere",
     "ConversionError",
     "Cron",
     "DefinitionError",
@@ -171,7 +178,7 @@ __all__ = [
 
 _HOMES: Final = (
     "errors", "options", "events", "channels", "activity", "attributes", "children", "context", "workflow", "refusals",
-    "handle", "schedules", "event_rules", "client", "worker",
+    "elsewhere", "handle", "schedules", "event_rules", "client", "worker",
 )  # fmt: skip
 """The modules that have the public names, each after those that it needs."""
 

@@ -19,15 +19,16 @@ from romancy.v1.payload_pb2 import Payload
 from romancy.v1.worker_service_pb2 import (
     ActivityCancelledOutcome,
     ActivityCompletion,
+    ActivityElsewhere,
     ActivityHeartbeat,
     ActivityTask,
 )
 
-from romancy._failure import to_failure
+from romancy._failure import only_error, to_failure
 from romancy._threads import DaemonPool, new_event_loop
 from romancy._watch import Watch
 from romancy.activity import ActivityContext, ActivityDefinition, ActivityInfo, current_activity
-from romancy.errors import ApplicationError, NothingDone, RemoteError, RomancyError
+from romancy.errors import ApplicationError, CompleteElsewhere, NothingDone, RemoteError, RomancyError
 
 _log = logging.getLogger("romancy.worker")
 
@@ -115,6 +116,8 @@ class _Attempt:
             nothing_done = isinstance(error, NothingDone) or not self.begun
             outcome = ActivityCancelledOutcome(nothing_done=nothing_done)
             return ActivityCompletion(token=self.task.token, cancelled=outcome)
+        if isinstance(only_error(error), CompleteElsewhere):
+            return ActivityCompletion(token=self.task.token, elsewhere=ActivityElsewhere())
         failure = self.definition.encode_failure(error)
         # An error that the code means to raise is no news to whoever runs it; any other one is to be found at once.
         meant = isinstance(error, (ApplicationError, RemoteError, asyncio.CancelledError, *self.definition.raises))
@@ -267,8 +270,8 @@ class Activities:
 
     def _completed(self, attempt: _Attempt, completion: ActivityCompletion) -> None:
         del self._attempts[attempt.task.token]
-        if completion.HasField("failure"):
-            attempt.heartbeats.flush()  # the next attempt wants to know how far this one got
+        if completion.HasField("failure") or completion.HasField("elsewhere"):
+            attempt.heartbeats.flush()  # whoever goes on wants to know how far this one got
         self._outlet.completed(attempt.task, completion)
         if self._idle is not None and not self._attempts:
             self._idle.set()
@@ -289,6 +292,7 @@ def _info(task: ActivityTask) -> ActivityInfo:
         activity_type=task.activity_type,
         task_queue=task.task_queue,
         attempt=task.attempt,
+        token=task.token,
         idempotency_key=task.idempotency_key,
         scheduled_time=task.scheduled_time.ToDatetime(UTC),
         start_to_close_timeout=(

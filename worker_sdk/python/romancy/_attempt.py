@@ -28,6 +28,8 @@ class ActivityInfo:
     task_queue: str
     attempt: int
     """From 1."""
+    token: str = ""
+    """The name of this very attempt, by which a client can end it: see CompleteElsewhere. Each attempt has another."""
     idempotency_key: str
     """The same for every attempt: give it to whatever must not act twice."""
     scheduled_time: datetime

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import grpc
 import grpc.aio
 
+from romancy.v1.activity_service_pb2_grpc import ActivityServiceStub
 from romancy.v1.admin_service_pb2_grpc import AdminServiceStub
 from romancy.v1.channel_service_pb2_grpc import ChannelServiceStub
 from romancy.v1.event_service_pb2_grpc import EventServiceStub
@@ -21,6 +22,7 @@ from romancy._channel import Endpoint, error_details
 from romancy.refusals import refusal_of
 
 if TYPE_CHECKING:
+    from romancy.v1.activity_service_pb2_grpc import ActivityServiceAsyncStub
     from romancy.v1.admin_service_pb2_grpc import AdminServiceAsyncStub
     from romancy.v1.channel_service_pb2_grpc import ChannelServiceAsyncStub
     from romancy.v1.event_service_pb2_grpc import EventServiceAsyncStub
@@ -53,6 +55,7 @@ class Calls:
         self._schedules: ScheduleServiceAsyncStub | None = None
         self._events: EventServiceAsyncStub | None = None
         self._channels: ChannelServiceAsyncStub | None = None
+        self._activities: ActivityServiceAsyncStub | None = None
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -94,6 +97,13 @@ class Calls:
             self._channels = ChannelServiceStub(self._open())
         return self._channels
 
+    @property
+    def activities(self) -> ActivityServiceAsyncStub:
+        """ActivityService on the current channel."""
+        if self._activities is None:
+            self._activities = ActivityServiceStub(self._open())
+        return self._activities
+
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:
             self._channel = self._endpoint.open()
@@ -102,7 +112,7 @@ class Calls:
     def reopen(self) -> None:
         """Leave the connection behind: it gave no answer in time. Other calls on it may end by themselves."""
         channel, self._channel = self._channel, None
-        self._workflows = self._admin = self._schedules = self._events = self._channels = None
+        self._forget_stubs()
         if channel is not None:
             task = asyncio.get_running_loop().create_task(channel.close(_CLOSING_S))
             self._closing.add(task)
@@ -115,7 +125,11 @@ class Calls:
         await asyncio.gather(*self._closing, return_exceptions=True)
         if self._channel is not None:
             await self._channel.close(None)
-        self._channel = self._workflows = self._admin = self._schedules = self._events = self._channels = None
+        self._channel = None
+        self._forget_stubs()
+
+    def _forget_stubs(self) -> None:
+        self._workflows = self._admin = self._schedules = self._events = self._channels = self._activities = None
 
     async def call(
         self,

@@ -122,7 +122,7 @@ class WorkflowInstance:
                 self._handlers.update(event.update_received)
             case "workflow_cancel_requested":
                 assert self._main is not None
-                loop.cancel_requested = True
+                loop.cancellation = event.workflow_cancel_requested
                 self._main.cancel(event.workflow_cancel_requested.reason or None)
             case _:
                 loop.machine.resolve(event)
@@ -176,7 +176,9 @@ async def _live(
         loop.excuse_calls()
         if isinstance(recurrence := only_error(error), Recurrence):
             kind, command = "ContinueWorkflow", Command(continue_workflow=_next_run(recurrence, spec, handlers, inbox))
-        elif loop.cancel_requested and isinstance(only_error(error), asyncio.CancelledError | ActivityCancelled):
+        elif loop.cancellation is not None and isinstance(
+            only_error(error), asyncio.CancelledError | ActivityCancelled
+        ):
             kind, command = "CancelWorkflow", Command(cancel_workflow=CancelWorkflow())
         else:
             kind, command = "FailWorkflow", Command(fail_workflow=FailWorkflow(failure=to_failure(error)))

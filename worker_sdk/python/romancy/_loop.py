@@ -13,7 +13,7 @@ import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import Context
+from contextvars import Context, ContextVar
 from dataclasses import dataclass
 from time import monotonic
 from types import CodeType, TracebackType
@@ -23,7 +23,7 @@ from weakref import ref
 from google.protobuf.duration_pb2 import Duration
 
 from romancy.v1.command_pb2 import Command, FailWorkflow, RecordStep, ScheduleActivity, Send
-from romancy.v1.history_pb2 import HistoryEvent
+from romancy.v1.history_pb2 import HistoryEvent, WorkflowCancelRequested
 from romancy.v1.payload_pb2 import Payload
 
 from romancy import _drop
@@ -38,6 +38,8 @@ _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
 _Ts = TypeVarTuple("_Ts")
 
+shielded: Final = ContextVar("shielded", default=False)
+"""Whether what the code asks for is not to be stopped by a request to cancel the run."""
 SLOW_S: Final = 1.0
 """Code that takes longer between two waits is warned of: a worker runs all its workflows on one thread."""
 SPIN_LIMIT_S: Final = 5.0
@@ -108,7 +110,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self.start_ms = 0
         self.replaying = False
         """True while the code does again what is recorded."""
-        self.cancel_requested = False
+        self.cancellation: WorkflowCancelRequested | None = None
+        """Set when somebody asked the run to stop."""
         self.unguarded = 0
         """Above 0 while the user vouches for what the code does."""
         self.last_event_id = 0
@@ -273,6 +276,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._calls.pop(number, None)
         answer = self.create_future()
         command = activity.schedule_command(arguments)
+        command.shielded = shielded.get()
         activity_id = self.machine.schedule_activity(command, answer.set_result)
         try:
             event = await answer

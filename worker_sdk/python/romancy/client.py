@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, TypeVar, TypeVarTuple, Unpack, overload
 
+from romancy.v1.activity_service_pb2 import ActivityRef as Ref
+from romancy.v1.activity_service_pb2 import CompleteActivityRequest, HeartbeatActivityRequest
 from romancy.v1.admin_service_pb2 import (
     DescribeTaskQueueRequest,
     DescribeTaskQueueResponse,
@@ -57,6 +59,7 @@ from romancy.v1.workflow_service_pb2 import (
     WorkflowRef,
 )
 
+from romancy import elsewhere
 from romancy._calls import Calls
 from romancy._calls_by_name import encode_call
 from romancy._channel import DEFAULT_TARGET, Endpoint
@@ -69,6 +72,7 @@ from romancy._starts import Starts
 from romancy.channels import ChannelInfo, check_metadata, to_channel_info
 from romancy.context import WorkflowContext
 from romancy.converter import codec
+from romancy.elsewhere import ActivityRef
 from romancy.event_rules import EventRuleOptions, to_event_rule
 from romancy.events import Event, to_cloud_event
 from romancy.handle import WorkflowHandle, new_id
@@ -371,6 +375,52 @@ class Client:
         """One channel. Raises ChannelNotFound."""
         request = GetChannelRequest(namespace=self.namespace, channel=channel)
         return to_channel_info((await self.calls.call(lambda calls: calls.channels.GetChannel, request)).channel)
+
+    # Activities -------------------------------------------------------------------------------------------------------
+
+    async def complete_activity(
+        self, activity: str | ActivityRef, result: Any = None, *, request_id: str | None = None
+    ) -> bool:
+        """End an attempt with a result, instead of its worker: by `activity_info().token`, or by an ActivityRef.
+
+        Durable when this returns. Returns whether this call ended it: one that had ended before keeps its outcome.
+        Raises ActivityStale when the attempt timed out, was replaced by another one, or its workflow is closed;
+        WorkflowNotFound, ConversionError, and RequestRefused for what else is wrong.
+        """
+        return await self._end_activity(elsewhere.completed(self._activity(activity), result), request_id)
+
+    async def fail_activity(
+        self, activity: str | ActivityRef, error: BaseException, *, request_id: str | None = None
+    ) -> bool:
+        """End an attempt with an error, as if its function had raised it: it is retried, unless its policy or the error
+        (a TerminalError) says otherwise. See `complete_activity`.
+        """
+        return await self._end_activity(elsewhere.failed(self._activity(activity), error), request_id)
+
+    async def cancel_activity(
+        self, activity: str | ActivityRef, *, nothing_done: bool = False, request_id: str | None = None
+    ) -> bool:
+        """End an attempt that is asked to stop. See `complete_activity`.
+
+        `nothing_done`: it surely had no effect, or took it back, and is not undone.
+        """
+        request = elsewhere.cancelled(self._activity(activity), nothing_done=nothing_done)
+        return await self._end_activity(request, request_id)
+
+    async def heartbeat_activity(self, activity: str | ActivityRef, details: Any = None) -> bool:
+        """Say that an attempt goes on, and how far it is. Returns whether it is asked to stop. Raises ActivityStale."""
+        request = HeartbeatActivityRequest(activity=self._activity(activity))
+        if details is not None:
+            request.details.CopyFrom(codec(Any).encode(details, "heartbeat details"))
+        return (await self.calls.call(lambda calls: calls.activities.HeartbeatActivity, request)).cancel_requested
+
+    async def _end_activity(self, request: CompleteActivityRequest, request_id: str | None) -> bool:
+        request.request_id = request_id or new_id()
+        request.identity = self.identity
+        return not (await self.calls.call(lambda calls: calls.activities.CompleteActivity, request)).duplicate
+
+    def _activity(self, activity: str | ActivityRef) -> Ref:
+        return elsewhere.to_ref(self.namespace, activity)
 
     # Schedules ------------------------------------------------------------------------------------------------------
 

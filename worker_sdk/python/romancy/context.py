@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -20,7 +21,7 @@ from romancy._checks import check_choice, check_type, refuse_unknown
 from romancy._failure import from_failure, step_error, to_failure
 from romancy._handlers import Handlers, handler_of
 from romancy._inbox import Inbox
-from romancy._loop import WorkflowLoop
+from romancy._loop import WorkflowLoop, shielded
 from romancy._signature import Signature, local_names
 from romancy.activity import ActivityDefinition
 from romancy.attributes import Attribute, attributes_command
@@ -54,6 +55,15 @@ class WorkflowInfo:
     """The run before, which this one continues; empty: this is the first."""
     first_run_id: str
     """The first run of the chain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """Somebody asked the workflow to stop."""
+
+    reason: str
+    requester: str
+    """Who, as the client or its credentials named it; empty if it did not say."""
 
 
 class Recurrence(BaseException):
@@ -111,6 +121,32 @@ class WorkflowContext:
         It says so from 4,096 events or 4 MiB on, unless its limits are changed. The same on replay.
         """
         return self._loop.should_recur
+
+    @property
+    def cancellation(self) -> Cancellation | None:
+        """Why and by whom the workflow is asked to stop; None: it is not. For clean-up code: it stays as it is."""
+        asked = self._loop.cancellation
+        return None if asked is None else Cancellation(asked.reason, asked.identity)
+
+    async def shield(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Run `work` to its end, whatever is cancelled around it: `await ctx.shield(hand_over(order))`.
+
+        Its activities and children are not asked to stop either, which they are inside of a mere `asyncio.shield`. The
+        cancellation is raised when `work` is done, and what it returned is dropped: put into it what belongs together.
+        """
+        inner = copy_context()
+        inner.run(shielded.set, True)
+        task = self._loop.create_task(work, context=inner)
+        cancelled: asyncio.CancelledError | None = None
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        result: _T = task.result()
+        if cancelled is not None:
+            raise cancelled
+        return result
 
     def now(self) -> datetime:
         """The time of the last thing that happened to the run, in UTC. The same on replay."""
@@ -413,6 +449,7 @@ class WorkflowContext:
             ),
             parent_close_policy=CLOSE_POLICIES[policy],
             compensation=None if compensation is None else definition.undoing(compensation),
+            shielded=shielded.get(),
         )
         child: Child[Any] = Child(self._loop, definition.decode_result)
         child.request(command)

@@ -51,6 +51,14 @@ class NothingDone(TerminalError):
     """
 
 
+class CompleteElsewhere(BaseException):
+    """Raised by an activity that somebody else ends, who was given `activity_info().token`: `raise CompleteElsewhere`.
+
+    The attempt stays open without its worker until `Client.complete_activity` or `fail_activity` ends it, or a timeout.
+    Not an Exception, so that `except Exception` lets it through.
+    """
+
+
 class RemoteError(RomancyError):
     """An error that was raised elsewhere: its type and text, the raiser's details, and what it was caused by."""
 

@@ -19,7 +19,10 @@ Seconds = timedelta | float
 def to_duration(seconds: Seconds) -> duration_pb2.Duration:
     """The span in the contract's form, in whole microseconds: floats carry noise below that."""
     delta = seconds if isinstance(seconds, timedelta) else timedelta(seconds=seconds)
-    return duration_pb2.Duration(seconds=delta.days * 86400 + delta.seconds, nanos=delta.microseconds * 1000)
+    microseconds = delta // timedelta(microseconds=1)
+    seconds_part = abs(microseconds) // 1_000_000 * (1 if microseconds >= 0 else -1)
+    # Both parts have the same sign, as the contract wants it.
+    return duration_pb2.Duration(seconds=seconds_part, nanos=(microseconds - seconds_part * 1_000_000) * 1000)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,10 @@ class QueryTimeout(RequestRefused):
     """No worker answered the query in time."""
 
 
+class ActivityStale(RequestRefused):
+    """The attempt timed out, was replaced by another one, or its run is closed: nothing is recorded."""
+
+
 class ChannelNotFound(RequestRefused):
     """Nobody uses a channel of that name."""
 
@@ -95,6 +99,7 @@ _BY_REASON: Final[Mapping[str, type[RequestRefused]]] = {
     "WORKFLOW_ALREADY_OPEN": WorkflowAlreadyOpen,
     "WORKFLOW_ID_USED": WorkflowIdUsed,
     "WORKFLOW_CLOSED": WorkflowClosed,
+    "STALE_TASK": ActivityStale,
     "CHANNEL_NOT_FOUND": ChannelNotFound,
     "SCHEDULE_NOT_FOUND": ScheduleNotFound,
     "SCHEDULE_EXISTS": ScheduleExists,

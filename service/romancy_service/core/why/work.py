@@ -9,7 +9,7 @@ from romancy.v1.failure_pb2 import FAILURE_SOURCE_SERVICE
 from romancy.v1.wait_pb2 import Wait
 
 from romancy_service.core.limits import WORKFLOW_TASK_MS
-from romancy_service.core.task import NEVER_MS, Task, TaskKind
+from romancy_service.core.task import ELSEWHERE, NEVER_MS, Task, TaskKind
 from romancy_service.core.times import timestamp
 from romancy_service.core.why.facts import Facts, Holder, Serving
 from romancy_service.core.why.words import clock, cut, failure_text, name, say, span, times
@@ -42,8 +42,10 @@ def of_work(facts: Facts, task: Task) -> Wait | None:
 
 
 def _in_hand(facts: Facts, task: Task, wait: Wait) -> Wait:
-    holder = facts.holders.get(task.owner)
     wait.since.CopyFrom(timestamp(task.leased_ms))
+    if task.owner == ELSEWHERE:
+        return _elsewhere(facts, task, wait)
+    holder = facts.holders.get(task.owner)
     wait.worker_id = holder.worker_id if holder is not None else ""
     if holder is None or not holder.connected or holder.lease_ms <= facts.now_ms:
         return _lost(facts, task, wait, holder)
@@ -51,6 +53,18 @@ def _in_hand(facts: Facts, task: Task, wait: Wait) -> Wait:
     if task.kind is TaskKind.WORKFLOW:
         return _running_code(facts, task, wait)
     return _stopping(facts, task, wait) if task.cancel_requested else _running(facts, task, wait)
+
+
+def _elsewhere(facts: Facts, task: Task, wait: Wait) -> Wait:
+    _add_progress(facts, task, wait)
+    timeout = _by(facts, wait, task.relay_ms, "it times out")
+    asked = ", and was asked to stop" if task.cancel_requested else ""
+    sentence = (
+        f"{_attempt(task)} left its worker {span(facts.now_ms - task.leased_ms)} ago, to be completed from "
+        f"elsewhere{asked}{_progress_text(facts, wait)}{timeout}"
+    )
+    remedy = "" if timeout else "it has no timeout: should its answer have got lost, `romancy activity` gives one"
+    return say(wait, kinds.WAIT_KIND_ELSEWHERE, kinds.WAIT_STATE_WAITING, sentence, remedy)
 
 
 def _lost(facts: Facts, task: Task, wait: Wait, holder: Holder | None) -> Wait:

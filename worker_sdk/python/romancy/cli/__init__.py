@@ -10,6 +10,7 @@ from typing import Final, NoReturn
 import click
 
 from romancy.cli import look, talk, why  # noqa: F401 - add their commands to `workflow`
+from romancy.cli.activity import activity
 from romancy.cli.channel import channel
 from romancy.cli.connection import EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_USAGE, Failed
 from romancy.cli.event import event
@@ -46,6 +47,7 @@ def romancy() -> None:
 
 
 romancy.add_command(workflow)
+romancy.add_command(activity)
 romancy.add_command(event)
 romancy.add_command(rule)
 romancy.add_command(channel)

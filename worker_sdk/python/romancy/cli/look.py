@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.workflow_pb2 import WorkflowInfo, WorkflowStatus
-from romancy.v1.workflow_service_pb2 import WorkflowFilter
+from romancy.v1.workflow_service_pb2 import GetWorkflowResponse, WorkflowFilter
 
 from romancy.cli.attribute import attribute_filters
 from romancy.cli.connection import connected
@@ -97,7 +97,8 @@ async def get(client: Client, output: Output, workflow_id: str, run_id: str | No
             ("Run", info.run_id),
             ("Type", info.workflow_type),
             ("Queue", info.task_queue),
-            ("Status", status_name(info.status) + (", to be cancelled" if answer.cancel_requested else "")),
+            ("Status", status_name(info.status) + (", to be cancelled" if answer.HasField("cancellation") else "")),
+            ("Asked to stop", _cancellation(answer)),
             ("Started", moment(info, "start_time")),
             ("Closed", moment(info, "close_time")),
             ("Events", _length(info)),
@@ -115,7 +116,13 @@ async def get(client: Client, output: Output, workflow_id: str, run_id: str | No
         ["ACTIVITY", "ATTEMPT", "WORKER", "SINCE", "NEXT", "PROGRESS", "LAST FAILURE"],
         (
             (
-                *(a.activity_id, a.attempt, a.worker_id, moment(a, "started_time"), moment(a, "due_time")),
+                *(
+                    a.activity_id,
+                    a.attempt,
+                    "elsewhere" if a.elsewhere else a.worker_id,
+                    moment(a, "started_time"),
+                    moment(a, "due_time"),
+                ),
                 plain(a.heartbeat_details) if a.HasField("heartbeat_details") else None,
                 f"{a.last_failure.type}: {a.last_failure.message}" if a.HasField("last_failure") else None,
             )
@@ -133,6 +140,14 @@ async def get(client: Client, output: Output, workflow_id: str, run_id: str | No
 def _length(info: WorkflowInfo) -> str:
     long = ": so long that the run may be ended" if info.history_warning else ""
     return f"{info.history_length}, {info.history_bytes} bytes{long}"
+
+
+def _cancellation(answer: GetWorkflowResponse) -> str | None:
+    """By whom, and why."""
+    if not answer.HasField("cancellation"):
+        return None
+    asked = answer.cancellation
+    return f"by {asked.identity or 'a client'}" + (f": {asked.reason}" if asked.reason else "")
 
 
 def _attributes(shown: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,6 +42,14 @@ def workflow() -> None:
 @click.option("--id-reuse", type=click.Choice(["allow", "allow_if_failed", "reject"]), default="allow")
 @click.option("--id-conflict", type=click.Choice(["fail", "use_existing", "terminate_existing"]), default="fail")
 @click.option("--run-timeout", type=float, callback=some_seconds, metavar="SECONDS", help="After this it is undone.")
+@click.option(
+    "--execution-timeout",
+    type=float,
+    callback=some_seconds,
+    metavar="SECONDS",
+    help="The same for all its runs together, should it recur.",
+)
+@click.option("--start-delay", type=float, callback=some_seconds, metavar="SECONDS", help="Its code begins after this.")
 @click.option("--priority", type=click.IntRange(-1_000_000, 1_000_000), default=0, help="Smaller is sooner.")
 @click.option(
     "--attribute",
@@ -65,6 +73,8 @@ async def start(
     id_reuse: Any,
     id_conflict: Any,
     run_timeout: float | None,
+    execution_timeout: float | None,
+    start_delay: float | None,
     priority: int,
     attributes: Any,
     request_id: str | None,
@@ -85,6 +95,8 @@ async def start(
         id_reuse=id_reuse,
         id_conflict=id_conflict,
         run_timeout=run_timeout,
+        execution_timeout=execution_timeout,
+        start_delay=start_delay,
         priority=priority,
         attributes=attributes,
         request_id=request_id or "",

@@ -17,7 +17,7 @@ from romancy._attempt import ActivityContext, activity_info, current_activity
 from romancy._effect import Effect, mark
 from romancy._signature import Signature, local_names
 from romancy.converter import codec
-from romancy.errors import DefinitionError, TerminalError
+from romancy.errors import CompleteElsewhere, DefinitionError, TerminalError
 from romancy.sqlalchemy.ledger import Attempt, Begun, NothingToUndo, Recorded, begin, open_work, record
 
 P = ParamSpec("P")
@@ -148,6 +148,17 @@ class _Call:
         open_work(session, self.attempt, self._standing.fence)
         return self._bound
 
+    @contextmanager
+    def ends_here(self) -> Iterator[None]:
+        """Around the function. Raises DefinitionError when it means to be completed elsewhere, unrecorded."""
+        try:
+            yield
+        except CompleteElsewhere:
+            raise DefinitionError(
+                f"{self.fn.__name__} raised CompleteElsewhere, but what it did would be rolled back, and its result "
+                "not recorded: leave @transactional and @undoing out, or return a result"
+            ) from None
+
     def record(self, session: Session, value: Any) -> None:
         """End the work."""
         assert isinstance(self._standing, Begun)
@@ -178,7 +189,8 @@ async def _run_async(sessions: async_sessionmaker[Any], call: _Call) -> Any:
         return call.result()
     async with sessions() as session:
         arguments = await session.run_sync(call.open)
-        value = await call.fn(session, *arguments.args, **arguments.kwargs)
+        with call.ends_here():
+            value = await call.fn(session, *arguments.args, **arguments.kwargs)
         await session.run_sync(call.record, value)
         failed: Exception | None = None
         try:
@@ -199,7 +211,8 @@ def _run_sync(sessions: sessionmaker[Any], call: _Call) -> Any:
         return call.result()
     with sessions() as session:
         arguments = call.open(session)
-        value = call.fn(session, *arguments.args, **arguments.kwargs)
+        with call.ends_here():
+            value = call.fn(session, *arguments.args, **arguments.kwargs)
         call.record(session, value)
         failed: Exception | None = None
         try:

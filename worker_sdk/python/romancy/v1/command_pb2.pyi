@@ -374,6 +374,7 @@ class ScheduleActivity(_message.Message):
     COMPENSATION_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     HEADERS_FIELD_NUMBER: _builtins.int
+    SHIELDED_FIELD_NUMBER: _builtins.int
     activity_id: _builtins.str
     """`{activity_type}:{n}`, n counting the run's calls of that type from 1. The service refuses any other value."""
     activity_type: _builtins.str
@@ -384,6 +385,8 @@ class ScheduleActivity(_message.Message):
     """True: an attempt that was lost with its worker is not sent again; the activity fails as lost."""
     priority: _builtins.int
     """Smaller is sooner among the waiting tasks of its queue and type; 0 means the run's own priority."""
+    shielded: _builtins.bool
+    """True: a request to cancel the run does not ask it to stop; `CancelActivity` and the end of the code do."""
     @_builtins.property
     def arguments(self) -> _containers.RepeatedCompositeFieldContainer[_payload_pb2.Payload]:
         """Arguments by position; names were bound by the caller's SDK."""
@@ -434,10 +437,11 @@ class ScheduleActivity(_message.Message):
         compensation: Global___Compensation | None = ...,
         priority: _builtins.int = ...,
         headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        shielded: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["compensation", b"compensation", "heartbeat_timeout", b"heartbeat_timeout", "retry_policy", b"retry_policy", "schedule_to_close_timeout", b"schedule_to_close_timeout", "schedule_to_start_timeout", b"schedule_to_start_timeout", "start_to_close_timeout", b"start_to_close_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_id", b"activity_id", "activity_type", b"activity_type", "arguments", b"arguments", "at_most_once", b"at_most_once", "compensation", b"compensation", "headers", b"headers", "heartbeat_timeout", b"heartbeat_timeout", "priority", b"priority", "retry_policy", b"retry_policy", "schedule_to_close_timeout", b"schedule_to_close_timeout", "schedule_to_start_timeout", b"schedule_to_start_timeout", "start_to_close_timeout", b"start_to_close_timeout", "task_queue", b"task_queue"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_id", b"activity_id", "activity_type", b"activity_type", "arguments", b"arguments", "at_most_once", b"at_most_once", "compensation", b"compensation", "headers", b"headers", "heartbeat_timeout", b"heartbeat_timeout", "priority", b"priority", "retry_policy", b"retry_policy", "schedule_to_close_timeout", b"schedule_to_close_timeout", "schedule_to_start_timeout", b"schedule_to_start_timeout", "shielded", b"shielded", "start_to_close_timeout", b"start_to_close_timeout", "task_queue", b"task_queue"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -873,12 +877,15 @@ class StartChild(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     PARENT_CLOSE_POLICY_FIELD_NUMBER: _builtins.int
     COMPENSATION_FIELD_NUMBER: _builtins.int
+    SHIELDED_FIELD_NUMBER: _builtins.int
     child_id: _builtins.str
     """`{workflow_type}:{n}`, n counting the run's children of that type from 1. The service refuses any other value."""
     workflow_id: _builtins.str
     """The child's workflow id; empty: `{run_id}/{child_id}`."""
     parent_close_policy: Global___ParentClosePolicy.ValueType
     """What becomes of it when this run closes first."""
+    shielded: _builtins.bool
+    """True: a request to cancel the run does not ask it to stop; `CancelChild` and the end of the code do."""
     @_builtins.property
     def spec(self) -> _workflow_pb2.WorkflowSpec:
         """What is run. An empty task queue means the run's own."""
@@ -895,10 +902,11 @@ class StartChild(_message.Message):
         spec: _workflow_pb2.WorkflowSpec | None = ...,
         parent_close_policy: Global___ParentClosePolicy.ValueType = ...,
         compensation: Global___Compensation | None = ...,
+        shielded: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["compensation", b"compensation", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_id", b"child_id", "compensation", b"compensation", "parent_close_policy", b"parent_close_policy", "spec", b"spec", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_id", b"child_id", "compensation", b"compensation", "parent_close_policy", b"parent_close_policy", "shielded", b"shielded", "spec", b"spec", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -112,6 +112,7 @@ class HistoryEvent(_message.Message):
     TIME_FIELD_NUMBER: _builtins.int
     SEEN_EVENT_ID_FIELD_NUMBER: _builtins.int
     SUGGESTS_RECURRING_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
     WORKFLOW_STARTED_FIELD_NUMBER: _builtins.int
     WORKFLOW_CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     ACTIVITY_SCHEDULED_FIELD_NUMBER: _builtins.int
@@ -170,6 +171,10 @@ class HistoryEvent(_message.Message):
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it was recorded, by the service's clock, in whole milliseconds; never before the event with the number before."""
+
+    @_builtins.property
+    def author(self) -> Global___Author:
+        """On what ends an attempt in its own words, and on the first command of a workflow task: who answered."""
 
     @_builtins.property
     def workflow_started(self) -> Global___WorkflowStarted:
@@ -366,6 +371,7 @@ class HistoryEvent(_message.Message):
         time: _timestamp_pb2.Timestamp | None = ...,
         seen_event_id: _builtins.int = ...,
         suggests_recurring: _builtins.bool = ...,
+        author: Global___Author | None = ...,
         workflow_started: Global___WorkflowStarted | None = ...,
         workflow_cancel_requested: Global___WorkflowCancelRequested | None = ...,
         activity_scheduled: Global___ActivityScheduled | None = ...,
@@ -414,15 +420,43 @@ class HistoryEvent(_message.Message):
         subscription_answered: Global___SubscriptionAnswered | None = ...,
         deliveries_returned: Global___DeliveriesReturned | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "attributes_set", b"attributes_set", "child_cancel_delivered", b"child_cancel_delivered", "child_cancel_requested", b"child_cancel_requested", "child_closed", b"child_closed", "child_requested", b"child_requested", "child_start_failed", b"child_start_failed", "child_started", b"child_started", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "deliveries_returned", b"deliveries_returned", "event_received", b"event_received", "patch_marked", b"patch_marked", "rollback_started", b"rollback_started", "send_finished", b"send_finished", "send_requested", b"send_requested", "signal_received", b"signal_received", "step_recorded", b"step_recorded", "subscribed", b"subscribed", "subscription_answered", b"subscription_answered", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "unsubscribed", b"unsubscribed", "update_accepted", b"update_accepted", "update_completed", b"update_completed", "update_received", b"update_received", "update_rejected", b"update_rejected", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_continued", b"workflow_continued", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "attributes_set", b"attributes_set", "author", b"author", "child_cancel_delivered", b"child_cancel_delivered", "child_cancel_requested", b"child_cancel_requested", "child_closed", b"child_closed", "child_requested", b"child_requested", "child_start_failed", b"child_start_failed", "child_started", b"child_started", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "deliveries_returned", b"deliveries_returned", "event_received", b"event_received", "patch_marked", b"patch_marked", "rollback_started", b"rollback_started", "send_finished", b"send_finished", "send_requested", b"send_requested", "signal_received", b"signal_received", "step_recorded", b"step_recorded", "subscribed", b"subscribed", "subscription_answered", b"subscription_answered", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "unsubscribed", b"unsubscribed", "update_accepted", b"update_accepted", "update_completed", b"update_completed", "update_received", b"update_received", "update_rejected", b"update_rejected", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_continued", b"workflow_continued", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "attributes_set", b"attributes_set", "child_cancel_delivered", b"child_cancel_delivered", "child_cancel_requested", b"child_cancel_requested", "child_closed", b"child_closed", "child_requested", b"child_requested", "child_start_failed", b"child_start_failed", "child_started", b"child_started", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "deliveries_returned", b"deliveries_returned", "event_id", b"event_id", "event_received", b"event_received", "patch_marked", b"patch_marked", "rollback_started", b"rollback_started", "seen_event_id", b"seen_event_id", "send_finished", b"send_finished", "send_requested", b"send_requested", "signal_received", b"signal_received", "step_recorded", b"step_recorded", "subscribed", b"subscribed", "subscription_answered", b"subscription_answered", "suggests_recurring", b"suggests_recurring", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "unsubscribed", b"unsubscribed", "update_accepted", b"update_accepted", "update_completed", b"update_completed", "update_received", b"update_received", "update_rejected", b"update_rejected", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_continued", b"workflow_continued", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "attributes_set", b"attributes_set", "author", b"author", "child_cancel_delivered", b"child_cancel_delivered", "child_cancel_requested", b"child_cancel_requested", "child_closed", b"child_closed", "child_requested", b"child_requested", "child_start_failed", b"child_start_failed", "child_started", b"child_started", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "deliveries_returned", b"deliveries_returned", "event_id", b"event_id", "event_received", b"event_received", "patch_marked", b"patch_marked", "rollback_started", b"rollback_started", "seen_event_id", b"seen_event_id", "send_finished", b"send_finished", "send_requested", b"send_requested", "signal_received", b"signal_received", "step_recorded", b"step_recorded", "subscribed", b"subscribed", "subscription_answered", b"subscription_answered", "suggests_recurring", b"suggests_recurring", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "unsubscribed", b"unsubscribed", "update_accepted", b"update_accepted", "update_completed", b"update_completed", "update_received", b"update_received", "update_rejected", b"update_rejected", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_continued", b"workflow_continued", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["workflow_started", "workflow_cancel_requested", "activity_scheduled", "activity_cancel_requested", "activity_attempt_failed", "activity_completed", "activity_failed", "activity_cancelled", "timer_started", "timer_fired", "timer_cancelled", "compensation_registered", "compensate_requested", "compensate_finished", "rollback_started", "compensation_scheduled", "compensation_attempt_failed", "compensation_completed", "compensation_failed", "compensation_resolved", "workflow_completed", "workflow_failed", "workflow_cancelled", "workflow_terminated", "workflow_timed_out", "workflow_continued", "signal_received", "update_received", "update_accepted", "update_rejected", "update_completed", "step_recorded", "patch_marked", "child_requested", "child_started", "child_start_failed", "child_cancel_requested", "child_closed", "send_requested", "send_finished", "child_cancel_delivered", "attributes_set", "subscribed", "unsubscribed", "event_received", "subscription_answered", "deliveries_returned"]  # noqa: Y015
     _WhichOneofArgType_attributes: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_attributes) -> _WhichOneofReturnType_attributes | None: ...
 
 Global___HistoryEvent: _TypeAlias = HistoryEvent  # noqa: Y015
+
+@_typing.final
+class Author(_message.Message):
+    """Author is who ran a task."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BUILD_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The worker's `worker_id`; of an attempt that was completed from elsewhere, who did, as the client or its credentials
+    named it.
+    """
+    build_id: _builtins.str
+    """The build of the worker's code; empty if it has no name, or there was no worker."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        build_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_id", b"build_id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Author: _TypeAlias = Author  # noqa: Y015
 
 @_typing.final
 class WorkflowStarted(_message.Message):

@@ -125,6 +125,8 @@ class _WaitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitKind.Val
     """A compensation failed for good: an operator must say what becomes of it."""
     WAIT_KIND_HISTORY: _WaitKind.ValueType  # 32
     """Its history is so long that the run will be ended when it goes on like this."""
+    WAIT_KIND_ELSEWHERE: _WaitKind.ValueType  # 34
+    """An activity, or a compensation, left its worker: whoever was given its token, or knows its name, completes it."""
     WAIT_KIND_MORE: _WaitKind.ValueType  # 33
     """What is open besides, and not shown: `count` of it."""
 
@@ -197,6 +199,8 @@ WAIT_KIND_COMPENSATION_FAILED: WaitKind.ValueType  # 31
 """A compensation failed for good: an operator must say what becomes of it."""
 WAIT_KIND_HISTORY: WaitKind.ValueType  # 32
 """Its history is so long that the run will be ended when it goes on like this."""
+WAIT_KIND_ELSEWHERE: WaitKind.ValueType  # 34
+"""An activity, or a compensation, left its worker: whoever was given its token, or knows its name, completes it."""
 WAIT_KIND_MORE: WaitKind.ValueType  # 33
 """What is open besides, and not shown: `count` of it."""
 Global___WaitKind: _TypeAlias = WaitKind  # noqa: Y015

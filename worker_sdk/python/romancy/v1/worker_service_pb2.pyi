@@ -476,7 +476,7 @@ class ActivityTask(_message.Message):
     HEADERS_FIELD_NUMBER: _builtins.int
     COMPENSATION_FIELD_NUMBER: _builtins.int
     token: _builtins.str
-    """Names the attempt in completions and heartbeats. ASCII; tells the worker nothing."""
+    """Names the attempt in completions and heartbeats, here and at ActivityService. ASCII; tells the worker nothing."""
     workflow_id: _builtins.str
     """The run that it belongs to."""
     run_id: _builtins.str
@@ -557,6 +557,7 @@ class ActivityCompletion(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
+    ELSEWHERE_FIELD_NUMBER: _builtins.int
     THEN_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """From the task."""
@@ -573,6 +574,12 @@ class ActivityCompletion(_message.Message):
         """It was asked to stop, and did."""
 
     @_builtins.property
+    def elsewhere(self) -> Global___ActivityElsewhere:
+        """It is not over: whoever was given the token completes it, by ActivityService. The attempt stays open, takes no
+        slot any more, and outlives its worker; its timeouts go on. Acknowledged when that is stored.
+        """
+
+    @_builtins.property
     def then(self) -> Global___Then:
         """The workflow task that follows from it, when this worker holds the run and no task of the run is out. Only with
         `result`, or with a `failure` that is not retried.
@@ -585,13 +592,14 @@ class ActivityCompletion(_message.Message):
         result: _payload_pb2.Payload | None = ...,
         failure: _failure_pb2.Failure | None = ...,
         cancelled: Global___ActivityCancelledOutcome | None = ...,
+        elsewhere: Global___ActivityElsewhere | None = ...,
         then: Global___Then | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "failure", b"failure", "outcome", b"outcome", "result", b"result", "then", b"then"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "elsewhere", b"elsewhere", "failure", b"failure", "outcome", b"outcome", "result", b"result", "then", b"then"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "failure", b"failure", "outcome", b"outcome", "result", b"result", "then", b"then", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "elsewhere", b"elsewhere", "failure", b"failure", "outcome", b"outcome", "result", b"result", "then", b"then", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "failure", "cancelled"]  # noqa: Y015
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "failure", "cancelled", "elsewhere"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
@@ -626,6 +634,23 @@ class ActivityCancelledOutcome(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ActivityCancelledOutcome: _TypeAlias = ActivityCancelledOutcome  # noqa: Y015
+
+@_typing.final
+class ActivityElsewhere(_message.Message):
+    """ActivityElsewhere says that the worker is done with the attempt, and that somebody else ends it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivityElsewhere: _TypeAlias = ActivityElsewhere  # noqa: Y015
 
 @_typing.final
 class Then(_message.Message):

@@ -507,6 +507,7 @@ class PendingActivity(_message.Message):
     LAST_FAILURE_FIELD_NUMBER: _builtins.int
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     COMPENSATION_FIELD_NUMBER: _builtins.int
+    ELSEWHERE_FIELD_NUMBER: _builtins.int
     activity_id: _builtins.str
     """`{activity_type}:{n}`, or the id of a compensation."""
     activity_type: _builtins.str
@@ -521,6 +522,8 @@ class PendingActivity(_message.Message):
     """True when it was asked to stop."""
     compensation: _builtins.bool
     """True for a compensation."""
+    elsewhere: _builtins.bool
+    """True when the attempt left its worker, and is completed from elsewhere."""
     @_builtins.property
     def due_time(self) -> _timestamp_pb2.Timestamp:
         """When the next attempt may start, if none runs."""
@@ -556,10 +559,11 @@ class PendingActivity(_message.Message):
         last_failure: _failure_pb2.Failure | None = ...,
         cancel_requested: _builtins.bool = ...,
         compensation: _builtins.bool = ...,
+        elsewhere: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["due_time", b"due_time", "heartbeat_details", b"heartbeat_details", "heartbeat_time", b"heartbeat_time", "last_failure", b"last_failure", "started_time", b"started_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_id", b"activity_id", "activity_type", b"activity_type", "attempt", b"attempt", "cancel_requested", b"cancel_requested", "compensation", b"compensation", "due_time", b"due_time", "heartbeat_details", b"heartbeat_details", "heartbeat_time", b"heartbeat_time", "last_failure", b"last_failure", "started_time", b"started_time", "task_queue", b"task_queue", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_id", b"activity_id", "activity_type", b"activity_type", "attempt", b"attempt", "cancel_requested", b"cancel_requested", "compensation", b"compensation", "due_time", b"due_time", "elsewhere", b"elsewhere", "heartbeat_details", b"heartbeat_details", "heartbeat_time", b"heartbeat_time", "last_failure", b"last_failure", "started_time", b"started_time", "task_queue", b"task_queue", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -405,11 +405,9 @@ class GetWorkflowResponse(_message.Message):
     TIMERS_FIELD_NUMBER: _builtins.int
     WORKFLOW_TASK_FIELD_NUMBER: _builtins.int
     WAITS_FIELD_NUMBER: _builtins.int
-    CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
+    CANCELLATION_FIELD_NUMBER: _builtins.int
     OPEN_ACTIVITIES_FIELD_NUMBER: _builtins.int
     OPEN_TIMERS_FIELD_NUMBER: _builtins.int
-    cancel_requested: _builtins.bool
-    """True when cancellation was requested."""
     open_activities: _builtins.int
     """How many activities and compensations are open in all."""
     open_timers: _builtins.int
@@ -448,6 +446,10 @@ class GetWorkflowResponse(_message.Message):
         has at least one.
         """
 
+    @_builtins.property
+    def cancellation(self) -> _history_pb2.WorkflowCancelRequested:
+        """Set when somebody asked it to stop: who, and why."""
+
     def __init__(
         self,
         *,
@@ -458,13 +460,13 @@ class GetWorkflowResponse(_message.Message):
         timers: _abc.Iterable[_workflow_pb2.PendingTimer] | None = ...,
         workflow_task: _workflow_pb2.PendingWorkflowTask | None = ...,
         waits: _abc.Iterable[_wait_pb2.Wait] | None = ...,
-        cancel_requested: _builtins.bool = ...,
+        cancellation: _history_pb2.WorkflowCancelRequested | None = ...,
         open_activities: _builtins.int = ...,
         open_timers: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info", "outcome", b"outcome", "spec", b"spec", "workflow_task", b"workflow_task"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancellation", b"cancellation", "info", b"info", "outcome", b"outcome", "spec", b"spec", "workflow_task", b"workflow_task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activities", b"activities", "cancel_requested", b"cancel_requested", "info", b"info", "open_activities", b"open_activities", "open_timers", b"open_timers", "outcome", b"outcome", "spec", b"spec", "timers", b"timers", "waits", b"waits", "workflow_task", b"workflow_task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activities", b"activities", "cancellation", b"cancellation", "info", b"info", "open_activities", b"open_activities", "open_timers", b"open_timers", "outcome", b"outcome", "spec", b"spec", "timers", b"timers", "waits", b"waits", "workflow_task", b"workflow_task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
