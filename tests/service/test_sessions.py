@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 import pytest
@@ -28,9 +29,10 @@ from romancy.v1.worker_service_pb2 import (
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_RUNNING
 
 from romancy_service import sessions
+from romancy_service.store.store import Claimed, Want
 from tests.core.life import cancel_activity, complete, schedule
 from tests.service.cluster import QUICK, Tenant, json, refusal_of, seconds, until
-from tests.service.scripted_worker import ScriptedWorker
+from tests.service.scripted_worker import PATIENCE_S, ScriptedWorker
 
 
 async def _running(tenant: Tenant, worker: ScriptedWorker, *activity_ids: str, **fields: object) -> list[ActivityTask]:
@@ -325,6 +327,40 @@ async def test_a_worker_that_comes_back_to_leave_may_say_so_before_it_is_welcome
     worker.listen()
     assert (await worker.acknowledgement(task.token)).result == ACKNOWLEDGEMENT_RESULT_ACCEPTED
     assert await worker.end() is None
+
+
+async def test_what_is_claimed_for_a_worker_while_it_asks_to_leave_is_left_to_others(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await tenant.worker()
+    (task,) = await _running(tenant, worker, "pay:1")
+    await worker.cut()
+    claims = asyncio.Event()
+    for replica in tenant.cluster.replicas:
+        monkeypatch.setattr(replica.node.store, "claim", _held_up(replica.node.store.claim, tenant.namespace, claims))
+    await worker.connect(tokens=[task.token])
+    # Its slots are reserved for a claim that has not reached the database, and now more waits there that it could have.
+    completion = ActivityCompletion(token=task.token, result=json("1"))
+    await worker.send(ConnectRequest(activity_completions=[completion], drain=Drain()))
+    assert (await worker.acknowledgement(task.token)).result == ACKNOWLEDGEMENT_RESULT_ACCEPTED
+    claims.set()
+    assert await worker.end() is None
+    assert not worker.workflow_tasks
+    other = await tenant.worker()
+    assert (await other.workflow_task()).attempt == 1
+
+
+Claim = Callable[[Sequence[Want], int], Awaitable[list[Claimed]]]
+
+
+def _held_up(claim: Claim, namespace: str, until: asyncio.Event) -> Claim:
+    async def claim_later(wants: Sequence[Want], now_ms: int) -> list[Claimed]:
+        if any(want.namespace == namespace for want in wants):
+            await until.wait()
+        # As by a clock that is less certain: what became due meanwhile is taken too.
+        return await claim(wants, now_ms + int(PATIENCE_S * 1_000))
+
+    return claim_later
 
 
 async def test_a_draining_worker_gets_nothing_new_but_its_results_count(tenant: Tenant) -> None:

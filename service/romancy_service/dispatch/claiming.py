@@ -60,13 +60,14 @@ class Claiming:
             too_late = []
             for row in claimed:
                 key = (row.namespace, row.task.queue, row.task.kind, row.task.type)
-                got[key, row.session_id] += 1
                 session = self._roster.current(row.session_id, row.task.owner_epoch)
-                if session is None:
-                    # It left meanwhile, or came back and may have found it by itself, under its new epoch.
+                if session is None or session.draining:
+                    # It left meanwhile, or came back and may have found it by itself, under its new epoch. Or it
+                    # leaves, or is to: it may have been promised that nothing comes, and waits only for its slots.
                     owner, epoch = row.session_id, row.task.owner_epoch
                     too_late.append(LeasedRow(row.run_id, row.task.task_id, row.task.attempt, owner, epoch))
                     continue
+                got[key, row.session_id] += 1
                 self._sending.hand_out_claimed(session, row)
             self._settle(wants, got, noted)
             await self.give_back(too_late)
