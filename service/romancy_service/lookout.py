@@ -3,6 +3,11 @@
 The backstop of all parts: what another replica left behind, what a lost notification said, what becomes due later than
 anybody here remembers. One statement for all of them; only who has something to do asks for more. A replica that is
 alone, and neither wrote nor found anything, asks half as often: what could have been left behind is its own.
+
+Who looks by itself all the same: `results`, for runs that somebody waits for here, and only beside other replicas or
+after a doubt; `retention`, whose work never hurries; `lobby` and `server` say who is alive rather than look for work.
+What an event rule is to start is an open event until it is started; an attempt that left its worker is looked at when
+it may time out, and is nobody's to lose or to stop.
 """
 
 from __future__ import annotations

@@ -7,11 +7,12 @@ from google.protobuf.duration_pb2 import Duration
 from romancy.v1.command_pb2 import Command, StartTimer
 
 from romancy_service.core.task import NEVER_MS, TaskKind
+from romancy_service.core.triggers import RequestCancel
 from romancy_service.store.agenda import Agenda
 from romancy_service.store.events import NewEvent
 from romancy_service.store.questions import Question
-from romancy_service.store.store import Change, Lease, Store, Want
-from tests.store.drive import NAMESPACE, T0, begin, code, session, store_all, waiting_activities
+from romancy_service.store.store import Change, Lease, LeasedRow, Store, Want
+from tests.store.drive import NAMESPACE, T0, begin, code, session, store_all, then, waiting_activities
 
 _ORDER = (NAMESPACE, "main", TaskKind.WORKFLOW, "order")
 _PAY = (NAMESPACE, "main", TaskKind.ACTIVITY, "pay")
@@ -45,6 +46,22 @@ async def test_sessions_that_are_over_and_tasks_of_those_that_are_gone_are_lost(
     assert (await store.agenda(T0 + 20_000, [])).lost
     await store.close_session(lease.session_id, 1, T0)
     assert (await store.agenda(T0, [])).lost
+
+
+async def test_an_attempt_that_left_its_worker_is_neither_lost_nor_anybodys_to_stop(store: Store) -> None:
+    lease = await session(store)
+    run = await waiting_activities(store, ["pay:1"])
+    (taken,) = await store.claim([Want(*_PAY, 1, *_lease(lease))], T0)
+    held = LeasedRow(run.run_id, taken.task.task_id, 1, *_lease(lease))
+    assert await store.hand_over([held], T0) == [True]
+    await store.close_session(lease.session_id, 1, T0)
+    assert not (await store.agenda(T0, [])).lost
+    run = (await store.load([run.run_id]))[run.run_id]
+    await store_all(store, then(run, RequestCancel("enough", "test")))
+    assert (await store.load([run.run_id]))[run.run_id].tasks["a/pay:1"].cancel_requested
+    agenda = await store.agenda(T0, [])
+    assert not agenda.cancelled
+    assert not agenda.lost
 
 
 async def test_events_and_questions_that_are_open_are_to_be_seen_to(store: Store) -> None:
