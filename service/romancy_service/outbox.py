@@ -46,7 +46,7 @@ LANES: Final = 64
 """So many sinks are delivered to at a time."""
 BURIED: Final = 1_000
 """So many old events are made dead letters at a time."""
-_AFTER_ANSWER_MS: Final = 10_000
+_AFTER_ANSWER_MS: Final = 5_000
 """So much longer than a try is a line claimed: to write down what became of it, even on a busy database."""
 _FIRST_WAIT_MS: Final = 1_000
 _LONGEST_WAIT_MS: Final = 300_000

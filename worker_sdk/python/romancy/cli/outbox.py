@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import click
 
@@ -56,7 +55,7 @@ async def sinks(client: Client, output: Output) -> None:
     "--new-secret", "makes_secret", is_flag=True, help="Make a secret that signs what is sent, and show it once."
 )
 @click.option(
-    "--secret-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Sign with the secret in it."
+    "--secret-file", type=click.File(encoding="utf-8"), help="Sign with the secret in it; - is standard input."
 )
 @click.option("--unsigned", is_flag=True, help="Take the secret away.")
 @click.option(
@@ -73,7 +72,7 @@ async def set_sink(
     url: str,
     name: str,
     makes_secret: bool,
-    secret_file: Path | None,
+    secret_file: TextIO | None,
     unsigned: bool,
     keep_days: int,
 ) -> None:
@@ -82,7 +81,7 @@ async def set_sink(
         raise click.UsageError("--new-secret, --secret-file and --unsigned exclude each other")
     secret = new_secret() if makes_secret else None
     if secret_file is not None:
-        secret = secret_file.read_text(encoding="utf-8").strip()
+        secret = secret_file.read().strip()
     keep = keep_days * _DAY_S if secret else 0
     found = await client.outbox.set_sink(url, name=name, secret=secret, unsigned=unsigned, keep_secret=keep)
     if output.as_json:

@@ -187,7 +187,10 @@ def open_work(session: Session, attempt: Attempt, fence: int) -> None:
 
 
 def record(session: Session, attempt: Attempt, fence: int, recorded: Recorded) -> None:
-    """Record the result and what was sent; to be committed next. Raises AttemptReplaced when the fence was raised meanwhile."""
+    """Record the result and what was sent; to be committed next.
+
+    Raises AttemptReplaced when the fence was raised meanwhile.
+    """
     session.flush()
     completion = ActivityCompletion(result=recorded.result, events=recorded.events)
     _check_held(session, attempt, fence, {"result": completion.SerializeToString()})
