@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+from pathlib import Path
 
 from romancy import Event, Worker, WorkflowContext, activity, activity_info, send_event, workflow
+from tests.faults.ledger import Entry, Kind, write
+
+_FOLDER = Path(os.environ.get("ROMANCY_TEST_FOLDER", "."))
+
+
+def _note(kind: Kind) -> None:
+    info = activity_info()
+    write(_FOLDER / "ledger", Entry(kind, info.run_id, info.activity_id, info.attempt, str(os.getpid())))
 
 
 @activity
 async def step(name: str, number: int) -> int:
     """Says that it is done; what an attempt says that is lost or fails nobody hears."""
+    _note("begin")
     send_event(Event("step", [name, number, "activity"]))
     await asyncio.sleep(0.05)
     if number % 4 == 0 and activity_info().attempt == 1:
         raise ValueError("not at the first attempt")
+    _note("effect")
     return number
 
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from typing import Any
 
 import grpc
 import pytest
@@ -234,6 +235,64 @@ async def test_each_kind_of_data_arrives_as_it_was_sent(tenant: Tenant, server: 
     assert (attributes["extra"], attributes["flag"], "subject" in attributes) == (7, True, False)
 
 
+BAD_SINKS = [
+    ("name", {"name": "x" * 256}),
+    ("name", {"name": "a\x00"}),
+    ("url", {"url": ""}),
+    ("url", {"url": "ftp://127.0.0.1/"}),
+    ("url", {"url": "http://me:secret@127.0.0.1/"}),
+    ("url", {"url": "http://hooks.example.com/"}),
+    ("url", {"url": "http://169.254.169.254/latest/meta-data/"}),
+    ("url", {"url": "http://2130706433/"}),
+    ("url", {"url": "http://[::ffff:10.0.0.1]/"}),
+    ("secret", {"secret": "hunter2"}),
+    ("secret", {"secret": "whsec_c2hvcnQ="}),
+    ("unsigned", {"secret": SECRET, "unsigned": True}),
+    ("keep_secret", {"keep_secret": seconds(-1)}),
+    ("keep_secret", {"keep_secret": seconds(31 * 86_400)}),
+    ("identity", {"identity": "x" * 256}),
+    ("namespace", {"namespace": "x" * 256}),
+]
+
+
+@pytest.mark.parametrize(("field", "fields"), BAD_SINKS, ids=range(len(BAD_SINKS)))
+async def test_what_cannot_be_a_sink_is_refused(tenant: Tenant, field: str, fields: dict[str, object]) -> None:
+    said = {"namespace": tenant.namespace, "url": "http://127.0.0.1:1/", **fields}
+    refusal = await refused(tenant.outbox.SetSink(SetSinkRequest(**said)))  # type: ignore[arg-type]
+    assert (refusal.code, refusal.field) == (grpc.StatusCode.INVALID_ARGUMENT, field)
+    assert "hunter2" not in str(refusal)
+    assert "me:secret" not in str(refusal)
+    assert not (await tenant.outbox.ListSinks(ListSinksRequest(namespace=tenant.namespace))).sinks
+
+
+async def test_where_the_service_may_not_send_is_a_reason_of_its_own(tenant: Tenant) -> None:
+    request = SetSinkRequest(namespace=tenant.namespace, url="https://hooks.example.com/")
+    assert (await refused(tenant.outbox.SetSink(request))).reason == "SINK_NOT_ALLOWED"
+
+
+@pytest.mark.parametrize(
+    ("field", "request_"),
+    [
+        ("which", RetryDeadLettersRequest()),
+        ("position", RetryDeadLettersRequest(position=0)),
+        ("position", DropDeadLettersRequest(position=-7)),
+        ("sink", DropDeadLettersRequest(sink="")),
+        ("sink", RetryDeadLettersRequest(sink="x" * 256)),
+        ("identity", RetryDeadLettersRequest(position=1, identity="x" * 256)),
+        ("page_size", ListOutboxRequest(page_size=-1)),
+        ("page_token", ListOutboxRequest(page_token="nonsense")),
+        ("sink", ListOutboxRequest(sink="x" * 256)),
+        ("workflow_id", ListOutboxRequest(workflow_id="a\x00")),
+        ("name", DeleteSinkRequest(name="a\x00")),
+    ],
+    ids=range(11),
+)
+async def test_what_cannot_be_asked_of_the_outbox_is_refused(tenant: Tenant, field: str, request_: Any) -> None:
+    method = type(request_).__name__.removesuffix("Request")
+    refusal = await refused(getattr(tenant.outbox, method)(request_))
+    assert (refusal.code, refusal.field) == (grpc.StatusCode.INVALID_ARGUMENT, field)
+
+
 # Signatures ------------------------------------------------------------------------------------------------------
 
 
@@ -303,7 +362,11 @@ async def test_what_may_pass_is_tried_again_and_delays_only_its_own_workflow(
     for number in range(5):
         await sent(tenant, worker, f"good-{number}", *sends("good"), complete())
     assert types(await server.until(5)) == ["good"] * 5
-    assert [each.event.type for each in await listed(tenant)] == ["bad", "after"]
+
+    async def only_its_own_wait() -> bool:
+        return [each.event.type for each in await listed(tenant)] == ["bad", "after"]
+
+    await until(only_its_own_wait, "the others are delivered")
     bad = False
     await move(tenant, 300_000)
     assert types(await server.until(7))[5:] == ["bad", "after"]
