@@ -68,6 +68,7 @@ class _Lane:
     claim: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Who has the lines: this lane, and none before it."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    tries: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
     trying: set[int] = field(default_factory=set)
     """The lines whose first events are under way."""
     last_moment: float = 0.0
@@ -179,14 +180,14 @@ class Outbox:
 
     async def _keep_lane(self, key: _Key, lane: _Lane) -> None:
         try:
-            async with asyncio.TaskGroup() as tries:
-                await self._drive(key, lane, tries)
+            async with lane.tries:
+                await self._drive(key, lane)
         finally:
             del self._lanes[key]
             self._ended.set()
             self._wake.set()
 
-    async def _drive(self, key: _Key, lane: _Lane, tries: asyncio.TaskGroup) -> None:
+    async def _drive(self, key: _Key, lane: _Lane) -> None:
         """Have as many lines tried as may be, until there is nothing to do."""
         while True:
             lane.wake.clear()
@@ -196,7 +197,7 @@ class Outbox:
             for line in found:
                 if line.line_id not in lane.trying:
                     lane.trying.add(line.line_id)
-                    tries.create_task(self._see_to(key, lane, line))
+                    lane.tries.create_task(self._see_to(key, lane, line))
             if not found and lane.trying:
                 await lane.wake.wait()
             elif not found and not lane.wake.is_set():
@@ -300,7 +301,7 @@ class Outbox:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         lane.delivered.append((line, done))
         if lane.writing is None:
-            lane.writing = asyncio.create_task(self._write(lane))
+            lane.writing = lane.tries.create_task(self._write(lane))
         await done
 
     async def _write(self, lane: _Lane) -> None:
@@ -315,9 +316,8 @@ class Outbox:
                     await asyncio.sleep(random.uniform(0.05, 0.5))
                     continue
                 _settle(batch, error)  # they are delivered once more
-            except BaseException as error:
+            except Exception as error:
                 _settle(batch, error)
-                raise
             else:
                 _settle(batch, None)
                 last_moment = time.monotonic() + _AFTER_ANSWER_MS / 2000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,8 @@ from romancy.v1.payload_pb2 import Payload
 
 from romancy_service.core.destinations import LOOPBACK, Destinations, is_public
 from romancy_service.core.limits import Limits
-from romancy_service.core.outgoing import check_all_outgoing
+from romancy_service.core.outgoing import as_recorded, check_all_outgoing
+from romancy_service.core.run import Run
 from romancy_service.core.sink import Verdict, check_url, message_id, read_secret, signatures, verdict
 from romancy_service.core.triggers import CompleteActivity
 from romancy_service.errors import InvalidField
@@ -21,7 +23,7 @@ from tests.core.life import Life, schedule
 LIMITS = Limits()
 
 
-def an_event(event_type: str = "paid", **fields: str) -> CloudEvent:
+def an_event(event_type: str = "paid", **fields: Any) -> CloudEvent:
     return CloudEvent(type=event_type, spec_version="1.0", **fields)
 
 
@@ -32,12 +34,12 @@ def send(sink: str = "", **fields: str) -> Command:
 def test_an_event_is_recorded_with_all_that_was_left_open() -> None:
     life = Life.begin()
     life.code(send(), send("shop", id="mine", source="/me"))
-    first, second = [e.event_sent.command for e in life.run.new_events if e.HasField("event_sent")]
+    first, second = [e.event_sent.command for e in life.history if e.HasField("event_sent")]
     assert (first.sink, first.event.id, first.event.source) == ("default", f"{life.run.run_id}/1", "/workflows/order")
     assert first.event.attributes["time"].ce_timestamp.ToMilliseconds() == life.now_ms
     assert (second.sink, second.event.id, second.event.source) == ("shop", "mine", "/me")
-    assert life.run.outgoing == [first, second]
     assert life.run.counters.events == 2
+    assert life.run.outgoing == [], "it is stored, and is not to be again"
 
 
 def test_events_of_activities_are_numbered_together_with_those_of_the_code() -> None:
@@ -46,15 +48,15 @@ def test_events_of_activities_are_numbered_together_with_those_of_the_code() -> 
     fence = life.fence(life.task("pay:1"))
     events = [SendEvent(event=an_event()), SendEvent(event=an_event())]
     life.do(CompleteActivity(fence, life.now_ms, result=Payload(json="1"), events=events))
-    (completed,) = [e.activity_completed for e in life.run.new_events if e.HasField("activity_completed")]
+    (completed,) = [e.activity_completed for e in life.history if e.HasField("activity_completed")]
     assert [each.event.id for each in completed.events] == [f"{life.run.run_id}/{n}" for n in (2, 3)]
     assert events[0].event.id == "", "what came is left as it was"
 
 
 def test_a_type_of_workflow_that_is_no_path_is_encoded() -> None:
-    life = Life.begin(workflow_type="a b/ä")
-    life.code(send())
-    assert life.run.outgoing[0].event.source == "/workflows/a%20b%2F%C3%A4"
+    run = Run("default", "order-1", "run-1", workflow_type="a b/ä")
+    (sent,) = as_recorded(run, [send().send_event], 0)
+    assert sent.event.source == "/workflows/a%20b%2F%C3%A4"
 
 
 BAD = [

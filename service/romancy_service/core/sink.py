@@ -24,7 +24,10 @@ _TIMEOUT, _TOO_MANY, _LOWEST_FAULT_OF_THEIRS = 408, 429, 500
 
 
 def check_url(field: str, url: str, limits: Limits) -> SplitResult:
-    """Raise InvalidField unless events can be sent there. Whether they may be, the service's options say."""
+    """Raise InvalidField, which does not show it, unless events can be sent there. It may be a secret itself.
+
+    Whether they may be sent there, the service's options say.
+    """
     if not url:
         raise InvalidField(field, "is empty", "give the URL of what takes the events")
     if len(url) > limits.sink_url_bytes:
@@ -38,14 +41,13 @@ def check_url(field: str, url: str, limits: Limits) -> SplitResult:
     except ValueError as error:
         raise InvalidField(field, f"is no URL: {error}") from None
     if parts.scheme not in PORTS:
-        raise InvalidField(field, "is not of http or https", "give one that begins with https://", value=url)
+        raise InvalidField(field, "is not of http or https", "give one that begins with https://")
     if "@" in parts.netloc:
-        # The value is not shown: it may hold a password.
         raise InvalidField(field, "names a user", "leave it out; give a secret, by which what is sent is signed")
     if parts.fragment or "#" in url:
-        raise InvalidField(field, "has a fragment, which is never sent", "leave it out", value=url)
+        raise InvalidField(field, "has a fragment, which is never sent", "leave it out")
     if not parts.hostname or port == 0:
-        raise InvalidField(field, "names no host and port", "give https://HOST/PATH", value=url)
+        raise InvalidField(field, "names no host and port", "give https://HOST/PATH")
     return parts
 
 

@@ -88,7 +88,7 @@ class OutboxService(OutboxServiceServicer):
         if not self._destinations.allow_host(host, port):
             problem = f"leads to {host} port {port}, where this service may not send"
             remedy = "ask an operator to start it with --sink-allow for it"
-            raise InvalidField("url", problem, remedy, value=url, reason="SINK_NOT_ALLOWED")
+            raise InvalidField("url", problem, remedy, reason="SINK_NOT_ALLOWED")
 
     async def ListSinks(
         self, request: ListSinksRequest, context: grpc.aio.ServicerContext[Any, Any]

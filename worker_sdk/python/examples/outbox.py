@@ -1,6 +1,6 @@
 """A shop that tells the world: events go out with the steps that they tell of, to a web server that is away at first.
 
-python outbox.py [ADDRESS]        with a service at ADDRESS, by default 127.0.0.1:7233; its `dev` may send to this machine
+python outbox.py [ADDRESS]        with a service at ADDRESS, by default the one of `dev`, which may send to this machine
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 from romancy import Client, Event, TerminalError, Worker, WorkflowContext, activity, compensation, send_event, workflow
 
@@ -46,8 +46,8 @@ async def order(ctx: WorkflowContext, number: int) -> None:
 class Hook(BaseHTTPRequestHandler):
     """What a web server of yours would do: take each event once, in the order of its workflow."""
 
-    told: dict[str, list[str]] = {}
-    known: set[tuple[str, str]] = set()
+    told: ClassVar[dict[str, list[str]]] = {}
+    known: ClassVar[set[tuple[str, str]]] = set()
 
     def do_POST(self) -> None:
         event: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -74,14 +74,19 @@ async def main(address: str = "127.0.0.1:7233") -> None:
         print(f"{len(waiting)} events wait for a sink")
         threading.Thread(target=server.serve_forever, daemon=True).start()
         await client.outbox.set_sink(f"http://127.0.0.1:{server.server_port}/")
-        while [each async for each in client.outbox.list_events()]:
-            await asyncio.sleep(0.05)
+        await delivered(client)
         for name in sorted(Hook.told):
             print(f"{name}: {', '.join(Hook.told[name])}")
         async for letter in client.outbox.list_events(dead=True):
             print(f"not taken: {letter.event.type} {letter.event.data}, {letter.last_error}")
             await client.outbox.drop(letter.position)
     server.shutdown()
+
+
+async def delivered(client: Client) -> None:
+    """Until nothing waits any more."""
+    while [each async for each in client.outbox.list_events()]:  # noqa: ASYNC110 - nobody else could say so
+        await asyncio.sleep(0.05)
 
 
 if __name__ == "__main__":
