@@ -71,8 +71,6 @@ class _Lane:
     tries: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
     trying: set[int] = field(default_factory=set)
     """The lines whose first events are under way."""
-    last_moment: float = 0.0
-    """When what was claimed last must be sent at the latest."""
     delivered: list[tuple[Outgoing, asyncio.Future[None]]] = field(default_factory=list)
     """What is to be taken out of the outbox, together."""
     writing: asyncio.Task[None] | None = None
@@ -192,12 +190,13 @@ class Outbox:
         while True:
             lane.wake.clear()
             found: list[Outgoing] = []
+            last_moment = time.monotonic() + _AFTER_ANSWER_MS / 2000
             with self._going_on(key):
                 found = await self._claim(key, lane)
             for line in found:
                 if line.line_id not in lane.trying:
                     lane.trying.add(line.line_id)
-                    lane.tries.create_task(self._see_to(key, lane, line))
+                    lane.tries.create_task(self._see_to(key, lane, line, last_moment))
             if not found and lane.trying:
                 await lane.wake.wait()
             elif not found and not lane.wake.is_set():
@@ -213,10 +212,10 @@ class Outbox:
         except Exception:
             _log.exception("events were not delivered; they are tried again", namespace=key[0], sink=key[1])
 
-    async def _see_to(self, key: _Key, lane: _Lane, line: Outgoing) -> None:
+    async def _see_to(self, key: _Key, lane: _Lane, line: Outgoing, last_moment: float) -> None:
         try:
             with self._going_on(key):
-                await self._try(key, lane, line)
+                await self._try(key, lane, line, last_moment)
         finally:
             lane.trying.discard(line.line_id)
             lane.wake.set()
@@ -230,7 +229,6 @@ class Outbox:
                 return []
             now_ms = self._clock.latest_ms()
             until_ms = now_ms + self._lease_ms
-            lane.last_moment = time.monotonic() + _AFTER_ANSWER_MS / 2000
             found = await self._store.claim_lines(*key, lane.claim, now_ms, until_ms, room)
             empty = [line for line in found if line.event is None]
             await self._store.forget_empty(lane.claim, empty, now_ms)
@@ -245,10 +243,9 @@ class Outbox:
 
     # One event ----------------------------------------------------------------------------------------------------
 
-    async def _try(self, key: _Key, lane: _Lane, line: Outgoing) -> None:
-        """Try the first event of a line, and write down what became of it."""
+    async def _try(self, key: _Key, lane: _Lane, line: Outgoing, last_moment: float) -> None:
+        """Try the first event of a line, if it is not too late, and write down what became of it."""
         assert line.event is not None
-        last_moment = lane.last_moment
         trouble = self._troubles.get(key)
         failures = trouble.failures if trouble is not None else 0
         sink = await self._sink(key, lane)
