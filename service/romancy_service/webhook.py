@@ -7,8 +7,6 @@ connected to, which is the one that the socket then gets. Redirects are not foll
 
 from __future__ import annotations
 
-import json
-import math
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ from yarl import URL
 
 from romancy.v1.event_pb2 import CloudEvent
 
-from romancy_service.core.cloud_event import ABSENT, attribute, data_bytes, is_json
+from romancy_service.core.cloud_event import ABSENT, attribute, data_bytes, is_json, strict_json
 from romancy_service.core.destinations import Destinations
 from romancy_service.core.limits import KIB, Limits
 from romancy_service.core.sink import Verdict, verdict
@@ -191,16 +189,9 @@ def _data(event: CloudEvent) -> Any:
     known = JSONFormat.DEFAULT_CONTENT_TYPE if content_type in (ABSENT, "") else str(content_type)
     if not event.HasField("proto_data") and (JSONFormat.JSON_CONTENT_TYPE_PATTERN.match(known) is not None):
         try:
-            return json.loads(data_bytes(event), parse_float=_finite)
+            return strict_json(data_bytes(event).decode())
         except (ValueError, RecursionError):
             return data_bytes(event)
     if event.HasField("text_data") and not is_json(known):
         return event.text_data
     return data_bytes(event)
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is too large for a number of JSON")
-    return number

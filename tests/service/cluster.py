@@ -59,6 +59,7 @@ QUICK = replace(
     reconnect_grace_ms=500,
     drain_ms=1_000,
     hello_ms=2_000,
+    sink_requests=4,
 )
 """The usual limits, but for what would make tests wait."""
 _numbers = itertools.count(1)
