@@ -29,6 +29,7 @@ from romancy_service.config import (
     InvalidConfig,
     Security,
 )
+from romancy_service.core.destinations import LOOPBACK, Destinations
 from romancy_service.core.limits import Limits
 from romancy_service.errors import RomancyError
 from romancy_service.probe import is_serving
@@ -128,6 +129,16 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     _add_database(serving, environment, None)
     _add_serving(serving, environment)
     _add_security(serving, environment)
+    allowed = environment.get("ROMANCY_SINK_ALLOW", "").split()
+    for command in (dev, serving):
+        command.add_argument(
+            "--sink-allow",
+            action="append",
+            default=[*LOOPBACK, *allowed] if command is dev else allowed,
+            metavar="HOST[:PORT]|NETWORK",
+            help="where events that workflows send may be delivered to: hook.example.com, *.example.com:443, "
+            "10.1.0.0/16; may be repeated. Usually " + ("this machine" if command is dev else "nowhere"),
+        )
 
     migrate = commands.add_parser("migrate", help="bring the database's tables up to date, and exit")
     migrate.set_defaults(run=_migrate)
@@ -193,8 +204,12 @@ def _add_security(command: argparse.ArgumentParser, environment: Mapping[str, st
 def config_of(options: argparse.Namespace) -> Config:
     """What was chosen for `dev` or `serve`. Raises InvalidConfig."""
     chosen = {field.name: getattr(options, field.name) for field in fields(Security) if hasattr(options, field.name)}
-    listen, http = Address.parse(options.listen), _http(options)
-    return Config(options.database, listen, http, Security(**chosen), _limits(options.limit))
+    try:
+        destinations = Destinations.parse(options.sink_allow)
+    except ValueError as error:
+        raise InvalidConfig(f"--sink-allow: {error}") from error
+    listen, http, limits = Address.parse(options.listen), _http(options), _limits(options.limit)
+    return Config(options.database, listen, http, Security(**chosen), limits, destinations)
 
 
 def _http(options: argparse.Namespace) -> Address | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from romancy_service.core.destinations import Destinations
 from romancy_service.core.limits import Limits
 
 DEFAULT_LISTEN: Final = "127.0.0.1:7233"
@@ -92,6 +93,8 @@ class Config:
     """Where events come in by HTTP; None: nowhere."""
     security: Security = field(default_factory=Security, repr=False)
     limits: Limits = field(default_factory=Limits)
+    destinations: Destinations = field(default_factory=Destinations)
+    """Where events may be delivered to."""
 
     def __post_init__(self) -> None:
         """Refuse what is contradictory, or open to strangers without being meant so. Raises InvalidConfig."""

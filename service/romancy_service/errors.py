@@ -158,6 +158,34 @@ class ChannelModeConflict(RomancyError):
         super().__init__(text, channel=channel, mode=mode)
 
 
+class SinkNotFound(RomancyError):
+    """The namespace has no sink of that name."""
+
+    reason = "SINK_NOT_FOUND"
+
+    def __init__(self, sink: str) -> None:
+        super().__init__(f"no sink {shown(sink)} in this namespace; ListSinks lists them", sink=sink)
+
+
+class DeadLetterNotFound(RomancyError):
+    """There is no dead letter at that position, or not any more."""
+
+    reason = "DEAD_LETTER_NOT_FOUND"
+
+    def __init__(self, position: int) -> None:
+        text = f"no dead letter {position} in this namespace; it may be sent again, dropped or past its retention"
+        super().__init__(text, position=str(position))
+
+
+class TooManySinks(RomancyError):
+    """The namespace has as many sinks as it may."""
+
+    reason = "TOO_MANY_SINKS"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the namespace has {limit} sinks, and more may not be; delete one", limit=str(limit))
+
+
 class UpdateAborted(RomancyError):
     """The run ended before it answered the update."""
 

@@ -90,6 +90,8 @@ class Retention:
             cleared += piece
         while await self._rested(self._store.forget_events(now_ms, REQUESTS)) == REQUESTS:
             pass
+        while await self._rested(self._store.forget_dead(now_ms, REQUESTS)) == REQUESTS:
+            pass
         await self._store.forget_channels(now_ms - self._limits.event_window_ms)
         await self._store.forget_offers(now_ms - self._limits.offer_kept_ms)
         if removed or cleared:

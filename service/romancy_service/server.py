@@ -20,6 +20,7 @@ from romancy.v1.activity_service_pb2_grpc import add_ActivityServiceServicer_to_
 from romancy.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
 from romancy.v1.channel_service_pb2_grpc import add_ChannelServiceServicer_to_server
 from romancy.v1.event_service_pb2_grpc import add_EventServiceServicer_to_server
+from romancy.v1.outbox_service_pb2_grpc import add_OutboxServiceServicer_to_server
 from romancy.v1.schedule_service_pb2_grpc import add_ScheduleServiceServicer_to_server
 from romancy.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
 from romancy.v1.workflow_service_pb2_grpc import add_WorkflowServiceServicer_to_server
@@ -37,6 +38,7 @@ from romancy_service.http.event_path import EventPath
 from romancy_service.lobby import Lobby
 from romancy_service.lookout import Lookout
 from romancy_service.node import Node
+from romancy_service.outbox import Outbox
 from romancy_service.publisher import Publisher
 from romancy_service.queries import Queries
 from romancy_service.relay import Relay
@@ -47,6 +49,7 @@ from romancy_service.rpc.admin_service import AdminService
 from romancy_service.rpc.channel_service import ChannelService
 from romancy_service.rpc.edge import Edge
 from romancy_service.rpc.event_service import EventService
+from romancy_service.rpc.outbox_service import OutboxService
 from romancy_service.rpc.schedule_service import ScheduleService
 from romancy_service.rpc.worker_service import WorkerService
 from romancy_service.rpc.workflow_service import WorkflowService
@@ -55,6 +58,7 @@ from romancy_service.starter import Starter
 from romancy_service.store.store import Store, open_store
 from romancy_service.tokens import Tokens
 from romancy_service.updates import Updates
+from romancy_service.webhook import Webhooks
 
 _log = structlog.get_logger("romancy.server")
 
@@ -78,6 +82,7 @@ class Running:
     lobby: Lobby
     relay: Relay
     schedules: Schedules
+    outbox: Outbox
     retention: Retention
     port: int
     """Where it listens, also when the configuration said 0."""
@@ -92,6 +97,7 @@ class Running:
         self.relay.look_now(whole=True)
         self.node.dispatch.look_now()
         await self.schedules.look(whole=True)
+        self.outbox.look_now()
         self.retention.look_now()
 
 
@@ -201,6 +207,7 @@ async def _parts(config: Config, edges: _Edges, store: Store, clock: Clock) -> A
     courier = Courier(store, clock, engine, starter, publisher)
     relay = Relay(store, clock, engine, courier, limits.session_lease_ms)
     schedules = Schedules(store, clock, engine, results)
+    outbox = Outbox(store, clock, Webhooks(config.destinations, limits), limits)
     retention = Retention(store, clock, limits)
     lookout = Lookout(store, clock, engine, dispatch, relay, publisher, schedules, queries)
     lobby = Lobby(node, relay.saw_end)
@@ -209,7 +216,8 @@ async def _parts(config: Config, edges: _Edges, store: Store, clock: Clock) -> A
     engine.observe(relay.observe)
     engine.observe(courier.observe)
     engine.observe(publisher.observe)
-    peers = _Peers(node, relay, schedules, publisher, retention, edges.serves)
+    engine.observe(outbox.observe)
+    peers = _Peers(node, relay, schedules, publisher, outbox, retention, edges.serves)
     await peers.beat()
 
     add_WorkflowServiceServicer_to_server(WorkflowService(node), edge.server)
@@ -218,6 +226,7 @@ async def _parts(config: Config, edges: _Edges, store: Store, clock: Clock) -> A
     add_EventServiceServicer_to_server(EventService(node, publisher), edge.server)
     add_ChannelServiceServicer_to_server(ChannelService(node, publisher), edge.server)
     add_ActivityServiceServicer_to_server(ActivityService(node), edge.server)
+    add_OutboxServiceServicer_to_server(OutboxService(node, outbox, config.destinations), edge.server)
     add_AdminServiceServicer_to_server(AdminService(node), edge.server)
     if edges.http is not None:
         edges.http.answer(EventPath(publisher, limits).publish)
@@ -231,6 +240,7 @@ async def _parts(config: Config, edges: _Edges, store: Store, clock: Clock) -> A
             ("courier", courier.run()),
             ("schedules", schedules.run()),
             ("publisher", publisher.run()),
+            ("outbox", outbox.run()),
             ("retention", retention.run()),
             ("heartbeats", heartbeats.run()),
             ("results", results.run()),
@@ -246,9 +256,9 @@ async def _parts(config: Config, edges: _Edges, store: Store, clock: Clock) -> A
     await edges.start()
     http_port = 0 if edges.http is None else edges.http.port
     try:
-        yield Running(node, lobby, relay, schedules, retention, edge.port, http_port, broken)
+        yield Running(node, lobby, relay, schedules, outbox, retention, edge.port, http_port, broken)
     finally:
-        await _drain(edges, node, lobby, config)
+        await _drain(edges, node, lobby, outbox, config)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -263,13 +273,14 @@ def _note_failure(broken: asyncio.Future[None], task: asyncio.Task[None]) -> Non
             broken.set_exception(PartFailed(task.get_name()))
 
 
-async def _drain(edges: _Edges, node: Node, lobby: Lobby, config: Config) -> None:
+async def _drain(edges: _Edges, node: Node, lobby: Lobby, outbox: Outbox, config: Config) -> None:
     """Stop claiming first, so that what others recover is not claimed back; then finish what is under way."""
     lobby.start_drain()
     await edges.not_serving()
     try:
         async with asyncio.timeout(config.limits.drain_ms / 1000):
             await node.engine.drained()
+            await outbox.drained()
     except TimeoutError:
         _log.warning("not everything that was under way is finished")
     node.results.start_drain()
@@ -286,6 +297,7 @@ class _Peers:
         relay: Relay,
         schedules: Schedules,
         publisher: Publisher,
+        outbox: Outbox,
         retention: Retention,
         serves: Callable[[bool], Awaitable[None]],
     ) -> None:
@@ -293,6 +305,7 @@ class _Peers:
         self._relay = relay
         self._schedules = schedules
         self._publisher = publisher
+        self._outbox = outbox
         self._retention = retention
         self._serves = serves
         self._synced_at = 0.0
@@ -338,6 +351,7 @@ class _Peers:
         self._node.results.told(payload)
         self._node.queries.told(payload)
         self._publisher.told(payload)
+        self._outbox.told(payload)
 
     async def leave(self) -> None:
         """This replica stops."""

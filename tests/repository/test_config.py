@@ -8,6 +8,7 @@ import pytest
 
 from romancy_service.__main__ import config_of, parser
 from romancy_service.config import Address, Config, InvalidConfig, Security
+from romancy_service.core.destinations import LOOPBACK, Destinations
 
 
 def read_config(arguments: list[str], environment: dict[str, str]) -> Config:
@@ -136,6 +137,23 @@ def test_the_flag_that_says_it_is_meant_is_needed_and_enough() -> None:
 def test_a_limit_that_cannot_be_read_is_refused(limit: str) -> None:
     with pytest.raises(InvalidConfig, match="NAME=NUMBER"):
         read_config(["dev", "--limit", limit], {})
+
+
+def test_events_go_nowhere_unless_it_is_said_and_with_dev_to_this_machine() -> None:
+    serve = ["serve", "--database", "d"]
+    assert read_config(serve, {}).destinations == Destinations()
+    assert read_config(["dev"], {}).destinations == Destinations.parse(LOOPBACK)
+    environment = {"ROMANCY_SINK_ALLOW": "hooks.example.com 10.0.0.0/8"}
+    said = Destinations.parse(["hooks.example.com", "10.0.0.0/8", "*.example.org:443"])
+    assert read_config([*serve, "--sink-allow", "*.example.org:443"], environment).destinations == said
+    more = Destinations.parse([*LOOPBACK, "hooks.example.com", "10.0.0.0/8"])
+    assert read_config(["dev"], environment).destinations == more
+
+
+@pytest.mark.parametrize("destination", ["https://example.com", "*", "2130706433", "10.0.0.1/8"])
+def test_what_is_no_destination_is_refused(destination: str) -> None:
+    with pytest.raises(InvalidConfig, match="--sink-allow: "):
+        read_config(["dev", "--sink-allow", destination], {})
 
 
 def test_limits_that_contradict_each_other_are_refused() -> None:

@@ -13,6 +13,7 @@ from romancy.v1 import (
     admin_service_pb2,
     channel_service_pb2,
     event_service_pb2,
+    outbox_service_pb2,
     schedule_service_pb2,
     worker_service_pb2,
     workflow_service_pb2,
@@ -21,6 +22,7 @@ from romancy.v1.activity_service_pb2_grpc import ActivityServiceServicer, add_Ac
 from romancy.v1.admin_service_pb2_grpc import AdminServiceServicer, add_AdminServiceServicer_to_server
 from romancy.v1.channel_service_pb2_grpc import ChannelServiceServicer, add_ChannelServiceServicer_to_server
 from romancy.v1.event_service_pb2_grpc import EventServiceServicer, add_EventServiceServicer_to_server
+from romancy.v1.outbox_service_pb2_grpc import OutboxServiceServicer, add_OutboxServiceServicer_to_server
 from romancy.v1.schedule_service_pb2_grpc import ScheduleServiceServicer, add_ScheduleServiceServicer_to_server
 from romancy.v1.worker_service_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
 from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceServicer, add_WorkflowServiceServicer_to_server
@@ -114,6 +116,13 @@ class ActivityEcho(ActivityServiceServicer):
         return activity_service_pb2.HeartbeatActivityResponse()
 
 
+class OutboxEcho(OutboxServiceServicer):
+    """Has no sinks."""
+
+    async def ListSinks(self, request: Any, context: Any) -> Any:
+        return outbox_service_pb2.ListSinksResponse()
+
+
 class Echo:
     """The server while it is up."""
 
@@ -136,6 +145,7 @@ async def echoing(config: Config) -> AsyncIterator[Echo]:
     make_schedules: Any = ScheduleEcho
     make_events: Any = EventEcho
     make_admin: Any = AdminEcho
+    make_outbox: Any = OutboxEcho
     edge, workflows = Edge(config), make_workflows()
     add_WorkflowServiceServicer_to_server(workflows, edge.server)
     add_WorkerServiceServicer_to_server(WorkerEcho(), edge.server)
@@ -143,6 +153,7 @@ async def echoing(config: Config) -> AsyncIterator[Echo]:
     add_EventServiceServicer_to_server(make_events(), edge.server)
     add_ChannelServiceServicer_to_server(ChannelEcho(), edge.server)
     add_ActivityServiceServicer_to_server(ActivityEcho(), edge.server)
+    add_OutboxServiceServicer_to_server(make_outbox(), edge.server)
     add_AdminServiceServicer_to_server(make_admin(), edge.server)
     await edge.bind()
     await edge.start()

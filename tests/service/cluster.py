@@ -15,6 +15,7 @@ from google.rpc.status_pb2 import Status
 
 from romancy.v1.admin_service_pb2_grpc import AdminServiceStub
 from romancy.v1.history_pb2 import HistoryEvent
+from romancy.v1.outbox_service_pb2_grpc import OutboxServiceStub
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.schedule_service_pb2_grpc import ScheduleServiceStub
 from romancy.v1.worker_service_pb2 import Hello
@@ -41,6 +42,7 @@ from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceStub
 
 from romancy_service.clock import DatabaseClock
 from romancy_service.config import Address, Config
+from romancy_service.core.destinations import LOOPBACK, Destinations
 from romancy_service.core.limits import Limits
 from romancy_service.core.task import NEVER_MS, TaskKind
 from romancy_service.server import Running, running
@@ -49,6 +51,7 @@ from tests.service.proxy import Proxy, proxy
 from tests.service.scripted_worker import PATIENCE_S, ScriptedWorker
 from tests.service.stored import assert_stored_is_folded
 
+HERE = Destinations.parse(LOOPBACK)
 QUICK = replace(
     Limits(),
     session_lease_ms=5_000,
@@ -56,6 +59,7 @@ QUICK = replace(
     reconnect_grace_ms=500,
     drain_ms=1_000,
     hello_ms=2_000,
+    sink_requests=4,
 )
 """The usual limits, but for what would make tests wait."""
 _numbers = itertools.count(1)
@@ -106,7 +110,7 @@ async def cluster(database: str, *, replicas: int = 1, limits: Limits = QUICK) -
     """A service that is up inside the block. Each new connection goes to the next replica."""
     async with AsyncExitStack() as stack:
         anywhere = Address("127.0.0.1", 0)
-        config = Config(database=database, listen=anywhere, http=anywhere, limits=limits)
+        config = Config(database=database, listen=anywhere, http=anywhere, limits=limits, destinations=HERE)
         up = [await stack.enter_async_context(running(config, ShiftedClock)) for _ in range(replicas)]
         if replicas > 1:
             await until(_all_know_each_other(up), "the replicas know each other")
@@ -128,6 +132,7 @@ class Tenant:
         self.workflows = WorkflowServiceStub(self.channel)
         self.schedules = ScheduleServiceStub(self.channel)
         self.admin = AdminServiceStub(self.channel)
+        self.outbox = OutboxServiceStub(self.channel)
 
     def open_channel(self, port: int | None = None) -> grpc.aio.Channel:
         """A connection of its own, through the proxy or to one replica."""

@@ -21,6 +21,7 @@ from romancy.v1 import (
     admin_service_pb2,
     channel_service_pb2,
     event_service_pb2,
+    outbox_service_pb2,
     schedule_service_pb2,
     worker_service_pb2,
     workflow_service_pb2,
@@ -31,6 +32,7 @@ from romancy.v1.channel_service_pb2_grpc import ChannelServiceStub
 from romancy.v1.event_pb2 import CloudEvent
 from romancy.v1.event_rule_pb2 import EventRule
 from romancy.v1.event_service_pb2_grpc import EventServiceStub
+from romancy.v1.outbox_service_pb2_grpc import OutboxServiceStub
 from romancy.v1.schedule_pb2 import Schedule, ScheduleAction
 from romancy.v1.schedule_service_pb2 import (
     BackfillScheduleRequest,
@@ -158,6 +160,19 @@ def test_every_rpc_of_the_channel_service_answers(grpc_channel: grpc.Channel) ->
     assert channel in stub.ListChannels(channel_service_pb2.ListChannelsRequest()).channels
 
 
+def test_every_rpc_of_the_outbox_service_answers(grpc_channel: grpc.Channel) -> None:
+    stub = OutboxServiceStub(grpc_channel)
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.SetSink(outbox_service_pb2.SetSinkRequest(url="https://hooks.example.com/"))
+    assert "--sink-allow" in str(refused.value.details())
+    sink = stub.SetSink(outbox_service_pb2.SetSinkRequest(url="http://127.0.0.1:1/", name="contract")).sink
+    assert sink in stub.ListSinks(outbox_service_pb2.ListSinksRequest()).sinks
+    stub.DeleteSink(outbox_service_pb2.DeleteSinkRequest(name="contract"))
+    assert not stub.ListOutbox(outbox_service_pb2.ListOutboxRequest()).events
+    assert stub.RetryDeadLetters(outbox_service_pb2.RetryDeadLettersRequest(sink="contract")).count == 0
+    assert stub.DropDeadLetters(outbox_service_pb2.DropDeadLettersRequest(sink="contract")).count == 0
+
+
 def test_every_rpc_of_the_event_service_answers(grpc_channel: grpc.Channel) -> None:
     stub = EventServiceStub(grpc_channel)
     event = CloudEvent(id="contract", source="/tests", spec_version="1.0", type="tested", text_data="1")
@@ -283,6 +298,7 @@ def test_reflection_lists_and_describes_all_that_is_served(grpc_channel: grpc.Ch
         "romancy.v1.WorkflowService",
         "romancy.v1.EventService",
         "romancy.v1.ChannelService",
+        "romancy.v1.OutboxService",
         "romancy.v1.ScheduleService",
         "romancy.v1.WorkerService",
         "romancy.v1.ActivityService",
@@ -294,6 +310,7 @@ def test_reflection_lists_and_describes_all_that_is_served(grpc_channel: grpc.Ch
         workflow_service_pb2,
         event_service_pb2,
         channel_service_pb2,
+        outbox_service_pb2,
         schedule_service_pb2,
         worker_service_pb2,
         admin_service_pb2,

@@ -15,6 +15,7 @@ from romancy import (
     ChildError,
     ChildNotStarted,
     CompensationError,
+    Event,
     EventTimeout,
     MessageTimeout,
     SendError,
@@ -349,6 +350,9 @@ class Interpreter:
             return "refused"
         return "published"
 
+    async def event_out(self, number: int) -> None:
+        self.ctx.send_event(Event(f"done.{number % 3}", {"number": number}), sink="shop" if number % 2 else "default")
+
     async def patch(self, number: int) -> bool:
         return self.ctx.patched(f"patch {number % 4}")
 
@@ -413,7 +417,7 @@ a condition, a step, a message on its way, a compensation."""
 LEAVES = ["call", "careful", "sleep", "nap", "pause", "draw", "named", "orphan", "generate", "open_gate", "wait_gate",
           "put", "get", "register", "undo_all", "listen", "step", "condition", "take", "patch", "child", "stop_child",
           "tell", "again", "mark", "event", "event", "stream", "message",
-          "message", "publish"]  # fmt: skip
+          "message", "publish", "event_out", "event_out"]  # fmt: skip
 WRAPPERS = ["stubborn", "tidy", "timeout", "wait_for", "shield", "spawn", "locked"]
 BRANCHES = ["seq", "gather", "group", "first", "among", "each"]
 

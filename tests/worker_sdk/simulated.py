@@ -33,6 +33,7 @@ from romancy.v1.history_pb2 import (
     CompensateRequested,
     CompensationRegistered,
     EventReceived,
+    EventSent,
     HistoryEvent,
     PatchMarked,
     RollbackStarted,
@@ -375,6 +376,8 @@ class SimulatedService:
                 self.subscriptions.pop(command.unsubscribe.subscription_id, None)
                 self.unanswered.discard(command.unsubscribe.subscription_id)
                 return {"unsubscribed": Unsubscribed(subscription_id=command.unsubscribe.subscription_id)}
+            case "send_event":
+                return {"event_sent": EventSent(command=command.send_event)}
             case "set_attributes":
                 return {"attributes_set": AttributesSet(command=command.set_attributes)}
         self.closed = True

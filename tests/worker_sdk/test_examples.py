@@ -92,6 +92,14 @@ PRINTED = {
         "the workflow passed its execution timeout",
         "the workflow passed its execution timeout",
     ],
+    "outbox": [
+        "['NoneType', 'NoneType', 'WorkflowFailed']",
+        "11 events wait for a sink",
+        "order 1: placed, charged, shipped, done",
+        "order 2: charged, shipped, done",
+        "order 3: placed, charged, refunded",
+        "not taken: order.placed 2, answered 400",
+    ],
     "patch": ["shipped the old one, not checked", "shipped the new one, checked"],
     "starting": [
         "asked twice, started once: True",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import assert_never
 
-from romancy.v1.command_pb2 import ScheduleActivity, Send, Subscribe
+from romancy.v1.command_pb2 import ScheduleActivity, Send, SendEvent, Subscribe
 from romancy.v1.failure_pb2 import FAILURE_SOURCE_CANCELLED, FAILURE_SOURCE_LOST, FAILURE_SOURCE_TERMINATED, Failure
 from romancy.v1.history_pb2 import (
     COMPENSATION_RESOLUTION_RETRY,
@@ -71,6 +71,7 @@ def fold(namespace: str, workflow_id: str, run_id: str, events: list[HistoryEven
     run.touched.clear()
     run.rewritten.clear()
     run.set_attributes.clear()
+    run.outgoing.clear()
     return run
 
 
@@ -107,6 +108,7 @@ def apply(run: Run, event: HistoryEvent) -> None:
             _next_attempt(run, activity_task_id(failed.activity_id), failed, outcome_unknown=failed.outcome_unknown)
         case "activity_completed":
             completed = event.activity_completed
+            _send_events(run, completed.events)
             _close(run, completed.activity_id, completed.result, attempt=completed.attempt, unknown=False)
         case "activity_failed":
             lost = event.activity_failed
@@ -143,6 +145,7 @@ def apply(run: Run, event: HistoryEvent) -> None:
             again = event.compensation_attempt_failed
             _next_attempt(run, compensation_task_id(again.compensation_id), again, outcome_unknown=True)
         case "compensation_completed":
+            _send_events(run, event.compensation_completed.events)
             run.drop_task(compensation_task_id(event.compensation_completed.compensation_id))
             if run.saga is not None:
                 run.saga.running = None
@@ -223,6 +226,8 @@ def apply(run: Run, event: HistoryEvent) -> None:
             run.put_task(errand(run, send_task_id(send.send_id), TaskKind.SEND, send))
         case "send_finished":
             run.drop_task(send_task_id(event.send_finished.send_id))
+        case "event_sent":
+            _send_events(run, [event.event_sent.command])
         case "workflow_terminated":
             reason = event.workflow_terminated.reason
             failure = Failure(message=reason, type="Terminated", source=FAILURE_SOURCE_TERMINATED)
@@ -233,6 +238,11 @@ def apply(run: Run, event: HistoryEvent) -> None:
             assert_never(kind)
     if is_input(event):
         _note_input(run, event)
+
+
+def _send_events(run: Run, sent: Sequence[SendEvent]) -> None:
+    run.counters.events += len(sent)
+    run.outgoing.extend(sent)
 
 
 def _end_single_subscriptions(run: Run, subscription_ids: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from romancy.v1.command_pb2 import SendEvent
 from romancy.v1.failure_pb2 import FAILURE_SOURCE_LOST, FAILURE_SOURCE_TIMEOUT, Failure
 from romancy.v1.history_pb2 import (
     RETRY_STATE_CANCEL_REQUESTED,
@@ -21,18 +22,22 @@ from romancy.v1.history_pb2 import (
 from romancy.v1.payload_pb2 import Payload
 
 from romancy_service.core.emit import Emitter
+from romancy_service.core.outgoing import as_recorded
 from romancy_service.core.retry import LOSSES_IN_A_ROW, Next, next_attempt
 from romancy_service.core.task import COMPENSATION_PREFIX, NEVER_MS, Task
 from romancy_service.core.times import duration, timestamp
 
 
-def completed(emit: Emitter, task: Task, result: Payload) -> None:
-    """The attempt returned a result."""
+def completed(emit: Emitter, task: Task, result: Payload, events: Sequence[SendEvent] = ()) -> None:
+    """The attempt returned a result, and sent events."""
     name = _name(task)
+    sent = as_recorded(emit.run, events, emit.now_ms)
     if task.is_compensation:
-        emit.note(compensation_completed=CompensationCompleted(compensation_id=name, attempt=task.attempt))
+        emit.note(compensation_completed=CompensationCompleted(compensation_id=name, attempt=task.attempt, events=sent))
     else:
-        emit.note(activity_completed=ActivityCompleted(activity_id=name, attempt=task.attempt, result=result))
+        emit.note(
+            activity_completed=ActivityCompleted(activity_id=name, attempt=task.attempt, result=result, events=sent)
+        )
 
 
 def cancelled(emit: Emitter, task: Task, *, sent: bool, details: Sequence[Payload] = (), unknown: bool = False) -> None:

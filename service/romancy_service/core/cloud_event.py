@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
 from romancy.v1.event_pb2 import CloudEvent
@@ -29,10 +30,11 @@ _NAME: Final = re.compile(r"[a-z0-9]{1,20}", re.ASCII)
 _TEXTS: Final = ("datacontenttype", "dataschema", "subject", WORKFLOW_ID, RUN_ID, CHANNEL, METADATA)
 
 
-def check_cloud_event(field: str, event: CloudEvent, limits: Limits) -> None:
-    """Raise InvalidField unless it is an event of CloudEvents 1.0 that can be kept."""
+def check_cloud_event(field: str, event: CloudEvent, limits: Limits, *, left_open: Sequence[str] = ()) -> None:
+    """Raise InvalidField unless it is an event of CloudEvents 1.0 that can be kept, but for what may be `left_open`."""
     for name in ("id", "source", "type"):
-        check_id(f"{field}.{name}", getattr(event, name), limits)
+        if getattr(event, name) or name not in left_open:
+            check_id(f"{field}.{name}", getattr(event, name), limits)
     if event.spec_version != "1.0":
         raise InvalidField(f"{field}.spec_version", "is not '1.0'", "give '1.0'", value=event.spec_version)
     if (size := event.ByteSize()) > limits.event_bytes:

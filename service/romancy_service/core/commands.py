@@ -30,6 +30,7 @@ from romancy.v1.history_pb2 import (
     ChildRequested,
     CompensateRequested,
     CompensationRegistered,
+    EventSent,
     PatchMarked,
     RollbackStarted,
     SendRequested,
@@ -63,6 +64,7 @@ from romancy_service.core.check import (
 from romancy_service.core.emit import Emitter
 from romancy_service.core.failures import cut
 from romancy_service.core.limits import Limits
+from romancy_service.core.outgoing import as_recorded, check_outgoing
 from romancy_service.core.run import Run
 from romancy_service.core.spec import check_signal, check_spec
 from romancy_service.core.subscription import check_subscribe
@@ -203,6 +205,8 @@ def _check(draft: _Draft, command: Command) -> None:
             _check_counted("subscribe.subscription_id", command.subscribe.subscription_id, expected)
             check_subscribe("subscribe", command.subscribe, draft.limits)
             draft.opened.add(subscription_task_id(expected))
+        case "send_event":
+            check_outgoing("send_event", command.send_event, draft.limits)
         case "unsubscribe":
             _check_unsubscribe(draft, command.unsubscribe.subscription_id)
         case "complete_update":
@@ -457,6 +461,9 @@ def record_command(emit: Emitter, command: Command, limits: Limits) -> None:
             emit.command(send_requested=SendRequested(command=command.send))
         case "subscribe":
             emit.command(subscribed=Subscribed(command=command.subscribe))
+        case "send_event":
+            (sent,) = as_recorded(emit.run, [command.send_event], emit.now_ms)
+            emit.command(event_sent=EventSent(command=sent))
         case "unsubscribe":
             emit.command(unsubscribed=Unsubscribed(subscription_id=command.unsubscribe.subscription_id))
         case "complete_update":

@@ -227,7 +227,7 @@ def _complete_activity(emit: Emitter, trigger: CompleteActivity, limits: Limits)
     emit.author = trigger.author
     closed = True
     if trigger.result is not None:
-        attempts.completed(emit, task, trigger.result)
+        attempts.completed(emit, task, trigger.result, trigger.events)
     elif trigger.failure is None:
         if task.cancel_requested and not task.is_compensation:
             unknown = not trigger.nothing_done

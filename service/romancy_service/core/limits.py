@@ -115,6 +115,24 @@ class Limits:
     """So long a channel keeps a message that nobody takes."""
     event_window_ms: int = 86_400_000
     """So long is an event known that is sent again: senders that were cut off come back within a day."""
+    sent_events: int = 100
+    """Events that one attempt of an activity sends: all are recorded in one event, and sent to workers on replay."""
+    sinks: int = 100
+    """Sinks of a namespace: each may be sent to at the same time, and all are listed on one page."""
+    sink_url_bytes: int = 2 * KIB
+    """What usual servers and proxies take."""
+    kept_secret_ms: int = 30 * 86_400_000
+    """So long may everything be signed with a sink's old secret too: whoever has not changed his by then forgot it."""
+    sink_connect_ms: int = 5_000
+    """So long may it take to connect to a sink."""
+    sink_answer_ms: int = 15_000
+    """So long may a sink take to answer, its connection included: what takes longer it should do after its answer."""
+    sink_requests: int = 16
+    """Requests to one sink at a time, of a replica: a slow sink holds so many events in memory."""
+    retry_after_ms: int = 3_600_000
+    """No sink puts an event off for longer by `Retry-After`: a mistake in it would be as good as a lost event."""
+    outbox_ms: int = 86_400_000
+    """So long is it tried to deliver an event: who is away for longer than a day has people who look after it."""
     patches: int = 1_000
     """Patches that a run has marked: their names are stored with the run at each commit."""
     history_recur_events: int = 4_096
@@ -143,6 +161,8 @@ class Limits:
     """Runs on a page of a list that names no size."""
     max_page_runs: int = 1_000
     """The most runs on a page."""
+    page_outbox: int = 100
+    """Undelivered events on a page: two of the largest fill it already."""
     page_events: int = 256
     """Events on a page of a history that names no size."""
     max_page_events: int = 1_000
@@ -242,5 +262,6 @@ _WITHIN: Final = (
     ("page_runs", "max_page_runs"),
     ("page_events", "max_page_events"),
     ("reconnect_grace_ms", "session_lease_ms"),
+    ("sink_connect_ms", "sink_answer_ms"),
 )
 """Limits, and those that they lie within."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from romancy.v1.command_pb2 import SendEvent
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.workflow_pb2 import (
@@ -52,6 +53,8 @@ class Counters:
     """By workflow type."""
     sends: int = 0
     subscriptions: int = 0
+    events: int = 0
+    """Those that were sent to sinks."""
     parent: tuple[str, str, str] | None = None
     """Run id of the parent, which of its children this run is, and the parent's workflow id."""
     first_run_id: str = ""
@@ -119,6 +122,9 @@ class Run:
     """Those of them whose lease is dropped with the change."""
     set_attributes: dict[str, int] = field(default_factory=dict)
     """Attributes changed since the last commit -> by how many values they were stored before."""
+
+    outgoing: list[SendEvent] = field(default_factory=list)
+    """Events that go into the outbox."""
 
     def begin(self) -> Run:
         """A new run with the ids of this one, of which nothing was decided yet."""
@@ -208,3 +214,4 @@ class Run:
         self.touched = {}
         self.rewritten = set()
         self.set_attributes = {}
+        self.outgoing = []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from romancy.v1.channel_pb2 import Delivery
-from romancy.v1.command_pb2 import Command, Subscribe
+from romancy.v1.command_pb2 import Command, SendEvent, Subscribe
 from romancy.v1.event_pb2 import CloudEvent
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.history_pb2 import Author, CompensationResolution, Parent, UpdateReceived, WorkflowCancelRequested
@@ -76,6 +76,8 @@ class CompleteActivity:
     fence: Fence
     leased_ms: int
     result: Payload | None = None
+    events: Sequence[SendEvent] = ()
+    """What it sent; recorded with its result only."""
     failure: Failure | None = None
     cancel_details: Sequence[Payload] = ()
     nothing_done: bool = False

@@ -35,7 +35,7 @@ class Right(StrEnum):
     WRITE = "write"
     """Start and change workflows."""
     ADMIN = "admin"
-    """Delete workflows, and say how long they are kept."""
+    """Delete workflows and dead letters, and say how long workflows are kept and where events go."""
     WORK = "work"
     """Run workflow code and activities."""
     COMPLETE = "complete"
@@ -47,6 +47,7 @@ _SCHEDULES = "/romancy.v1.ScheduleService"
 _EVENTS = "/romancy.v1.EventService"
 _CHANNELS = "/romancy.v1.ChannelService"
 _ACTIVITIES = "/romancy.v1.ActivityService"
+_OUTBOX = "/romancy.v1.OutboxService"
 _ADMIN = "/romancy.v1.AdminService"
 RIGHTS: Final[dict[str, Right]] = {
     f"{_WORKFLOWS}/StartWorkflow": Right.WRITE,
@@ -86,6 +87,12 @@ RIGHTS: Final[dict[str, Right]] = {
     f"{_SCHEDULES}/DeleteSchedule": Right.WRITE,
     f"{_SCHEDULES}/GetSchedule": Right.READ,
     f"{_SCHEDULES}/ListSchedules": Right.READ,
+    f"{_OUTBOX}/SetSink": Right.ADMIN,
+    f"{_OUTBOX}/ListSinks": Right.ADMIN,
+    f"{_OUTBOX}/DeleteSink": Right.ADMIN,
+    f"{_OUTBOX}/ListOutbox": Right.READ,
+    f"{_OUTBOX}/RetryDeadLetters": Right.WRITE,
+    f"{_OUTBOX}/DropDeadLetters": Right.ADMIN,
     f"{_ADMIN}/ListSessions": Right.READ,
     f"{_ADMIN}/DescribeTaskQueue": Right.READ,
     f"{_ADMIN}/ListNamespaces": Right.READ,

@@ -36,6 +36,7 @@ from romancy_service.core.check import check_failure, check_payload, check_paylo
 from romancy_service.core.decide import Reply
 from romancy_service.core.failures import cut
 from romancy_service.core.limits import Limits
+from romancy_service.core.outgoing import check_all_outgoing
 from romancy_service.core.task import WORKFLOW_TASK_ID, Fence
 from romancy_service.core.times import timestamp
 from romancy_service.core.triggers import CompleteActivity, CompleteWorkflowTask, FailWorkflowTask
@@ -312,6 +313,7 @@ class _Connection:
             self._fence(ref),
             leased_ms=held.leased_ms if held is not None else self._node.clock.now_ms(),
             result=completion.result if kind == "result" else None,
+            events=completion.events,
             failure=cut(completion.failure, self._limits) if kind == "failure" else None,
             cancel_details=completion.cancelled.details,
             nothing_done=completion.cancelled.nothing_done,
@@ -372,8 +374,12 @@ class _Connection:
     def _check_outcome(self, completion: ActivityCompletion, kind: str | None) -> None:
         if kind is None:
             raise InvalidField("outcome", "is missing", "set result, failure, cancelled or elsewhere")
+        if completion.events and kind != "result":
+            raise InvalidField("events", f"come with a {kind}", "send events with a result, else nothing is sent")
         if kind == "result":
             check_payload("result", completion.result, self._limits)
+            if completion.events:
+                check_all_outgoing("events", completion.events, completion.result, self._limits)
         elif kind == "failure":
             check_failure("failure", completion.failure, self._limits)
         else:

@@ -39,13 +39,17 @@ class Batch:
     """unit, the columns of `attributes`."""
     hidden: Rows = field(default_factory=list)
     """Attributes that are stored by fewer rows than before: unit, run id, name, how many stay."""
+    sent: Rows = field(default_factory=list)
+    """Events for sinks: unit, their number in the batch, namespace, workflow id, sink, run id, event, since when."""
+    lines: Rows = field(default_factory=list)
+    """unit, namespace, sink and workflow id of those events, each once, since when."""
     session_ids: set[str] = field(default_factory=set)
     """Who is to get tasks."""
 
     @property
     def is_single(self) -> bool:
         """Whether it is one change, with no more than one row of each kind."""
-        others = (self.used, self.put, self.asked, self.shown, self.hidden, self.session_ids)
+        others = (self.used, self.put, self.asked, self.shown, self.hidden, self.sent, self.lines, self.session_ids)
         return len(self.run) == 1 and all(len(each) < 2 for each in others)
 
 
@@ -61,6 +65,7 @@ def batch_of(changes: Sequence[Change], now_ms: int) -> Batch:
         _add_run(batch, change, unit)
         _add_tasks(batch, change, unit)
         _add_attributes(batch, change.run, unit)
+        _add_sent(batch, change.run, unit)
     return batch
 
 
@@ -106,6 +111,15 @@ def _add_attributes(batch: Batch, run: Run, unit: int) -> None:
         batch.shown.extend((unit, *row) for row in rows)
         if len(rows) < before:
             batch.hidden.append((unit, run.run_id, name, len(rows)))
+
+
+def _add_sent(batch: Batch, run: Run, unit: int) -> None:
+    for each in run.outgoing:
+        event = each.event.SerializeToString()
+        number = len(batch.sent) + 1
+        batch.sent.append((unit, number, run.namespace, run.workflow_id, each.sink, run.run_id, event, batch.now_ms))
+    for sink in sorted({each.sink for each in run.outgoing}):
+        batch.lines.append((unit, run.namespace, sink, run.workflow_id, batch.now_ms))
 
 
 def _use(run: Run, task_id: str) -> int:

@@ -53,6 +53,23 @@ _LISTS: Final[dict[str, Columns]] = {
     "asked": (*_UNIT, *_REQUEST),
     "shown": (*_UNIT, *((name, ANY_TEXT if name == "text_value" else kind) for name, kind in _ATTRIBUTE)),
     "hidden": (*_UNIT, ("run_id", "text"), ("name", "text"), ("kept", "int")),
+    "sent": (
+        *_UNIT,
+        ("number", "int"),
+        ("namespace", "text"),
+        ("workflow_id", "text"),
+        ("sink", "text"),
+        ("run_id", "text"),
+        ("event", "bytea"),
+        ("since_ms", "bigint"),
+    ),
+    "line": (
+        *_UNIT,
+        ("namespace", "text"),
+        ("sink", "text"),
+        ("workflow_id", "text"),
+        ("due_ms", "bigint"),
+    ),
     "session": (("session_id", "text"),),
 }
 _VERSION: Final = 1 + [name for name, _ in _RUN].index("version")
@@ -82,6 +99,8 @@ class Shape:
     """Takes attributes away."""
     single: bool = False
     """Is one change, with no more than one row of each kind: nothing else goes on."""
+    sends: bool = True
+    """Has events for sinks."""
 
     @classmethod
     def of(cls, batch: Batch) -> Shape:
@@ -100,6 +119,7 @@ class Shape:
             shows=bool(batch.shown),
             hides=bool(batch.hidden),
             single=batch.is_single,
+            sends=bool(batch.sent),
         )
 
     def lists(self) -> Arrays:
@@ -111,6 +131,8 @@ class Shape:
             "asked": self.asks,
             "shown": self.shows,
             "hidden": self.hides,
+            "sent": self.sends,
+            "line": self.sends,
             "session": self.leases,
         }
         return Arrays(single=self.single, **{name: columns for name, columns in _LISTS.items() if there[name]})
@@ -230,6 +252,8 @@ def _writes(shape: Shape, lists: Arrays) -> Iterator[str]:
             delete from attributes using {lists.rows("hidden")}
             where attributes.run_id = hidden.run_id and attributes.name = hidden.name
             and attributes.position >= hidden.kept and {_GOOD.format("hidden")})"""
+    if shape.sends:
+        yield from _send(lists)
     if shape.marks:
         now = f"${lists.next_parameter}::bigint"
         yield f"""marked as (
@@ -256,6 +280,19 @@ def _put(shape: Shape, lists: Arrays) -> Iterator[str]:
         on conflict (run_id, task_id) do update set {_assignments(_TASK, "excluded", but=tables.KEPT_TASK_COLUMNS)})"""
 
 
+def _send(lists: Arrays) -> Iterator[str]:
+    """Events of a workflow get their positions in the order in which it sent them. Lines are locked in order."""
+    yield f"""sent_now as (
+        insert into outbox (namespace, workflow_id, sink, run_id, event, since_ms, {", ".join(tables.NOT_TRIED)})
+        select namespace, workflow_id, sink, run_id, event, since_ms, {", ".join(tables.NOT_TRIED.values())}
+        from {lists.rows("sent")} where {_GOOD.format("sent")} order by number)"""
+    yield f"""lined_up as (
+        insert into outbox_lines (namespace, sink, workflow_id, version, due_ms, claim, attempts, error)
+        select namespace, sink, workflow_id, 1, due_ms, '', 0, '' from {lists.rows("line")}
+        where {_GOOD.format("line")} order by namespace, sink, workflow_id
+        on conflict (namespace, sink, workflow_id) do update set version = outbox_lines.version + 1)"""
+
+
 def commit_statement(batch: Batch) -> tuple[str, list[Any]]:
     """The statement for a batch, and the values of its parameters."""
     shape = Shape.of(batch)
@@ -267,6 +304,8 @@ def commit_statement(batch: Batch) -> tuple[str, list[Any]]:
         asked=batch.asked,
         shown=batch.shown,
         hidden=batch.hidden,
+        sent=batch.sent,
+        line=batch.lines,
         session=[(session_id,) for session_id in batch.session_ids],
     )
     return sql, [*arrays, *([batch.now_ms] if shape.marks else [])]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Dialect
+from sqlalchemy import BigInteger, ColumnElement, Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import BindParameter, ClauseElement, Executable, bindparam
@@ -20,20 +20,21 @@ CLIENT_READ_S: Final = 5.0
 
 
 class among(ColumnElement[bool]):  # noqa: N801 - reads like the SQL that it is
-    """Whether a text column has one of the values in the list parameter `name`. One plan, however many there are."""
+    """Whether a column has one of the values in the list parameter `name`. One plan, however many there are."""
 
     inherit_cache = False
     type = Boolean()
 
-    def __init__(self, column: ColumnElement[str], name: str) -> None:
+    def __init__(self, column: ColumnElement[str] | ColumnElement[int], name: str) -> None:
         self.column = column
-        self.values: BindParameter[str] = bindparam(name)
+        self.values: BindParameter[Any] = bindparam(name)
+        self.array = "bigint[]" if isinstance(column.type, BigInteger) else "text[]"
 
 
 @compiles(among, "postgresql")
 def _any(element: among, compiler: SQLCompiler, **options: Any) -> str:
     column, values = compiler.process(element.column, **options), compiler.process(element.values, **options)
-    return f"{column} = any({values}::text[])"
+    return f"{column} = any({values}::{element.array})"
 
 
 @compiles(among, "sqlite")

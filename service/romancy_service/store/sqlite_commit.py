@@ -67,6 +67,15 @@ update tasks set cancel_requested = 1, relay_ms = case when owner = '' then ?1 e
 where run_id = ?2 and task_id = ?3
 """
 _DROP_TASK: Final = "delete from tasks where run_id = ? and task_id = ?"
+_SEND: Final = (
+    f"insert into outbox (namespace, workflow_id, sink, run_id, event, since_ms, {', '.join(tables.NOT_TRIED)})"
+    f" values (?, ?, ?, ?, ?, ?, {', '.join(tables.NOT_TRIED.values())})"
+)
+_LINE_UP: Final = """
+insert into outbox_lines (namespace, sink, workflow_id, version, due_ms, claim, attempts, error)
+values (?, ?, ?, 1, ?, '', 0, '')
+on conflict (namespace, sink, workflow_id) do update set version = version + 1
+"""
 _TIME: Final = "update clock set mark_ms = max(mark_ms, ?)"
 
 
@@ -89,6 +98,8 @@ def commit(connection: sqlite3.Connection, batch: Batch) -> CommitResult:
     connection.executemany(_MARK_TASK, [(batch.now_ms, *row[1:3]) for row in used if row[-1] == MARK])
     connection.executemany(_HIDE, [row[1:] for row in batch.hidden if row[0] not in bad])
     connection.executemany(_SHOW, [row[1:] for row in batch.shown if row[0] not in bad])
+    connection.executemany(_SEND, [row[2:] for row in batch.sent if row[0] not in bad])
+    connection.executemany(_LINE_UP, [row[1:] for row in batch.lines if row[0] not in bad])
     unleased = _put(connection, batch, bad)
     return CommitResult({row[1] for row in good_runs}, unleased)
 

@@ -22,6 +22,7 @@ from romancy_service.store.event_rules import EventRules
 from romancy_service.store.events import Events
 from romancy_service.store.lookups import Lookups, RunSummary, RunView
 from romancy_service.store.namespaces import Namespace, Namespaces
+from romancy_service.store.outbox import Outbox
 from romancy_service.store.presence import Presence, SessionInfo, SessionRow
 from romancy_service.store.questions import Questions
 from romancy_service.store.rows import Request, Row, task_of
@@ -202,7 +203,7 @@ _TO_CANCEL: Final = select(*_WITHOUT_VALUES).where(
 _KEYS: Final = select(keys).order_by(keys.c.created_ms.desc(), keys.c.key_id.desc()).limit(2)
 
 
-class Store(EventRules, Events, Channels, Lookups, Presence, Schedules, Namespaces, Questions):
+class Store(EventRules, Events, Channels, Outbox, Lookups, Presence, Schedules, Namespaces, Questions):
     """All that is stored."""
 
     lanes: int

@@ -52,6 +52,10 @@ SUBSCRIBED: Final = "kind = 8"
 """Subscriptions: what events are matched with."""
 UNDELIVERED: Final = "open"
 """Events that may not have reached all that wait for them."""
+WAITING: Final = "waiting"
+"""Events that are to be delivered to a sink."""
+DEAD: Final = "not waiting"
+"""Those that could not be."""
 
 
 def _where(predicate: str) -> dict[str, Any]:
@@ -283,6 +287,79 @@ channels = Table(
     CheckConstraint("mode between 0 and 3", name="channels_mode"),
 )
 """What a channel is taken for. Who decides whether somebody may subscribe raises the version."""
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("position", BigInteger().with_variant(Integer, "sqlite"), Identity(), nullable=False, autoincrement=True),
+    _text("namespace"),
+    _text("workflow_id"),
+    _text("sink"),
+    _text("run_id"),
+    _bytes("event"),
+    _ms("since_ms"),
+    _flag("waiting"),
+    _integer("attempts"),
+    _text("error"),
+    _ms("dead_ms"),
+    _ms("forget_ms"),
+    PrimaryKeyConstraint("position", name="outbox_pk"),
+    postgresql_with=_BUSY,
+    sqlite_autoincrement=True,
+)
+"""Events that runs sent and that are not delivered, in their order; and dead letters. They outlive their runs.
+
+What comes after `waiting` is of dead letters: how often each was tried, why in vain, since when it is dead, and until
+when it is kept. Of what waits, only the first one of a line is tried: the line has the same of that one.
+"""
+
+Index("outbox_waiting", outbox.c.namespace, outbox.c.sink, outbox.c.workflow_id, outbox.c.position, **_where(WAITING))
+Index("outbox_by_age", outbox.c.namespace, outbox.c.sink, outbox.c.since_ms, **_where(WAITING))
+Index("outbox_dead", outbox.c.namespace, outbox.c.sink, outbox.c.position, **_where(DEAD))
+Index("outbox_forget", outbox.c.forget_ms, **_where(DEAD))
+
+NOT_TRIED: Final = {"waiting": "true", "attempts": "0", "error": "''", "dead_ms": "0", "forget_ms": "0"}
+"""The columns of one that was not tried yet, in SQL."""
+
+outbox_lines = Table(
+    "outbox_lines",
+    metadata,
+    Column("line_id", BigInteger().with_variant(Integer, "sqlite"), Identity(), nullable=False, autoincrement=True),
+    _text("namespace"),
+    _text("sink"),
+    _text("workflow_id"),
+    _ms("version"),
+    _ms("due_ms"),
+    _text("claim"),
+    _integer("attempts"),
+    _text("error"),
+    PrimaryKeyConstraint("line_id", name="outbox_lines_pk"),
+    UniqueConstraint("namespace", "sink", "workflow_id", name="outbox_lines_once"),
+    CheckConstraint("version >= 1 and attempts >= 0", name="outbox_lines_version"),
+    postgresql_with=_BUSY,
+    sqlite_autoincrement=True,
+)
+"""The events of one workflow for one sink, which are delivered in their order: when the first one is to be tried.
+
+Who tries it claims the line: puts it off for as long as that may take. Each commit that adds an event raises the
+version: a line goes when it is empty, at the version at which it was found so.
+"""
+
+Index("outbox_lines_due", outbox_lines.c.namespace, outbox_lines.c.sink, outbox_lines.c.due_ms)
+
+sinks = Table(
+    "sinks",
+    metadata,
+    _text("namespace"),
+    _text("sink"),
+    _text("url"),
+    _text("secret"),
+    _text("old_secret"),
+    _ms("old_until_ms"),
+    _ms("update_ms"),
+    PrimaryKeyConstraint("namespace", "sink", name="sinks_pk"),
+)
+"""Where events are delivered to. What is sent is signed with the secret, and with the old one until that is over."""
 
 requests = Table(
     "requests",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         compensation,
         heartbeat,
         is_cancelled,
+        send_event,
     )
     from romancy.attributes import Attribute
     from romancy.channels import ChannelInfo, Message
@@ -65,10 +66,12 @@ if TYPE_CHECKING:
     from romancy.events import Event, EventStream
     from romancy.handle import WorkflowHandle
     from romancy.options import ActivityOptions, RetryPolicy
+    from romancy.outbox import Outbox, OutboxEvent, SinkInfo
     from romancy.refusals import (
         AccessDenied,
         ActivityStale,
         ChannelNotFound,
+        DeadLetterNotFound,
         EventRuleNotFound,
         QueryTimeout,
         RequestRefused,
@@ -76,6 +79,7 @@ if TYPE_CHECKING:
         ScheduleExists,
         ScheduleNotFound,
         ServiceUnavailable,
+        SinkNotFound,
         UpdateAborted,
         WorkflowAlreadyOpen,
         WorkflowClosed,
@@ -118,6 +122,7 @@ __all__ = [
     "CompleteElsewhere",
     "ConversionError",
     "Cron",
+    "DeadLetterNotFound",
     "DefinitionError",
     "DeterminismWarning",
     "Divergence",
@@ -131,6 +136,8 @@ __all__ = [
     "NonDeterminism",
     "NothingDone",
     "OtherWorkflow",
+    "Outbox",
+    "OutboxEvent",
     "OutsideActivity",
     "OutsideWorkflow",
     "QueryError",
@@ -145,6 +152,8 @@ __all__ = [
     "ScheduleNotFound",
     "SendError",
     "ServiceUnavailable",
+    "SinkInfo",
+    "SinkNotFound",
     "StepError",
     "TerminalError",
     "UpdateAborted",
@@ -172,13 +181,14 @@ __all__ = [
     "compensation",
     "heartbeat",
     "is_cancelled",
+    "send_event",
     "unguarded",
     "workflow",
 ]
 
 _HOMES: Final = (
-    "errors", "options", "events", "channels", "activity", "attributes", "children", "context", "workflow", "refusals",
-    "elsewhere", "handle", "schedules", "event_rules", "client", "worker",
+    "errors", "options", "events", "outbox", "channels", "activity", "attributes", "children", "context", "workflow",
+    "refusals", "elsewhere", "handle", "schedules", "event_rules", "client", "worker",
 )  # fmt: skip
 """The modules that have the public names, each after those that it needs."""
 

@@ -247,7 +247,7 @@ class Activities:
             args, kwargs = definition.decode_arguments(attempt.task.arguments)
             attempt.begun = True
             result = definition.encode_result(await definition.fn(*args, **kwargs))
-            completion = ActivityCompletion(token=attempt.task.token, result=result)
+            completion = ActivityCompletion(token=attempt.task.token, result=result, events=context.sent)
         except BaseException as error:
             completion = attempt.failed(error)
         self._completed(attempt, completion)
@@ -263,7 +263,7 @@ class Activities:
             args, kwargs = definition.decode_arguments(attempt.task.arguments)
             attempt.begun = True
             result = definition.encode_result(definition.fn(*args, **kwargs))
-            completion = ActivityCompletion(token=attempt.task.token, result=result)
+            completion = ActivityCompletion(token=attempt.task.token, result=result, events=context.sent)
         except BaseException as error:
             completion = attempt.failed(error)
         self._completed(attempt, completion)

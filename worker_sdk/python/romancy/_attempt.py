@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from romancy.v1.command_pb2 import SendEvent
 from romancy.v1.payload_pb2 import Payload
 
 from romancy.converter import codec
 from romancy.errors import OutsideActivity
+from romancy.events import Event
+from romancy.outbox import DEFAULT_SINK, outgoing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,8 @@ class ActivityContext:
         self.send_heartbeat = send_heartbeat
         self.cancelled = threading.Event()
         """Set by the worker when the attempt is to stop. It also cancels the task of an async function."""
+        self.sent: list[SendEvent] = []
+        """Events that go into the outbox together with the result."""
 
 
 current_activity: Final[ContextVar[ActivityContext]] = ContextVar("current_activity")
@@ -74,6 +79,15 @@ def heartbeat(details: Any = None) -> None:
     if context.cancelled.is_set() and not _in_task():
         raise asyncio.CancelledError(f"{context.info.activity_id} is to stop")
     context.send_heartbeat(None if details is None else codec(Any).encode(details, "heartbeat details"))
+
+
+def send_event(event: Event[Any], sink: str = DEFAULT_SINK) -> None:
+    """Have an event delivered outside, if this attempt succeeds: it is recorded with the result, or not at all.
+
+    From the outbox it goes to the sink of that name in the namespace, at least once, after what the workflow sent there
+    before. Raises OutsideActivity, and ConversionError when its data cannot be written.
+    """
+    _current().sent.append(outgoing(event, sink))
 
 
 def is_cancelled() -> bool:

@@ -15,6 +15,7 @@ from romancy.v1.activity_service_pb2_grpc import ActivityServiceStub
 from romancy.v1.admin_service_pb2_grpc import AdminServiceStub
 from romancy.v1.channel_service_pb2_grpc import ChannelServiceStub
 from romancy.v1.event_service_pb2_grpc import EventServiceStub
+from romancy.v1.outbox_service_pb2_grpc import OutboxServiceStub
 from romancy.v1.schedule_service_pb2_grpc import ScheduleServiceStub
 from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceStub
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from romancy.v1.admin_service_pb2_grpc import AdminServiceAsyncStub
     from romancy.v1.channel_service_pb2_grpc import ChannelServiceAsyncStub
     from romancy.v1.event_service_pb2_grpc import EventServiceAsyncStub
+    from romancy.v1.outbox_service_pb2_grpc import OutboxServiceAsyncStub
     from romancy.v1.schedule_service_pb2_grpc import ScheduleServiceAsyncStub
     from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceAsyncStub
 
@@ -56,6 +58,7 @@ class Calls:
         self._events: EventServiceAsyncStub | None = None
         self._channels: ChannelServiceAsyncStub | None = None
         self._activities: ActivityServiceAsyncStub | None = None
+        self._outbox: OutboxServiceAsyncStub | None = None
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -104,6 +107,13 @@ class Calls:
             self._activities = ActivityServiceStub(self._open())
         return self._activities
 
+    @property
+    def outbox(self) -> OutboxServiceAsyncStub:
+        """OutboxService on the current channel."""
+        if self._outbox is None:
+            self._outbox = OutboxServiceStub(self._open())
+        return self._outbox
+
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:
             self._channel = self._endpoint.open()
@@ -129,7 +139,8 @@ class Calls:
         self._forget_stubs()
 
     def _forget_stubs(self) -> None:
-        self._workflows = self._admin = self._schedules = self._events = self._channels = self._activities = None
+        self._workflows = self._admin = self._schedules = self._events = self._channels = None
+        self._activities = self._outbox = None
 
     async def call(
         self,

@@ -29,6 +29,7 @@ from romancy.v1.command_pb2 import (
     RejectUpdate,
     ScheduleActivity,
     Send,
+    SendEvent,
     SetAttributes,
     StartChild,
     StartTimer,
@@ -276,6 +277,10 @@ class Machine:
         """Give the answer of a send up. It is sent all the same."""
         self._sends.pop(send_id, None)
 
+    def send_event(self, command: SendEvent) -> None:
+        """Have an event delivered to a sink. Nothing answers."""
+        self._issue("SendEvent", _addressed(command), Command(send_event=command))
+
     def subscribe(self, command: Subscribe) -> None:
         """Ask for events; the id is filled in. Who gets them is not the machine's affair."""
         self._subscription_count += 1
@@ -437,6 +442,11 @@ def _attribute_names(command: SetAttributes) -> str:
     return ", ".join([*sorted(command.set), *(f"without {name}" for name in sorted(command.unset))])
 
 
+def _addressed(command: SendEvent) -> str:
+    """What is sent where."""
+    return f"{command.event.type} to {command.sink or 'default'}"
+
+
 def _wanted(command: Subscribe) -> str:
     """What a subscription is for, and how."""
     if not command.channel:
@@ -477,6 +487,8 @@ def _recorded(event: HistoryEvent) -> str:
             return f"CancelChild {event.child_cancel_requested.child_id}"
         case "send_requested":
             return f"Send {event.send_requested.command.send_id}"
+        case "event_sent":
+            return f"SendEvent {_addressed(event.event_sent.command)}"
         case "subscribed":
             return f"Subscribe {_wanted(event.subscribed.command)} {event.subscribed.command.subscription_id}"
         case "unsubscribed":

@@ -30,6 +30,7 @@ from romancy._attempt import (
     current_activity,
     heartbeat,
     is_cancelled,
+    send_event,
 )
 from romancy._checks import check_choice, check_type, refuse_unknown
 from romancy._effect import check_undo, knows_whether_done
@@ -52,6 +53,7 @@ __all__ = [
     "current_activity",
     "heartbeat",
     "is_cancelled",
+    "send_event",
 ]
 
 P = ParamSpec("P")

@@ -74,9 +74,10 @@ from romancy.context import WorkflowContext
 from romancy.converter import codec
 from romancy.elsewhere import ActivityRef
 from romancy.event_rules import EventRuleOptions, to_event_rule
-from romancy.events import Event, to_cloud_event
+from romancy.events import Event, to_published
 from romancy.handle import WorkflowHandle, new_id
 from romancy.options import Seconds, check_seconds, in_seconds, to_duration
+from romancy.outbox import Outbox
 from romancy.schedules import CreateScheduleOptions, ScheduleHandle, Times, to_schedule
 from romancy.workflow import WorkflowDefinition, definition_of
 
@@ -251,6 +252,11 @@ class Client:
         """
         return WorkflowHandle(self, workflow_id, run_id, _decoder(definition_of(workflow)))
 
+    @property
+    def outbox(self) -> Outbox:
+        """Where events that workflows send are delivered to, and what could not be."""
+        return Outbox(self)
+
     # Events -----------------------------------------------------------------------------------------------------------
 
     async def publish_event(self, event: Event[Any]) -> bool:
@@ -260,14 +266,14 @@ class Client:
         Raises WorkflowNotFound or WorkflowClosed for an event that is for one workflow, ConversionError, and
         RequestRefused for what else is wrong.
         """
-        request = PublishEventRequest(namespace=self.namespace, event=to_cloud_event(event))
+        request = PublishEventRequest(namespace=self.namespace, event=to_published(event))
         return not (await self.calls.call(lambda calls: calls.events.PublishEvent, request)).duplicate
 
     async def publish_events(self, events: Sequence[Event[Any]]) -> list[bool]:
         """Publish up to 1,000 events in this order, all or none; for each what `publish_event` returns."""
         if not events:
             return []
-        sent = [to_cloud_event(event) for event in events]
+        sent = [to_published(event) for event in events]
         request = PublishEventsRequest(namespace=self.namespace, events=sent)
         response = await self.calls.call(lambda calls: calls.events.PublishEvents, request)
         return [not duplicate for duplicate in response.duplicates]

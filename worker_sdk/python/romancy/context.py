@@ -31,6 +31,7 @@ from romancy.converter import codec
 from romancy.errors import CompensationError, MessageTimeout, SendError
 from romancy.events import Event, EventStream, Scalar, next_event, where_of
 from romancy.options import Seconds, check_seconds, to_duration
+from romancy.outbox import DEFAULT_SINK, outgoing
 
 P = ParamSpec("P")
 _T = TypeVar("_T")
@@ -321,6 +322,15 @@ class WorkflowContext:
         """
         check_type("event_type", event_type, str, "a text")
         return EventStream(self._inbox.listen(event_type, where_of(where), once=False), model)
+
+    def send_event(self, event: Event[Any], sink: str = DEFAULT_SINK) -> None:
+        """Have an event delivered outside: `ctx.send_event(Event("order.paid", {"order_id": 7}))`.
+
+        It goes into the outbox together with all that this code asks for until it next waits, once, however often it is
+        replayed; and from there to the sink of that name in the namespace, at least once, after what the workflow sent
+        there before. Raises ConversionError when its data cannot be written.
+        """
+        self._loop.machine.send_event(outgoing(event, sink))
 
     # Channels ---------------------------------------------------------------------------------------------------------
 

@@ -45,10 +45,12 @@ class Event(Generic[_T]):
     """What happened: "payment.completed"."""
     data: _T
     """What is known about it. Sent as JSON, unless it is bytes, a text of another `content_type`, or a message."""
-    source: str = "/"
-    """Where it happened, a URI reference. With `id` it names the event: the same pair is the same event."""
-    id: str = field(default_factory=lambda: str(uuid.uuid4()))
-    """Give one that the next try of the same publication has too; a new one is made otherwise."""
+    source: str = ""
+    """Where it happened, a URI reference; empty: "/", or "/workflows/TYPE" for what a workflow sends. With `id` it
+    names the event: the same pair is the same event."""
+    id: str = ""
+    """Give one that the next try of the same publication has too; a new one is made otherwise. What a workflow sends
+    has one by itself, which stays the same."""
     subject: str = ""
     """What it happened to, within the source."""
     time: datetime | None = None
@@ -177,8 +179,16 @@ def _data_bytes(event: CloudEvent) -> bytes:
     return event.text_data.encode() if event.HasField("text_data") else event.binary_data
 
 
+def to_published(event: Event[Any]) -> CloudEvent:
+    """The event as a client publishes it. Raises ConversionError."""
+    sent = to_cloud_event(event)
+    sent.id = sent.id or str(uuid.uuid4())
+    sent.source = sent.source or "/"
+    return sent
+
+
 def to_cloud_event(event: Event[Any]) -> CloudEvent:
-    """The event as it is sent. Raises ConversionError."""
+    """The event as it is sent; what was not said of it is left open. Raises ConversionError."""
     sent = CloudEvent(id=event.id, source=event.source, spec_version="1.0", type=event.type)
     content_type = event.content_type
     if isinstance(event.data, Message):

@@ -61,6 +61,14 @@ class ChannelNotFound(RequestRefused):
     """Nobody uses a channel of that name."""
 
 
+class SinkNotFound(RequestRefused):
+    """There is no sink of that name."""
+
+
+class DeadLetterNotFound(RequestRefused):
+    """There is no dead letter at that position, or not any more."""
+
+
 class ScheduleNotFound(RequestRefused):
     """There is no schedule of that id."""
 
@@ -101,6 +109,8 @@ _BY_REASON: Final[Mapping[str, type[RequestRefused]]] = {
     "WORKFLOW_CLOSED": WorkflowClosed,
     "STALE_TASK": ActivityStale,
     "CHANNEL_NOT_FOUND": ChannelNotFound,
+    "SINK_NOT_FOUND": SinkNotFound,
+    "DEAD_LETTER_NOT_FOUND": DeadLetterNotFound,
     "SCHEDULE_NOT_FOUND": ScheduleNotFound,
     "SCHEDULE_EXISTS": ScheduleExists,
     "SCHEDULE_CHANGED": ScheduleChanged,

@@ -25,6 +25,7 @@ import structlog
 
 from romancy.client import Client
 from romancy_service.config import Address, Config
+from romancy_service.core.destinations import LOOPBACK, Destinations
 from romancy_service.core.limits import Limits
 from romancy_service.core.task import NEVER_MS, Task
 from romancy_service.server import Running, running
@@ -131,6 +132,7 @@ async def service(
             listen=Address("127.0.0.1", 0),
             http=Address("127.0.0.1", 0),
             limits=limits or Limits(),
+            destinations=Destinations.parse(LOOPBACK),
         )
         async with running(config, make_clock) as up:
             address = f"127.0.0.1:{up.port}"

@@ -15,6 +15,7 @@ from romancy.cli.channel import channel
 from romancy.cli.connection import EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_USAGE, Failed
 from romancy.cli.event import event
 from romancy.cli.namespace import namespace
+from romancy.cli.outbox import outbox
 from romancy.cli.output import Output
 from romancy.cli.queue import queue
 from romancy.cli.rule import rule
@@ -51,6 +52,7 @@ romancy.add_command(activity)
 romancy.add_command(event)
 romancy.add_command(rule)
 romancy.add_command(channel)
+romancy.add_command(outbox)
 romancy.add_command(schedule)
 romancy.add_command(worker)
 romancy.add_command(queue)

@@ -124,6 +124,7 @@ class _Call:
     def __init__(self, work: _Work, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.fn = work.fn
         self.attempt = _attempt(work.fn)
+        self._sent = current_activity.get().sent
         self._work = work
         self._bound = work.signature.bind(*args, **kwargs)
         self._standing: Begun | Recorded | NothingToUndo = NothingToUndo()
@@ -164,13 +165,15 @@ class _Call:
         assert isinstance(self._standing, Begun)
         payload = self._work.codecs.encode_result(value)
         self._work.codecs.decode_result(payload)  # what nobody could read must not be committed
-        record(session, self.attempt, self._standing.fence, payload)
-        self._standing = Recorded(payload)
+        recorded = Recorded(payload, tuple(self._sent))
+        record(session, self.attempt, self._standing.fence, recorded)
+        self._standing = recorded
 
     def result(self) -> Any:
         """What the function returned, in this attempt or in one before. Raises TerminalError when its undoing cannot
         know whether there is something to undo."""
         if isinstance(self._standing, Recorded):
+            self._sent[:] = self._standing.events
             # Decoded also where the value is at hand: it may hang on the session, and must be the same each time.
             return self._work.codecs.decode_result(self._standing.result)
         if self._bound.arguments.get(_RESULT) is not None:

@@ -8,6 +8,7 @@ row is locked only from there to the commit: an attempt that is frozen in its wo
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,7 +17,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from romancy.v1.command_pb2 import SendEvent
 from romancy.v1.payload_pb2 import Payload
+from romancy.v1.worker_service_pb2 import ActivityCompletion
 
 from romancy._attempt import ActivityInfo
 from romancy.errors import DefinitionError, RomancyError
@@ -53,6 +56,8 @@ class Recorded:
     """There is nothing to do: the effect is committed, and this is the result."""
 
     result: Payload
+    events: Sequence[SendEvent] = ()
+    """What the attempt sent: its completion may never have arrived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +123,8 @@ def _close(session: Session, attempt: Attempt) -> Payload | None:
     closed = session.execute(
         statement.on_conflict_do_update(index_elements=list(key), set_=closing).returning(effects.c.result)
     )
-    return _payload(closed.scalar_one())
+    recorded = _recorded(closed.scalar_one())
+    return None if recorded is None else recorded.result
 
 
 def _raise_fence(session: Session, attempt: Attempt) -> int | None:
@@ -151,10 +157,10 @@ def _standing(session: Session, attempt: Attempt) -> Recorded:
     ).one()
     if row.closed:
         raise AttemptReplaced(f"{attempt} cannot act any more: its compensation has begun")
-    result = _payload(row.result)
-    if result is None:
+    recorded = _recorded(row.result)
+    if recorded is None:
         raise AttemptReplaced(f"{attempt} cannot act any more: attempt {row.attempt} has begun")
-    return Recorded(result)
+    return recorded
 
 
 def open_work(session: Session, attempt: Attempt, fence: int) -> None:
@@ -180,10 +186,14 @@ def open_work(session: Session, attempt: Attempt, fence: int) -> None:
     event.listen(session, "before_commit", _refuse_commit)
 
 
-def record(session: Session, attempt: Attempt, fence: int, result: Payload) -> None:
-    """Record the result; to be committed next. Raises AttemptReplaced when the fence was raised meanwhile."""
+def record(session: Session, attempt: Attempt, fence: int, recorded: Recorded) -> None:
+    """Record the result and what was sent; to be committed next.
+
+    Raises AttemptReplaced when the fence was raised meanwhile.
+    """
     session.flush()
-    _check_held(session, attempt, fence, {"result": result.SerializeToString()})
+    completion = ActivityCompletion(result=recorded.result, events=recorded.events)
+    _check_held(session, attempt, fence, {"result": completion.SerializeToString()})
     event.remove(session, "before_commit", _refuse_commit)
 
 
@@ -218,5 +228,8 @@ def _insert(session: Session) -> Any:
     return _INSERTS[dialect](effects)
 
 
-def _payload(stored: bytes | None) -> Payload | None:
-    return None if stored is None else Payload.FromString(stored)
+def _recorded(stored: bytes | None) -> Recorded | None:
+    if stored is None:
+        return None
+    completion = ActivityCompletion.FromString(stored)
+    return Recorded(completion.result, completion.events)

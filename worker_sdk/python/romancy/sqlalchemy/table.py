@@ -36,7 +36,8 @@ effects: Final = Table(
     Column("fence", BigInteger, nullable=False),
     # Its compensation has begun: no attempt can record a result any more.
     Column("closed", Boolean, nullable=False),
-    # The result as it goes to the service, a serialised romancy.v1.Payload; null until the effect is committed.
+    # The result as it goes to the service, with what was sent: a serialised
+    # romancy.v1.ActivityCompletion; null until the effect is committed.
     Column("result", LargeBinary),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.current_timestamp()),
 )

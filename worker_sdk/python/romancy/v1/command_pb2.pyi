@@ -107,6 +107,7 @@ class Command(_message.Message):
     SET_ATTRIBUTES_FIELD_NUMBER: _builtins.int
     SUBSCRIBE_FIELD_NUMBER: _builtins.int
     UNSUBSCRIBE_FIELD_NUMBER: _builtins.int
+    SEND_EVENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def schedule_activity(self) -> Global___ScheduleActivity:
         """Run an activity."""
@@ -191,6 +192,10 @@ class Command(_message.Message):
     def unsubscribe(self) -> Global___Unsubscribe:
         """Give a subscription up."""
 
+    @_builtins.property
+    def send_event(self) -> Global___SendEvent:
+        """Have an event delivered to a sink."""
+
     def __init__(
         self,
         *,
@@ -215,12 +220,13 @@ class Command(_message.Message):
         set_attributes: Global___SetAttributes | None = ...,
         subscribe: Global___Subscribe | None = ...,
         unsubscribe: Global___Unsubscribe | None = ...,
+        send_event: Global___SendEvent | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accept_update", b"accept_update", "attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_child", b"cancel_child", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_update", b"complete_update", "complete_workflow", b"complete_workflow", "continue_workflow", b"continue_workflow", "fail_workflow", b"fail_workflow", "mark_patch", b"mark_patch", "record_step", b"record_step", "register_compensation", b"register_compensation", "reject_update", b"reject_update", "schedule_activity", b"schedule_activity", "send", b"send", "set_attributes", b"set_attributes", "start_child", b"start_child", "start_timer", b"start_timer", "subscribe", b"subscribe", "unsubscribe", b"unsubscribe"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accept_update", b"accept_update", "attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_child", b"cancel_child", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_update", b"complete_update", "complete_workflow", b"complete_workflow", "continue_workflow", b"continue_workflow", "fail_workflow", b"fail_workflow", "mark_patch", b"mark_patch", "record_step", b"record_step", "register_compensation", b"register_compensation", "reject_update", b"reject_update", "schedule_activity", b"schedule_activity", "send", b"send", "send_event", b"send_event", "set_attributes", b"set_attributes", "start_child", b"start_child", "start_timer", b"start_timer", "subscribe", b"subscribe", "unsubscribe", b"unsubscribe"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_update", b"accept_update", "attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_child", b"cancel_child", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_update", b"complete_update", "complete_workflow", b"complete_workflow", "continue_workflow", b"continue_workflow", "fail_workflow", b"fail_workflow", "mark_patch", b"mark_patch", "record_step", b"record_step", "register_compensation", b"register_compensation", "reject_update", b"reject_update", "schedule_activity", b"schedule_activity", "send", b"send", "set_attributes", b"set_attributes", "start_child", b"start_child", "start_timer", b"start_timer", "subscribe", b"subscribe", "unsubscribe", b"unsubscribe"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_update", b"accept_update", "attributes", b"attributes", "cancel_activity", b"cancel_activity", "cancel_child", b"cancel_child", "cancel_timer", b"cancel_timer", "cancel_workflow", b"cancel_workflow", "compensate", b"compensate", "complete_update", b"complete_update", "complete_workflow", b"complete_workflow", "continue_workflow", b"continue_workflow", "fail_workflow", b"fail_workflow", "mark_patch", b"mark_patch", "record_step", b"record_step", "register_compensation", b"register_compensation", "reject_update", b"reject_update", "schedule_activity", b"schedule_activity", "send", b"send", "send_event", b"send_event", "set_attributes", b"set_attributes", "start_child", b"start_child", "start_timer", b"start_timer", "subscribe", b"subscribe", "unsubscribe", b"unsubscribe"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["schedule_activity", "cancel_activity", "start_timer", "cancel_timer", "register_compensation", "compensate", "complete_workflow", "fail_workflow", "cancel_workflow", "continue_workflow", "record_step", "mark_patch", "accept_update", "reject_update", "complete_update", "start_child", "cancel_child", "send", "set_attributes", "subscribe", "unsubscribe"]  # noqa: Y015
+    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["schedule_activity", "cancel_activity", "start_timer", "cancel_timer", "register_compensation", "compensate", "complete_workflow", "fail_workflow", "cancel_workflow", "continue_workflow", "record_step", "mark_patch", "accept_update", "reject_update", "complete_update", "start_child", "cancel_child", "send", "set_attributes", "subscribe", "unsubscribe", "send_event"]  # noqa: Y015
     _WhichOneofArgType_attributes: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_attributes) -> _WhichOneofReturnType_attributes | None: ...
 
@@ -1158,3 +1164,35 @@ class Unsubscribe(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Unsubscribe: _TypeAlias = Unsubscribe  # noqa: Y015
+
+@_typing.final
+class SendEvent(_message.Message):
+    """SendEvent puts an event into the outbox, from where it is delivered to a sink: at least once, and after those that the
+    workflow sent to this sink before.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    SINK_FIELD_NUMBER: _builtins.int
+    sink: _builtins.str
+    """The sink, by its name in the namespace. 1 to 255 bytes; empty: "default". One that is not set yet is waited for."""
+    @_builtins.property
+    def event(self) -> _event_pb2.CloudEvent:
+        """What is told. An empty `id` becomes `{run_id}/{n}`, n counting the events that the run sent from 1; an empty `source`
+        `/workflows/{workflow_type}`; a missing `time` when it was recorded.
+        """
+
+    def __init__(
+        self,
+        *,
+        event: _event_pb2.CloudEvent | None = ...,
+        sink: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "sink", b"sink"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendEvent: _TypeAlias = SendEvent  # noqa: Y015

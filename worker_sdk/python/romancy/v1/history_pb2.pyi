@@ -160,6 +160,7 @@ class HistoryEvent(_message.Message):
     EVENT_RECEIVED_FIELD_NUMBER: _builtins.int
     SUBSCRIPTION_ANSWERED_FIELD_NUMBER: _builtins.int
     DELIVERIES_RETURNED_FIELD_NUMBER: _builtins.int
+    EVENT_SENT_FIELD_NUMBER: _builtins.int
     event_id: _builtins.int
     """The number of the event in its run, from 1."""
     seen_event_id: _builtins.int
@@ -364,6 +365,10 @@ class HistoryEvent(_message.Message):
     def deliveries_returned(self) -> Global___DeliveriesReturned:
         """Note. The run closed before its code saw these messages of competing channels: others are to have them."""
 
+    @_builtins.property
+    def event_sent(self) -> Global___EventSent:
+        """Command. An event is to be delivered to a sink."""
+
     def __init__(
         self,
         *,
@@ -419,12 +424,13 @@ class HistoryEvent(_message.Message):
         event_received: Global___EventReceived | None = ...,
         subscription_answered: Global___SubscriptionAnswered | None = ...,
         deliveries_returned: Global___DeliveriesReturned | None = ...,
+        event_sent: Global___EventSent | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "attributes_set", b"attributes_set", "author", b"author", "child_cancel_delivered", b"child_cancel_delivered", "child_cancel_requested", b"child_cancel_requested", "child_closed", b"child_closed", "child_requested", b"child_requested", "child_start_failed", b"child_start_failed", "child_started", b"child_started", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "deliveries_returned", b"deliveries_returned", "event_received", b"event_received", "patch_marked", b"patch_marked", "rollback_started", b"rollback_started", "send_finished", b"send_finished", "send_requested", b"send_requested", "signal_received", b"signal_received", "step_recorded", b"step_recorded", "subscribed", b"subscribed", "subscription_answered", b"subscription_answered", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "unsubscribed", b"unsubscribed", "update_accepted", b"update_accepted", "update_completed", b"update_completed", "update_received", b"update_received", "update_rejected", b"update_rejected", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_continued", b"workflow_continued", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "attributes_set", b"attributes_set", "author", b"author", "child_cancel_delivered", b"child_cancel_delivered", "child_cancel_requested", b"child_cancel_requested", "child_closed", b"child_closed", "child_requested", b"child_requested", "child_start_failed", b"child_start_failed", "child_started", b"child_started", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "deliveries_returned", b"deliveries_returned", "event_received", b"event_received", "event_sent", b"event_sent", "patch_marked", b"patch_marked", "rollback_started", b"rollback_started", "send_finished", b"send_finished", "send_requested", b"send_requested", "signal_received", b"signal_received", "step_recorded", b"step_recorded", "subscribed", b"subscribed", "subscription_answered", b"subscription_answered", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "unsubscribed", b"unsubscribed", "update_accepted", b"update_accepted", "update_completed", b"update_completed", "update_received", b"update_received", "update_rejected", b"update_rejected", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_continued", b"workflow_continued", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "attributes_set", b"attributes_set", "author", b"author", "child_cancel_delivered", b"child_cancel_delivered", "child_cancel_requested", b"child_cancel_requested", "child_closed", b"child_closed", "child_requested", b"child_requested", "child_start_failed", b"child_start_failed", "child_started", b"child_started", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "deliveries_returned", b"deliveries_returned", "event_id", b"event_id", "event_received", b"event_received", "patch_marked", b"patch_marked", "rollback_started", b"rollback_started", "seen_event_id", b"seen_event_id", "send_finished", b"send_finished", "send_requested", b"send_requested", "signal_received", b"signal_received", "step_recorded", b"step_recorded", "subscribed", b"subscribed", "subscription_answered", b"subscription_answered", "suggests_recurring", b"suggests_recurring", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "unsubscribed", b"unsubscribed", "update_accepted", b"update_accepted", "update_completed", b"update_completed", "update_received", b"update_received", "update_rejected", b"update_rejected", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_continued", b"workflow_continued", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_attempt_failed", b"activity_attempt_failed", "activity_cancel_requested", b"activity_cancel_requested", "activity_cancelled", b"activity_cancelled", "activity_completed", b"activity_completed", "activity_failed", b"activity_failed", "activity_scheduled", b"activity_scheduled", "attributes", b"attributes", "attributes_set", b"attributes_set", "author", b"author", "child_cancel_delivered", b"child_cancel_delivered", "child_cancel_requested", b"child_cancel_requested", "child_closed", b"child_closed", "child_requested", b"child_requested", "child_start_failed", b"child_start_failed", "child_started", b"child_started", "compensate_finished", b"compensate_finished", "compensate_requested", b"compensate_requested", "compensation_attempt_failed", b"compensation_attempt_failed", "compensation_completed", b"compensation_completed", "compensation_failed", b"compensation_failed", "compensation_registered", b"compensation_registered", "compensation_resolved", b"compensation_resolved", "compensation_scheduled", b"compensation_scheduled", "deliveries_returned", b"deliveries_returned", "event_id", b"event_id", "event_received", b"event_received", "event_sent", b"event_sent", "patch_marked", b"patch_marked", "rollback_started", b"rollback_started", "seen_event_id", b"seen_event_id", "send_finished", b"send_finished", "send_requested", b"send_requested", "signal_received", b"signal_received", "step_recorded", b"step_recorded", "subscribed", b"subscribed", "subscription_answered", b"subscription_answered", "suggests_recurring", b"suggests_recurring", "time", b"time", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started", "unsubscribed", b"unsubscribed", "update_accepted", b"update_accepted", "update_completed", b"update_completed", "update_received", b"update_received", "update_rejected", b"update_rejected", "workflow_cancel_requested", b"workflow_cancel_requested", "workflow_cancelled", b"workflow_cancelled", "workflow_completed", b"workflow_completed", "workflow_continued", b"workflow_continued", "workflow_failed", b"workflow_failed", "workflow_started", b"workflow_started", "workflow_terminated", b"workflow_terminated", "workflow_timed_out", b"workflow_timed_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["workflow_started", "workflow_cancel_requested", "activity_scheduled", "activity_cancel_requested", "activity_attempt_failed", "activity_completed", "activity_failed", "activity_cancelled", "timer_started", "timer_fired", "timer_cancelled", "compensation_registered", "compensate_requested", "compensate_finished", "rollback_started", "compensation_scheduled", "compensation_attempt_failed", "compensation_completed", "compensation_failed", "compensation_resolved", "workflow_completed", "workflow_failed", "workflow_cancelled", "workflow_terminated", "workflow_timed_out", "workflow_continued", "signal_received", "update_received", "update_accepted", "update_rejected", "update_completed", "step_recorded", "patch_marked", "child_requested", "child_started", "child_start_failed", "child_cancel_requested", "child_closed", "send_requested", "send_finished", "child_cancel_delivered", "attributes_set", "subscribed", "unsubscribed", "event_received", "subscription_answered", "deliveries_returned"]  # noqa: Y015
+    _WhichOneofReturnType_attributes: _TypeAlias = _typing.Literal["workflow_started", "workflow_cancel_requested", "activity_scheduled", "activity_cancel_requested", "activity_attempt_failed", "activity_completed", "activity_failed", "activity_cancelled", "timer_started", "timer_fired", "timer_cancelled", "compensation_registered", "compensate_requested", "compensate_finished", "rollback_started", "compensation_scheduled", "compensation_attempt_failed", "compensation_completed", "compensation_failed", "compensation_resolved", "workflow_completed", "workflow_failed", "workflow_cancelled", "workflow_terminated", "workflow_timed_out", "workflow_continued", "signal_received", "update_received", "update_accepted", "update_rejected", "update_completed", "step_recorded", "patch_marked", "child_requested", "child_started", "child_start_failed", "child_cancel_requested", "child_closed", "send_requested", "send_finished", "child_cancel_delivered", "attributes_set", "subscribed", "unsubscribed", "event_received", "subscription_answered", "deliveries_returned", "event_sent"]  # noqa: Y015
     _WhichOneofArgType_attributes: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_attributes) -> _WhichOneofReturnType_attributes | None: ...
 
@@ -671,6 +677,7 @@ class ActivityCompleted(_message.Message):
     ACTIVITY_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
     activity_id: _builtins.str
     """Which activity."""
     attempt: _builtins.int
@@ -679,16 +686,21 @@ class ActivityCompleted(_message.Message):
     def result(self) -> _payload_pb2.Payload:
         """What it returned."""
 
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_command_pb2.SendEvent]:
+        """What it sent, in its order."""
+
     def __init__(
         self,
         *,
         activity_id: _builtins.str = ...,
         attempt: _builtins.int = ...,
         result: _payload_pb2.Payload | None = ...,
+        events: _abc.Iterable[_command_pb2.SendEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_id", b"activity_id", "attempt", b"attempt", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_id", b"activity_id", "attempt", b"attempt", "events", b"events", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1060,19 +1072,25 @@ class CompensationCompleted(_message.Message):
 
     COMPENSATION_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
     compensation_id: _builtins.str
     """Which compensation."""
     attempt: _builtins.int
     """The attempt that completed it."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_command_pb2.SendEvent]:
+        """What it sent, in its order."""
+
     def __init__(
         self,
         *,
         compensation_id: _builtins.str = ...,
         attempt: _builtins.int = ...,
+        events: _abc.Iterable[_command_pb2.SendEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "compensation_id", b"compensation_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "compensation_id", b"compensation_id", "events", b"events"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1818,3 +1836,27 @@ class DeliveriesReturned(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeliveriesReturned: _TypeAlias = DeliveriesReturned  # noqa: Y015
+
+@_typing.final
+class EventSent(_message.Message):
+    """EventSent puts an event into the outbox."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def command(self) -> _command_pb2.SendEvent:
+        """With all that the command left open."""
+
+    def __init__(
+        self,
+        *,
+        command: _command_pb2.SendEvent | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventSent: _TypeAlias = EventSent  # noqa: Y015

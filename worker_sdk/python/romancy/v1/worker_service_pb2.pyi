@@ -559,6 +559,7 @@ class ActivityCompletion(_message.Message):
     CANCELLED_FIELD_NUMBER: _builtins.int
     ELSEWHERE_FIELD_NUMBER: _builtins.int
     THEN_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """From the task."""
     @_builtins.property
@@ -585,6 +586,12 @@ class ActivityCompletion(_message.Message):
         `result`, or with a `failure` that is not retried.
         """
 
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_command_pb2.SendEvent]:
+        """Events that the attempt sent, in its order: recorded with `result`, or not at all. At most 100, and with the result
+        3 MiB.
+        """
+
     def __init__(
         self,
         *,
@@ -594,10 +601,11 @@ class ActivityCompletion(_message.Message):
         cancelled: Global___ActivityCancelledOutcome | None = ...,
         elsewhere: Global___ActivityElsewhere | None = ...,
         then: Global___Then | None = ...,
+        events: _abc.Iterable[_command_pb2.SendEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "elsewhere", b"elsewhere", "failure", b"failure", "outcome", b"outcome", "result", b"result", "then", b"then"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "elsewhere", b"elsewhere", "failure", b"failure", "outcome", b"outcome", "result", b"result", "then", b"then", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "elsewhere", b"elsewhere", "events", b"events", "failure", b"failure", "outcome", b"outcome", "result", b"result", "then", b"then", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "failure", "cancelled", "elsewhere"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015

@@ -202,6 +202,69 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("namespace", "channel", name="channels_pk"),
     )
     op.create_table(
+        "outbox",
+        sa.Column(
+            "position",
+            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+            sa.Identity(),
+            nullable=False,
+            autoincrement=True,
+        ),
+        sa.Column("namespace", _TEXT, nullable=False),
+        sa.Column("workflow_id", _TEXT, nullable=False),
+        sa.Column("sink", _TEXT, nullable=False),
+        sa.Column("run_id", _TEXT, nullable=False),
+        sa.Column("event", sa.LargeBinary(), nullable=False),
+        sa.Column("since_ms", sa.BigInteger(), nullable=False),
+        sa.Column("waiting", sa.Boolean(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("error", _TEXT, nullable=False),
+        sa.Column("dead_ms", sa.BigInteger(), nullable=False),
+        sa.Column("forget_ms", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("position", name="outbox_pk"),
+        postgresql_with=_BUSY,
+        sqlite_autoincrement=True,
+    )
+    op.create_index("outbox_waiting", "outbox", ["namespace", "sink", "workflow_id", "position"], **_where("waiting"))
+    op.create_index("outbox_by_age", "outbox", ["namespace", "sink", "since_ms"], **_where("waiting"))
+    op.create_index("outbox_dead", "outbox", ["namespace", "sink", "position"], **_where("not waiting"))
+    op.create_index("outbox_forget", "outbox", ["forget_ms"], **_where("not waiting"))
+    op.create_table(
+        "outbox_lines",
+        sa.Column(
+            "line_id",
+            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+            sa.Identity(),
+            nullable=False,
+            autoincrement=True,
+        ),
+        sa.Column("namespace", _TEXT, nullable=False),
+        sa.Column("sink", _TEXT, nullable=False),
+        sa.Column("workflow_id", _TEXT, nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False),
+        sa.Column("due_ms", sa.BigInteger(), nullable=False),
+        sa.Column("claim", _TEXT, nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("error", _TEXT, nullable=False),
+        sa.PrimaryKeyConstraint("line_id", name="outbox_lines_pk"),
+        sa.UniqueConstraint("namespace", "sink", "workflow_id", name="outbox_lines_once"),
+        sa.CheckConstraint("version >= 1 and attempts >= 0", name="outbox_lines_version"),
+        postgresql_with=_BUSY,
+        sqlite_autoincrement=True,
+    )
+    op.create_index("outbox_lines_due", "outbox_lines", ["namespace", "sink", "due_ms"])
+    op.create_table(
+        "sinks",
+        sa.Column("namespace", _TEXT, nullable=False),
+        sa.Column("sink", _TEXT, nullable=False),
+        sa.Column("url", _TEXT, nullable=False),
+        sa.Column("secret", _TEXT, nullable=False),
+        sa.Column("old_secret", _TEXT, nullable=False),
+        sa.Column("old_until_ms", sa.BigInteger(), nullable=False),
+        sa.Column("update_ms", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("namespace", "sink", name="sinks_pk"),
+    )
+    op.create_table(
         "events",
         sa.Column(
             "position",

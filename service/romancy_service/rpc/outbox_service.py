@@ -1,0 +1,263 @@
+"""OutboxService: where events are delivered to, and what could not be."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import grpc
+import structlog
+
+from romancy.v1.outbox_service_pb2 import (
+    DeleteSinkRequest,
+    DeleteSinkResponse,
+    DropDeadLettersRequest,
+    DropDeadLettersResponse,
+    ListOutboxRequest,
+    ListOutboxResponse,
+    ListSinksRequest,
+    ListSinksResponse,
+    OutboxEvent,
+    RetryDeadLettersRequest,
+    RetryDeadLettersResponse,
+    SetSinkRequest,
+    SetSinkResponse,
+    Sink,
+)
+from romancy.v1.outbox_service_pb2_grpc import OutboxServiceServicer
+
+from romancy_service.core.check import check_duration, check_id
+from romancy_service.core.destinations import Destinations
+from romancy_service.core.limits import Limits
+from romancy_service.core.outgoing import sink_name
+from romancy_service.core.sink import PORTS, check_url, read_secret
+from romancy_service.core.task import NEVER_MS
+from romancy_service.core.times import duration_ms, timestamp
+from romancy_service.errors import DeadLetterNotFound, InvalidField, SinkNotFound, TooManySinks
+from romancy_service.node import Node
+from romancy_service.outbox import Outbox
+from romancy_service.rpc.auth import identity_of
+from romancy_service.rpc.pages import page_token, read_page_token
+from romancy_service.rpc.validate import namespace_of, page_size
+from romancy_service.store.outbox import SinkRow, Undelivered, Waiting
+
+_audit = structlog.get_logger("romancy.audit")
+
+AT_A_TIME: Final = 500
+"""So many dead letters are sent again, or dropped, in one transaction."""
+
+# The generated servicer names its methods as the contract does.
+
+
+class OutboxService(OutboxServiceServicer):
+    """Works on what is in the database, so every replica can."""
+
+    def __init__(self, node: Node, outbox: Outbox, destinations: Destinations) -> None:
+        self._node = node
+        self._outbox = outbox
+        self._destinations = destinations
+
+    async def SetSink(self, request: SetSinkRequest, context: grpc.aio.ServicerContext[Any, Any]) -> SetSinkResponse:
+        """Say what a sink is."""
+        limits, store = self._node.limits, self._node.store
+        namespace, name = _names(request.namespace, request.name, limits)
+        _check_identity(request.identity, limits)
+        self._check_url(request.url)
+        check_duration("keep_secret", request.keep_secret)
+        kept_ms = duration_ms(request.keep_secret)
+        if kept_ms > limits.kept_secret_ms:
+            problem = f"is {kept_ms} ms, at most {limits.kept_secret_ms} are allowed"
+            raise InvalidField("keep_secret", problem, value=kept_ms, limit=limits.kept_secret_ms)
+        if request.secret:
+            read_secret("secret", request.secret)
+            if request.unsigned:
+                raise InvalidField("unsigned", "is set, and a secret too", "set one or the other")
+        sinks = {each.name: each for each in await store.list_sinks(namespace)}
+        if name not in sinks and len(sinks) >= limits.sinks:
+            raise TooManySinks(limits.sinks)
+        sink = _changed(sinks.get(name), name, request, kept_ms, self._node.clock.now_ms())
+        await store.set_sink(namespace, sink)
+        # The URL is not logged: it may be a secret itself.
+        facts = {"namespace": namespace, "sink": name, "signed": bool(sink.secret)}
+        _audit.info("sink set", identity=identity_of(request.identity), **facts)
+        await self._outbox.sink_changed(namespace, name)
+        return SetSinkResponse(sink=_sink(sink, await store.count_outbox(namespace, name)))
+
+    def _check_url(self, url: str) -> None:
+        parts = check_url("url", url, self._node.limits)
+        host, port = str(parts.hostname), parts.port or PORTS[parts.scheme]
+        if not self._destinations.allow_host(host, port):
+            problem = f"leads to {host} port {port}, where this service may not send"
+            remedy = "ask an operator to start it with --sink-allow for it"
+            raise InvalidField("url", problem, remedy, reason="SINK_NOT_ALLOWED")
+
+    async def ListSinks(
+        self, request: ListSinksRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> ListSinksResponse:
+        """All of a namespace, with what waits for each."""
+        limits, store = self._node.limits, self._node.store
+        namespace = namespace_of(request.namespace, limits)
+        sinks = {each.name: each for each in await store.list_sinks(namespace)}
+        for name in await store.used_sinks(namespace, limits.sinks):
+            sinks.setdefault(name, SinkRow(name, "", "", "", 0, 0))
+        return ListSinksResponse(
+            sinks=[
+                _sink(sinks[name], await store.count_outbox(namespace, name)) for name in sorted(sinks, key=str.encode)
+            ]
+        )
+
+    async def DeleteSink(
+        self, request: DeleteSinkRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> DeleteSinkResponse:
+        """Forget a sink."""
+        namespace, name = _names(request.namespace, request.name, self._node.limits)
+        _check_identity(request.identity, self._node.limits)
+        if not await self._node.store.delete_sink(namespace, name):
+            raise SinkNotFound(name)
+        _audit.info("sink deleted", identity=identity_of(request.identity), namespace=namespace, sink=name)
+        await self._outbox.sink_changed(namespace, name)
+        return DeleteSinkResponse()
+
+    async def ListOutbox(
+        self, request: ListOutboxRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> ListOutboxResponse:
+        """A page of what is not delivered, or of dead letters."""
+        limits = self._node.limits
+        namespace = namespace_of(request.namespace, limits)
+        for field in ("sink", "workflow_id"):
+            if getattr(request, field):
+                check_id(field, getattr(request, field), limits)
+        size = page_size("page_size", request.page_size, limits.page_outbox, limits.page_outbox)
+        listed = f"{namespace} {'dead' if request.dead else 'waiting'}"
+        after = _position_after(request.page_token, listed, limits)
+        response = ListOutboxResponse()
+        left = limits.page_bytes
+        found = await self._node.store.list_outbox(
+            namespace,
+            dead=request.dead,
+            sink=request.sink,
+            workflow_id=request.workflow_id,
+            after=after,
+            limit=size + 1,
+        )
+        for each in found:
+            shown = _event(each)
+            left -= shown.ByteSize()
+            if len(response.events) == size or (left < 0 and response.events):
+                response.next_page_token = page_token(listed, str(response.events[-1].position))
+                break
+            response.events.append(shown)
+        return response
+
+    async def RetryDeadLetters(
+        self, request: RetryDeadLettersRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> RetryDeadLettersResponse:
+        """Send dead letters again."""
+        store, now_ms = self._node.store, self._node.clock.latest_ms()
+        namespace, which = _which(request, self._node.limits)
+        count = 0
+        while revived := await store.revive(namespace, which, now_ms, AT_A_TIME):
+            count += revived
+            if revived < AT_A_TIME:
+                break
+        _check_found(which, count)
+        facts = {"namespace": namespace, "which": which, "count": count}
+        _audit.info("dead letters sent again", identity=identity_of(request.identity), **facts)
+        self._outbox.look_now()
+        return RetryDeadLettersResponse(count=count)
+
+    async def DropDeadLetters(
+        self, request: DropDeadLettersRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> DropDeadLettersResponse:
+        """Delete dead letters."""
+        namespace, which = _which(request, self._node.limits)
+        count = 0
+        while dropped := await self._node.store.drop_dead(namespace, which, AT_A_TIME):
+            count += dropped
+            if dropped < AT_A_TIME:
+                break
+        _check_found(which, count)
+        facts = {"namespace": namespace, "which": which, "count": count}
+        _audit.info("dead letters dropped", identity=identity_of(request.identity), **facts)
+        return DropDeadLettersResponse(count=count)
+
+
+def _names(namespace: str, name: str, limits: Limits) -> tuple[str, str]:
+    if name:
+        check_id("name", name, limits)
+    return namespace_of(namespace, limits), sink_name(name)
+
+
+def _check_identity(identity: str, limits: Limits) -> None:
+    if identity:
+        check_id("identity", identity, limits)
+
+
+def _which(request: RetryDeadLettersRequest | DropDeadLettersRequest, limits: Limits) -> tuple[str, int | str]:
+    """The namespace, and a position or a sink."""
+    namespace = namespace_of(request.namespace, limits)
+    _check_identity(request.identity, limits)
+    match request.WhichOneof("which"):
+        case "position":
+            if request.position < 1:
+                raise InvalidField("position", "is none", "give one that ListOutbox shows", value=request.position)
+            return namespace, request.position
+        case "sink":
+            check_id("sink", request.sink, limits)
+            return namespace, request.sink
+        case _:
+            raise InvalidField("which", "is missing", "set position, or sink for all of a sink")
+
+
+def _check_found(which: int | str, count: int) -> None:
+    if isinstance(which, int) and not count:
+        raise DeadLetterNotFound(which)
+
+
+def _position_after(token: str, listed: str, limits: Limits) -> int:
+    name = read_page_token(token, listed, limits) or "0"
+    if not (name.isascii() and name.isdecimal() and len(name) <= 18):
+        remedy = "give next_page_token as it was, with the same namespace"
+        raise InvalidField("page_token", "is not of this list", remedy, reason="INVALID_PAGE_TOKEN")
+    return int(name)
+
+
+def _changed(before: SinkRow | None, name: str, request: SetSinkRequest, kept_ms: int, now_ms: int) -> SinkRow:
+    """The sink that is asked for. The same secret again changes nothing about the one before it."""
+    secret = before.secret if before is not None else ""
+    old_secret, old_until_ms = (before.old_secret, before.old_until_ms) if before is not None else ("", 0)
+    if request.unsigned:
+        secret, old_secret, old_until_ms = "", "", 0
+    elif request.secret and request.secret != secret:
+        kept = bool(secret) and kept_ms > 0
+        old_secret, old_until_ms = (secret, now_ms + kept_ms) if kept else ("", 0)
+        secret = request.secret
+    return SinkRow(name, request.url, secret, old_secret, old_until_ms, now_ms)
+
+
+def _sink(row: SinkRow, count: Waiting) -> Sink:
+    return Sink(
+        name=row.name,
+        url=row.url,
+        signed=bool(row.secret),
+        secret_kept_until=timestamp(row.old_until_ms) if row.old_secret else None,
+        update_time=timestamp(row.update_ms) if row.update_ms else None,
+        waiting=count.waiting,
+        dead=count.dead,
+        oldest_time=timestamp(count.oldest_ms) if count.oldest_ms else None,
+    )
+
+
+def _event(found: Undelivered) -> OutboxEvent:
+    return OutboxEvent(
+        position=found.position,
+        event=found.event,
+        sink=found.sink,
+        workflow_id=found.workflow_id,
+        run_id=found.run_id,
+        since=timestamp(found.since_ms),
+        attempts=found.attempts,
+        last_error=found.error,
+        next_attempt_time=timestamp(found.next_ms) if found.next_ms < NEVER_MS else None,
+        dead_time=timestamp(found.dead_ms) if found.dead_ms else None,
+        forget_time=timestamp(found.forget_ms) if found.dead_ms else None,
+    )

@@ -1,0 +1,521 @@
+"""Outbox: events that are to be delivered to sinks, who delivers them at the moment, and dead letters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Integer,
+    Text,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.sql.expression import Executable
+
+from romancy.v1.event_pb2 import CloudEvent
+
+from romancy_service.core.limits import COUNTED
+from romancy_service.core.task import NEVER_MS
+from romancy_service.store.rows import Row
+from romancy_service.store.sql import Statements, among
+from romancy_service.store.tables import TEXT, WAITING, outbox, outbox_lines, sinks
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """The first event of a line, which whoever claimed the line is to deliver; without one the line is empty."""
+
+    line_id: int
+    version: int
+    """Of the line, as it was read with the event."""
+    attempts: int
+    """How often this event was tried in vain."""
+    position: int = 0
+    event: CloudEvent | None = None
+    since_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Undelivered:
+    """An event in the outbox as people see it."""
+
+    position: int
+    event: CloudEvent
+    sink: str
+    workflow_id: str
+    run_id: str
+    since_ms: int
+    attempts: int
+    error: str
+    next_ms: int
+    """NEVER_MS: it is not the first one of its line, or dead."""
+    dead_ms: int
+    """0: it is not dead."""
+    forget_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SinkRow:
+    """A sink."""
+
+    name: str
+    url: str
+    secret: str
+    old_secret: str
+    old_until_ms: int
+    update_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """How much there is for a sink; of each at most `COUNTED` are counted."""
+
+    waiting: int
+    dead: int
+    oldest_ms: int
+    """0: nothing waits."""
+
+
+_NAMESPACE: Final = bindparam("of_namespace", type_=TEXT)
+_SINK: Final = bindparam("of_sink", type_=TEXT)
+_NOW: Final = bindparam("now_ms", type_=BigInteger)
+_LIMIT: Final = bindparam("limit", type_=Integer)
+_CLAIM: Final = bindparam("of_claim", type_=TEXT)
+_OF_SINK: Final = (outbox.c.namespace == _NAMESPACE, outbox.c.sink == _SINK)
+_IS_WAITING: Final = text(f"outbox.{WAITING}")
+_IS_DEAD: Final = text("not outbox.waiting")
+_HELD: Final = (among(outbox_lines.c.line_id, "line_ids"), outbox_lines.c.claim == _CLAIM)
+
+WITH_WORK: Final = text("""
+with recursive line(line_id, namespace, sink, due_ms) as (
+    select line_id, namespace, sink, due_ms from outbox_lines where line_id = (
+        select line_id from outbox_lines order by namespace, sink, due_ms limit 1)
+    union all
+    select next.line_id, next.namespace, next.sink, next.due_ms
+    from line join outbox_lines as next on next.line_id = (
+        select line_id from outbox_lines where (namespace, sink) > (line.namespace, line.sink)
+        order by namespace, sink, due_ms limit 1)
+)
+select namespace, sink from line where due_ms <= :now_ms order by due_ms limit :limit
+""").bindparams(bindparam("now_ms", type_=BigInteger), bindparam("limit", type_=Integer))
+"""Sinks for which something is due: one look into an index for each sink, however much waits for it."""
+CLAIM: Final = (
+    update(outbox_lines)
+    .where(
+        outbox_lines.c.line_id.in_(
+            select(outbox_lines.c.line_id)
+            .where(outbox_lines.c.namespace == _NAMESPACE, outbox_lines.c.sink == _SINK, outbox_lines.c.due_ms <= _NOW)
+            .order_by(outbox_lines.c.due_ms)
+            .limit(_LIMIT)
+            .with_for_update(skip_locked=True)
+        )
+    )
+    .values(due_ms=bindparam("until_ms", type_=BigInteger), claim=bindparam("new_claim", type_=TEXT))
+    .returning(outbox_lines.c.line_id)
+)
+FIRST: Final = (
+    select(
+        outbox_lines.c.line_id,
+        outbox_lines.c.version,
+        outbox_lines.c.attempts,
+        outbox.c.position,
+        outbox.c.event,
+        outbox.c.since_ms,
+    )
+    .select_from(
+        outbox_lines.outerjoin(
+            outbox,
+            outbox.c.position
+            == (
+                select(func.min(text("mine.position")))
+                .select_from(text("outbox as mine"))
+                .where(
+                    text(
+                        "mine.namespace = outbox_lines.namespace and mine.sink = outbox_lines.sink"
+                        f" and mine.workflow_id = outbox_lines.workflow_id and mine.{WAITING}"
+                    )
+                )
+                .scalar_subquery()
+            ),
+        )
+    )
+    .where(*_HELD)
+)
+_TAKE_DELIVERED: Final = delete(outbox).where(among(outbox.c.position, "positions")).returning(outbox.c.position)
+_FREE: Final = update(outbox_lines).where(*_HELD).values(due_ms=_NOW, claim="", attempts=0, error="")
+_RELEASE: Final = update(outbox_lines).where(*_HELD).values(due_ms=_NOW, claim="")
+_FORGET_EMPTY: Final = (
+    delete(outbox_lines)
+    .where(*_HELD, outbox_lines.c.version == bindparam("of_version", type_=BigInteger))
+    .returning(outbox_lines.c.line_id)
+)
+_PUT_OFF: Final = (
+    update(outbox_lines)
+    .where(*_HELD)
+    .values(
+        due_ms=bindparam("until_ms", type_=BigInteger),
+        claim="",
+        attempts=bindparam("tried", type_=Integer),
+        error=bindparam("why", type_=TEXT),
+    )
+)
+_DIES: Final = {
+    "waiting": False,
+    "error": bindparam("why", type_=TEXT),
+    "dead_ms": _NOW,
+    "forget_ms": bindparam("until_ms", type_=BigInteger),
+}
+_BURY: Final = (
+    update(outbox)
+    .where(among(outbox.c.position, "positions"), _IS_WAITING)
+    .values(**_DIES, attempts=bindparam("tried", type_=Integer))
+    .returning(outbox.c.position)
+)
+_OLD: Final = (
+    select(outbox.c.position)
+    .where(_IS_WAITING, *_OF_SINK, outbox.c.since_ms <= bindparam("before_ms", type_=BigInteger))
+    .order_by(outbox.c.since_ms)
+    .limit(_LIMIT)
+)
+_BURY_OLD: Final = update(outbox).where(outbox.c.position.in_(_OLD)).values(**_DIES).returning(outbox.c.position)
+_FORGOTTEN: Final = (
+    select(outbox.c.position).where(_IS_DEAD, outbox.c.forget_ms < _NOW).order_by(outbox.c.forget_ms).limit(_LIMIT)
+)
+_FORGET: Final = delete(outbox).where(outbox.c.position.in_(_FORGOTTEN)).returning(outbox.c.position)
+
+# Dead letters, chosen by position, or all of a sink.
+_ONE: Final = (outbox.c.namespace == _NAMESPACE, outbox.c.position == bindparam("at", type_=BigInteger))
+
+
+def _chosen(which: Sequence[Any]) -> Any:
+    return outbox.c.position.in_(
+        select(outbox.c.position).where(_IS_DEAD, *which).order_by(outbox.c.position).limit(_LIMIT)
+    )
+
+
+_REVIVED: Final = {
+    "waiting": True,
+    "since_ms": _NOW,
+    "attempts": 0,
+    "error": "",
+    "dead_ms": 0,
+    "forget_ms": 0,
+}
+
+
+def _revive(which: Sequence[Any]) -> Executable:
+    return update(outbox).where(_chosen(which)).values(**_REVIVED).returning(outbox.c.position)
+
+
+def _line_up(which: Sequence[Any]) -> Executable:
+    """Those that were revived just now are the first ones of their lines. Who has a line goes on with what he has."""
+    revived = (
+        select(
+            outbox.c.namespace,
+            outbox.c.sink,
+            outbox.c.workflow_id,
+            literal(1, BigInteger),
+            _NOW,
+            literal("", TEXT),
+            literal(0, Integer),
+            literal("", TEXT),
+        )
+        .distinct()
+        .where(_IS_WAITING, outbox.c.since_ms == _NOW, *which)
+        .order_by(outbox.c.namespace, outbox.c.sink, outbox.c.workflow_id)
+    )
+    columns = ["namespace", "sink", "workflow_id", "version", "due_ms", "claim", "attempts", "error"]
+    added = insert(outbox_lines).from_select(columns, revived)
+    nobodys = outbox_lines.c.claim == ""
+    return added.on_conflict_do_update(
+        index_elements=[outbox_lines.c.namespace, outbox_lines.c.sink, outbox_lines.c.workflow_id],
+        set_={
+            "version": outbox_lines.c.version + 1,
+            "due_ms": case((nobodys, _NOW), else_=outbox_lines.c.due_ms),
+            "attempts": 0,
+            "error": "",
+        },
+    )
+
+
+_REVIVE: Final = {which: (_revive(where), _line_up(where)) for which, where in (("one", _ONE), ("sink", _OF_SINK))}
+_DROP: Final = {
+    which: delete(outbox).where(_chosen(where)).returning(outbox.c.position)
+    for which, where in (("one", _ONE), ("sink", _OF_SINK))
+}
+
+LIST: Final = (
+    select(
+        outbox,
+        outbox_lines.c.attempts.label("line_attempts"),
+        outbox_lines.c.error.label("line_error"),
+        outbox_lines.c.due_ms.label("line_due_ms"),
+        select(func.min(text("before.position")))
+        .select_from(text("outbox as before"))
+        .where(
+            text(
+                "before.namespace = outbox.namespace and before.sink = outbox.sink"
+                f" and before.workflow_id = outbox.workflow_id and before.{WAITING}"
+            )
+        )
+        .scalar_subquery()
+        .label("first_position"),
+    )
+    .select_from(
+        outbox.outerjoin(
+            outbox_lines,
+            and_(
+                outbox_lines.c.namespace == outbox.c.namespace,
+                outbox_lines.c.sink == outbox.c.sink,
+                outbox_lines.c.workflow_id == outbox.c.workflow_id,
+            ),
+        )
+    )
+    .where(
+        outbox.c.namespace == _NAMESPACE,
+        outbox.c.position > bindparam("after", type_=BigInteger),
+        or_(_SINK == "", outbox.c.sink == _SINK),
+        or_(bindparam("of_workflow", type_=TEXT) == "", outbox.c.workflow_id == bindparam("of_workflow", type_=TEXT)),
+    )
+    .order_by(outbox.c.position)
+    .limit(_LIMIT)
+)
+_LIST_WAITING: Final = LIST.where(_IS_WAITING)
+_LIST_DEAD: Final = LIST.where(_IS_DEAD)
+
+
+def _count(predicate: Any) -> Executable:
+    found = select(outbox.c.position).where(predicate, *_OF_SINK).limit(COUNTED)
+    return select(func.count().label("count")).select_from(found.subquery())
+
+
+_COUNT_WAITING, _COUNT_DEAD = _count(_IS_WAITING), _count(_IS_DEAD)
+_OLDEST: Final = select(func.min(outbox.c.since_ms).label("since_ms")).where(_IS_WAITING, *_OF_SINK)
+
+
+def _used(predicate: str) -> Executable:
+    """The sinks that events of a namespace are for: one look into an index for each."""
+    return text(f"""
+with recursive used(sink) as (
+    select min(outbox.sink) from outbox where outbox.namespace = :of_namespace and {predicate}
+    union all
+    select (select min(outbox.sink) from outbox
+        where outbox.namespace = :of_namespace and outbox.sink > used.sink and {predicate})
+    from used where used.sink is not null
+)
+select sink from used where sink is not null limit :limit
+""").bindparams(bindparam("of_namespace", type_=Text), bindparam("limit", type_=Integer))
+
+
+_USED: Final = (_used(f"outbox.{WAITING}"), _used("not outbox.waiting"))
+_SINKS: Final = select(sinks).where(sinks.c.namespace == _NAMESPACE).order_by(sinks.c.sink)
+_GET_SINK: Final = select(sinks).where(sinks.c.namespace == _NAMESPACE, sinks.c.sink == _SINK)
+_DELETE_SINK: Final = (
+    delete(sinks).where(sinks.c.namespace == _NAMESPACE, sinks.c.sink == _SINK).returning(sinks.c.sink)
+)
+_NEW_SINK: Final = {
+    "url": bindparam("new_url", type_=TEXT),
+    "secret": bindparam("new_secret", type_=TEXT),
+    "old_secret": bindparam("new_old_secret", type_=TEXT),
+    "old_until_ms": bindparam("new_old_until_ms", type_=BigInteger),
+    "update_ms": bindparam("new_update_ms", type_=BigInteger),
+}
+_SET_SINK: Final = (
+    insert(sinks)
+    .values(namespace=_NAMESPACE, sink=_SINK, **_NEW_SINK)
+    .on_conflict_do_update(index_elements=[sinks.c.namespace, sinks.c.sink], set_=_NEW_SINK)
+)
+
+
+class Outbox(Statements):
+    """Keeps what commits put into it until it is delivered."""
+
+    # Delivering ---------------------------------------------------------------------------------------------------
+
+    async def sinks_with_work(self, now_ms: int, limit: int) -> list[tuple[str, str]]:
+        """Namespaces and sinks for which something is due, the longest due first."""
+        rows = await self._read(WITH_WORK, now_ms=now_ms, limit=limit)
+        return [(row["namespace"], row["sink"]) for row in rows]
+
+    async def claim_lines(
+        self, namespace: str, sink: str, claim: str, now_ms: int, until_ms: int, limit: int
+    ) -> list[Outgoing]:
+        """Claim due lines, the longest due first, under a name that nobody used before; their first events."""
+        where = {"of_namespace": namespace, "of_sink": sink}
+        rows = await self._write(CLAIM, **where, new_claim=claim, now_ms=now_ms, until_ms=until_ms, limit=limit)
+        if not rows:
+            return []
+        line_ids = [row["line_id"] for row in rows]
+        return [_outgoing(row) for row in await self._read(FIRST, line_ids=line_ids, of_claim=claim)]
+
+    async def take_delivered(self, claim: str, delivered: Sequence[Outgoing], now_ms: int) -> None:
+        """These were delivered; their lines are free again."""
+        positions = [each.position for each in delivered]
+        line_ids = [each.line_id for each in delivered]
+        await self._write_both(
+            _TAKE_DELIVERED, _FREE, positions=positions, line_ids=line_ids, of_claim=claim, now_ms=now_ms
+        )
+
+    async def put_off(self, claim: str, line: Outgoing, until_ms: int, why: str) -> None:
+        """The first event of the line could not be delivered, and is tried again."""
+        await self._write(
+            _PUT_OFF, line_ids=[line.line_id], of_claim=claim, until_ms=until_ms, tried=line.attempts + 1, why=why
+        )
+
+    async def release_lines(self, claim: str, lines: Sequence[Outgoing], due_ms: int) -> None:
+        """Nothing was tried: these are anybody's from then on."""
+        await self._write(_RELEASE, line_ids=[each.line_id for each in lines], of_claim=claim, now_ms=due_ms)
+
+    async def bury(self, claim: str, line: Outgoing, why: str, now_ms: int, forget_ms: int) -> None:
+        """The first event of the line is dead; the next one is tried."""
+        await self._write_both(
+            _BURY,
+            _FREE,
+            positions=[line.position],
+            line_ids=[line.line_id],
+            of_claim=claim,
+            why=why,
+            tried=line.attempts + 1,
+            now_ms=now_ms,
+            until_ms=forget_ms,
+        )
+
+    async def bury_old(
+        self, namespace: str, sink: str, before_ms: int, why: str, now_ms: int, forget_ms: int, limit: int
+    ) -> int:
+        """What has waited since before then is dead. Returns how many: at most `limit`."""
+        where = {"of_namespace": namespace, "of_sink": sink}
+        rows = await self._write(
+            _BURY_OLD, **where, before_ms=before_ms, why=why, now_ms=now_ms, until_ms=forget_ms, limit=limit
+        )
+        return len(rows)
+
+    async def forget_empty(self, claim: str, lines: Sequence[Outgoing], now_ms: int) -> None:
+        """Nothing is in these lines any more. One that got an event meanwhile stays, and is free again."""
+        for line in lines:
+            held = {"line_ids": [line.line_id], "of_claim": claim}
+            if not await self._write(_FORGET_EMPTY, **held, of_version=line.version):
+                await self._write(_RELEASE, **held, now_ms=now_ms)
+
+    async def forget_dead(self, now_ms: int, limit: int) -> int:
+        """Delete dead letters that nobody asked for in time. Returns how many."""
+        return len(await self._write_apart(_FORGET, now_ms=now_ms, limit=limit))
+
+    # Looking ------------------------------------------------------------------------------------------------------
+
+    async def list_outbox(
+        self, namespace: str, *, dead: bool, sink: str, workflow_id: str, after: int, limit: int
+    ) -> list[Undelivered]:
+        """For a client: what waits, or is dead, after a position; of a sink or a workflow, or of all where empty."""
+        rows = await self._search(
+            _LIST_DEAD if dead else _LIST_WAITING,
+            of_namespace=namespace,
+            of_sink=sink,
+            of_workflow=workflow_id,
+            after=after,
+            limit=limit,
+        )
+        return [_undelivered(row) for row in rows]
+
+    async def count_outbox(self, namespace: str, sink: str) -> Waiting:
+        """For a client: how much there is for a sink."""
+        where = {"of_namespace": namespace, "of_sink": sink}
+        waiting, dead = [
+            (await self._search(statement, **where))[0]["count"] for statement in (_COUNT_WAITING, _COUNT_DEAD)
+        ]
+        oldest_ms = (await self._search(_OLDEST, **where))[0]["since_ms"]
+        return Waiting(waiting, dead, oldest_ms or 0)
+
+    async def used_sinks(self, namespace: str, limit: int) -> set[str]:
+        """For a client: the sinks that events of the namespace are for."""
+        return {
+            row["sink"]
+            for statement in _USED
+            for row in await self._search(statement, of_namespace=namespace, limit=limit)
+        }
+
+    # Dead letters ---------------------------------------------------------------------------------------------------
+
+    async def revive(self, namespace: str, which: int | str, now_ms: int, limit: int) -> int:
+        """Have a dead letter, by its position, or those of a sink, sent again. Returns how many: at most `limit`."""
+        kind, where = _which(namespace, which)
+        return len(await self._write_both(*_REVIVE[kind], **where, now_ms=now_ms, limit=limit))
+
+    async def drop_dead(self, namespace: str, which: int | str, limit: int) -> int:
+        """Delete a dead letter, by its position, or those of a sink. Returns how many: at most `limit`."""
+        kind, where = _which(namespace, which)
+        return len(await self._write(_DROP[kind], **where, limit=limit))
+
+    # Sinks ----------------------------------------------------------------------------------------------------------
+
+    async def set_sink(self, namespace: str, sink: SinkRow) -> None:
+        """Keep it so."""
+        await self._write(
+            _SET_SINK,
+            of_namespace=namespace,
+            of_sink=sink.name,
+            new_url=sink.url,
+            new_secret=sink.secret,
+            new_old_secret=sink.old_secret,
+            new_old_until_ms=sink.old_until_ms,
+            new_update_ms=sink.update_ms,
+        )
+
+    async def get_sink(self, namespace: str, name: str) -> SinkRow | None:
+        """As it is stored."""
+        rows = await self._read(_GET_SINK, of_namespace=namespace, of_sink=name)
+        return _sink(rows[0]) if rows else None
+
+    async def list_sinks(self, namespace: str) -> list[SinkRow]:
+        """All that were set, by name."""
+        return [_sink(row) for row in await self._read(_SINKS, of_namespace=namespace)]
+
+    async def delete_sink(self, namespace: str, name: str) -> bool:
+        """Forget it. False: there is none."""
+        return bool(await self._write(_DELETE_SINK, of_namespace=namespace, of_sink=name))
+
+
+def _which(namespace: str, which: int | str) -> tuple[str, dict[str, Any]]:
+    if isinstance(which, int):
+        return "one", {"of_namespace": namespace, "at": which}
+    return "sink", {"of_namespace": namespace, "of_sink": which}
+
+
+def _outgoing(row: Row) -> Outgoing:
+    if row["position"] is None:
+        return Outgoing(row["line_id"], row["version"], row["attempts"])
+    event = CloudEvent.FromString(row["event"])
+    return Outgoing(row["line_id"], row["version"], row["attempts"], row["position"], event, row["since_ms"])
+
+
+def _undelivered(row: Row) -> Undelivered:
+    first = bool(row["waiting"]) and row["first_position"] == row["position"] and row["line_due_ms"] is not None
+    return Undelivered(
+        position=row["position"],
+        event=CloudEvent.FromString(row["event"]),
+        sink=row["sink"],
+        workflow_id=row["workflow_id"],
+        run_id=row["run_id"],
+        since_ms=row["since_ms"],
+        attempts=row["line_attempts"] if first else row["attempts"],
+        error=row["line_error"] if first else row["error"],
+        next_ms=row["line_due_ms"] if first else NEVER_MS,
+        dead_ms=row["dead_ms"],
+        forget_ms=row["forget_ms"],
+    )
+
+
+def _sink(row: Row) -> SinkRow:
+    return SinkRow(row["sink"], row["url"], row["secret"], row["old_secret"], row["old_until_ms"], row["update_ms"])

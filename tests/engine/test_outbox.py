@@ -1,0 +1,162 @@
+"""The outbox part alone: how often a sink is tried that is away, and what a bad moment of ours costs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from cloudevents.core.bindings.http import HTTPMessage
+from sqlalchemy import text
+
+from romancy.v1.event_pb2 import CloudEvent
+
+from romancy_service.core.destinations import Destinations
+from romancy_service.core.limits import Limits
+from romancy_service.core.sink import Verdict
+from romancy_service.errors import StoreUnavailable
+from romancy_service.outbox import Outbox
+from romancy_service.store.outbox import SinkRow
+from romancy_service.store.store import Store
+from romancy_service.webhook import Answer, Webhooks
+
+T0 = 1_700_000_000_000
+WORKFLOWS = 10_000
+LIMITS = Limits()
+AWAY = Answer(Verdict.LATER, "away", unreachable=True)
+TAKEN = Answer(Verdict.DELIVERED)
+
+
+class _Clock:
+    """A test moves it."""
+
+    def __init__(self) -> None:
+        self.ms = T0
+
+    def now_ms(self) -> int:
+        return self.ms
+
+    earliest_ms = latest_ms = now_ms
+
+    def certain(self) -> bool:
+        return True
+
+
+class _Sinks(Webhooks):
+    """Answers as it is told, and counts."""
+
+    def __init__(self) -> None:
+        super().__init__(Destinations(), LIMITS)
+        self.answer = AWAY
+        self.tried: Counter[str] = Counter()
+        """By URL."""
+
+    async def post(self, url: str, message: HTTPMessage, headers: Mapping[str, str], now_ms: int) -> Answer:
+        self.tried[url] += 1
+        return self.answer if url == "http://away/" else TAKEN
+
+
+async def fill(store: Store, sink: str, workflows: int) -> None:
+    """So many workflows sent one event each."""
+    event = CloudEvent(id="1", source="/", spec_version="1.0", type="sent").SerializeToString().hex()
+    blob = f"decode('{event}', 'hex')" if "Postgres" in type(store).__name__ else f"x'{event}'"
+    numbers = f"with recursive n(n) as (select 1 union all select n + 1 from n where n < {workflows})"
+    columns = "namespace, workflow_id, sink, run_id, event, since_ms, waiting, attempts, error, dead_ms, forget_ms"
+    values = f"'default', 'order-' || n, '{sink}', 'run', {blob}, {T0}, true, 0, '', 0, 0"
+    await store._write(text(f"insert into outbox ({columns}) {numbers} select {values} from n returning 1"))
+    columns = "namespace, sink, workflow_id, version, due_ms, claim, attempts, error"
+    values = f"'default', '{sink}', 'order-' || n, 1, {T0}, '', 0, ''"
+    await store._write(text(f"insert into outbox_lines ({columns}) {numbers} select {values} from n returning 1"))
+    await store.set_sink("default", SinkRow(sink, f"http://{sink}/", "", "", 0, T0))
+
+
+@asynccontextmanager
+async def delivering(store: Store, clock: _Clock, sinks: _Sinks) -> AsyncIterator[Outbox]:
+    outbox = Outbox(store, clock, sinks, LIMITS)
+    running = asyncio.create_task(outbox.run())
+    outbox.look_now()
+    try:
+        yield outbox
+    finally:
+        await outbox.drained()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def until(condition: Callable[[], Any], what: str) -> None:
+    try:
+        async with asyncio.timeout(60):
+            while not condition():  # noqa: ASYNC110 - as the tests of the service wait
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"{what}: not in time") from None
+
+
+async def test_a_sink_that_is_away_is_tried_rarely_whatever_waits_for_it_and_others_go_on(store: Store) -> None:
+    await fill(store, "away", WORKFLOWS)
+    await fill(store, "near", 30)
+    clock, sinks = _Clock(), _Sinks()
+    async with delivering(store, clock, sinks) as outbox:
+        await until(lambda: sinks.tried["http://near/"] == 30, "the other sink has everything")
+        await until(lambda: not outbox._lanes, "all rest")
+        first = sinks.tried["http://away/"]
+        assert 1 <= first <= LIMITS.sink_requests
+        for number in range(1, 11):
+            clock.ms += 31_000
+            outbox.look_now()
+            await until(lambda: sinks.tried["http://away/"] >= first + number, "it is tried again")  # noqa: B023
+            await until(lambda: not outbox._lanes, "all rest")
+            assert sinks.tried["http://away/"] == first + number, "with one event after each pause"
+        sinks.answer = TAKEN
+        clock.ms += 31_000
+        outbox.look_now()
+        await until(lambda: sinks.tried["http://away/"] >= first + 10 + 200, "it gets everything now")
+    assert (await store.count_outbox("default", "near")).waiting == 0
+
+
+async def test_a_database_that_is_away_for_a_moment_costs_no_event(store: Store) -> None:
+    await fill(store, "near", 40)
+    clock, sinks = _Clock(), _Sinks()
+    broken = 3
+    take = store.take_delivered
+
+    async def sometimes(*arguments: Any) -> None:
+        nonlocal broken
+        if broken:
+            broken -= 1
+            raise StoreUnavailable("away")
+        await take(*arguments)
+
+    store.take_delivered = sometimes  # type: ignore[assignment, method-assign]
+    async with delivering(store, clock, sinks) as outbox:
+        await until(lambda: sinks.tried["http://near/"] >= 40 and not outbox._lanes, "all is delivered")
+    assert broken == 0
+    assert sinks.tried["http://near/"] == 40, "and once"
+    assert (await store.count_outbox("default", "near")).waiting == 0
+
+
+async def test_what_is_under_way_is_finished_before_the_service_stops(store: Store) -> None:
+    await fill(store, "near", 3)
+    clock, sinks = _Clock(), _Sinks()
+    let_go = asyncio.Event()
+    post = sinks.post
+
+    async def slowly(*arguments: Any) -> Answer:
+        await let_go.wait()
+        return await post(*arguments)
+
+    sinks.post = slowly  # type: ignore[assignment, method-assign]
+    outbox = Outbox(store, clock, sinks, LIMITS)
+    running = asyncio.create_task(outbox.run())
+    outbox.look_now()
+    await until(lambda: outbox._lanes and any(len(lane.trying) == 3 for lane in outbox._lanes.values()), "all are sent")
+    drained = asyncio.create_task(outbox.drained())
+    await asyncio.sleep(0)
+    assert not drained.done()
+    let_go.set()
+    await drained
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert (await store.count_outbox("default", "near")).waiting == 0
