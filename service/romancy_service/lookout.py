@@ -22,6 +22,7 @@ from romancy_service.clock import Clock
 from romancy_service.dispatch import Dispatch
 from romancy_service.engine import Engine
 from romancy_service.errors import StoreUnavailable
+from romancy_service.outbox import Outbox
 from romancy_service.publisher import Publisher
 from romancy_service.queries import Queries
 from romancy_service.relay import FROZEN_S, HORIZON_MS, Relay
@@ -48,6 +49,7 @@ class Lookout:
         dispatch: Dispatch,
         relay: Relay,
         publisher: Publisher,
+        outbox: Outbox,
         schedules: Schedules,
         queries: Queries,
     ) -> None:
@@ -57,6 +59,7 @@ class Lookout:
         self._dispatch = dispatch
         self._relay = relay
         self._publisher = publisher
+        self._outbox = outbox
         self._schedules = schedules
         self._queries = queries
         self._commits = 0
@@ -85,6 +88,9 @@ class Lookout:
         soon_ms = self._clock.latest_ms() + HORIZON_MS
         relays = agenda.lost or agenda.task_ms <= soon_ms
         starts = agenda.schedule_ms <= soon_ms
+        sends = agenda.outgoing_ms <= soon_ms
+        if agenda.outgoing_ms <= self._clock.latest_ms():
+            self._outbox.look_now()
         if relays:
             self._relay.look_now(whole=True)
         if starts:
@@ -95,4 +101,6 @@ class Lookout:
             self._queries.look_now()
         if agenda.waiting or agenda.cancelled:
             self._dispatch.noticed(agenda.waiting, cancelled=agenda.cancelled)
-        return relays or starts or agenda.events or agenda.questions or agenda.cancelled or bool(agenda.waiting)
+        return (
+            relays or starts or sends or agenda.events or agenda.questions or agenda.cancelled or bool(agenda.waiting)
+        )

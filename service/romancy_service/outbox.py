@@ -38,8 +38,6 @@ from romancy_service.webhook import Answer, Webhooks, to_message
 
 _log = structlog.get_logger("romancy.outbox")
 
-POLL_S: Final = 1.0
-"""How often it is looked for what is due: what is tried again, and what others left behind."""
 SINKS: Final = 1_000
 """So many sinks are looked at then, those first for which something is due longest."""
 LANES: Final = 64
@@ -129,7 +127,7 @@ class Outbox:
         self._work_for(key)
 
     def look_now(self) -> None:
-        """Do not wait for the next look."""
+        """Something is due: what is tried again, or what others left behind."""
         self._look.set()
 
     def _work_for(self, key: _Key) -> None:
@@ -141,7 +139,7 @@ class Outbox:
     async def run(self) -> None:
         """Deliver, until cancelled."""
         async with self._webhooks, asyncio.TaskGroup() as lanes:
-            lanes.create_task(self._look_often())
+            lanes.create_task(self._look_when_told())
             while True:
                 await self._wake.wait()
                 self._wake.clear()
@@ -162,13 +160,9 @@ class Outbox:
             self._ended.clear()
             await self._ended.wait()
 
-    async def _look_often(self) -> None:
+    async def _look_when_told(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(POLL_S):
-                    await self._look.wait()
-            except TimeoutError:
-                pass
+            await self._look.wait()
             self._look.clear()
             try:
                 for key in await self._store.sinks_with_work(self._clock.latest_ms(), SINKS):

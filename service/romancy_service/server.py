@@ -209,7 +209,7 @@ async def _parts(config: Config, edges: _Edges, store: Store, clock: Clock) -> A
     schedules = Schedules(store, clock, engine, results)
     outbox = Outbox(store, clock, Webhooks(config.destinations, limits), limits)
     retention = Retention(store, clock, limits)
-    lookout = Lookout(store, clock, engine, dispatch, relay, publisher, schedules, queries)
+    lookout = Lookout(store, clock, engine, dispatch, relay, publisher, outbox, schedules, queries)
     lobby = Lobby(node, relay.saw_end)
     engine.observe(results.observe)
     engine.doubt(results.doubt)

@@ -72,7 +72,7 @@ async def _looking(parts: _Parts, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     monkeypatch.setattr(asyncio, "sleep", parts.sleep)
     clock = DatabaseClock(now_ms)
     await clock.sync()
-    each = [parts.part(name) for name in ("relay", "publisher", "schedules", "queries")]
+    each = [parts.part(name) for name in ("relay", "publisher", "outbox", "schedules", "queries")]
     lookout = Lookout(parts, clock, parts, parts, *each)  # type: ignore[arg-type]
     task = asyncio.create_task(lookout.run())
     try:
@@ -92,6 +92,8 @@ async def _looking(parts: _Parts, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         (Agenda(lost=True), ["relay"]),
         (Agenda(schedule_ms=0), ["schedules"]),
         (Agenda(events=True), ["publisher"]),
+        (Agenda(outgoing_ms=0), ["outbox"]),
+        (Agenda(outgoing_ms=NEVER_MS - 1), []),
         (Agenda(questions=True), ["queries"]),
         (Agenda(waiting=[_KEY]), [f"dispatch {[_KEY]} False"]),
         (Agenda(cancelled=True), ["dispatch [] True"]),

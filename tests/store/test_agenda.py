@@ -13,6 +13,7 @@ from romancy_service.store.events import NewEvent
 from romancy_service.store.questions import Question
 from romancy_service.store.store import Change, Lease, LeasedRow, Store, Want
 from tests.store.drive import NAMESPACE, T0, begin, code, session, store_all, then, waiting_activities
+from tests.store.test_outbox import sent
 
 _ORDER = (NAMESPACE, "main", TaskKind.WORKFLOW, "order")
 _PAY = (NAMESPACE, "main", TaskKind.ACTIVITY, "pay")
@@ -62,6 +63,14 @@ async def test_an_attempt_that_left_its_worker_is_neither_lost_nor_anybodys_to_s
     agenda = await store.agenda(T0, [])
     assert not agenda.cancelled
     assert not agenda.lost
+
+
+async def test_the_next_event_that_a_sink_is_to_get_is_told_whichever_sink_it_is_for(store: Store) -> None:
+    await sent(store, "order-1", "a", sink="slow", now_ms=T0 + 9)
+    assert (await store.agenda(T0, [])).outgoing_ms == T0 + 9
+    await sent(store, "order-2", "b", sink="after", now_ms=T0 + 5)
+    await sent(store, "order-3", "c", sink="zeal", now_ms=T0 + 7)
+    assert (await store.agenda(T0, [])).outgoing_ms == T0 + 5
 
 
 async def test_events_and_questions_that_are_open_are_to_be_seen_to(store: Store) -> None:

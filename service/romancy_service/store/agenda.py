@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from romancy_service.core.task import NEVER_MS, TypeKey
+from romancy_service.store.outbox import FIRST_LINES
 from romancy_service.store.rows import Row
 from romancy_service.store.tables import CLAIMABLE, LOOKED_AT, OWNED, RELAYED, UNDELIVERED
 
@@ -22,6 +23,8 @@ class Agenda:
     """When the service must look at a task next: a timer, a timeout, an errand."""
     schedule_ms: int = NEVER_MS
     """The same for schedules."""
+    outgoing_ms: int = NEVER_MS
+    """The same for events on their way to sinks."""
     lost: bool = False
     """Tasks of sessions that are gone, or sessions whose lease is over."""
     cancelled: bool = False
@@ -34,7 +37,7 @@ class Agenda:
     """Those of the types that were asked about of which a task is due that nobody has."""
 
 
-_TASK, _SCHEDULE, _LOST, _CANCELLED, _EVENTS, _QUESTIONS, _WAITING = range(7)
+_TASK, _SCHEDULE, _LOST, _CANCELLED, _EVENTS, _QUESTIONS, _WAITING, _OUTGOING = range(8)
 
 
 def agenda_sql(keys: str, now: str) -> str:
@@ -42,6 +45,7 @@ def agenda_sql(keys: str, now: str) -> str:
     return f"""
 select {_TASK} as what, (select relay_ms from tasks where {RELAYED} order by relay_ms limit 1) as value
 union all select {_SCHEDULE}, (select look_ms from schedules where {LOOKED_AT} order by look_ms limit 1)
+union all select {_OUTGOING}, ({FIRST_LINES} select min(due_ms) from line)
 union all select {_LOST}, (select 1 from sessions where lease_ms <= {now} limit 1)
 union all select {_LOST}, (select 1 from tasks where {OWNED}
     and not exists (select 1 from sessions where session_id = tasks.owner) limit 1)
@@ -65,6 +69,8 @@ def agenda_of(rows: Iterable[Row], keys: Sequence[TypeKey]) -> Agenda:
             agenda.task_ms = value
         elif what == _SCHEDULE:
             agenda.schedule_ms = value
+        elif what == _OUTGOING:
+            agenda.outgoing_ms = value
         elif what == _WAITING:
             agenda.waiting.append(keys[value])
         else:

@@ -98,7 +98,7 @@ _IS_WAITING: Final = text(f"outbox.{WAITING}")
 _IS_DEAD: Final = text("not outbox.waiting")
 _HELD: Final = (among(outbox_lines.c.line_id, "line_ids"), outbox_lines.c.claim == _CLAIM)
 
-WITH_WORK: Final = text("""
+FIRST_LINES: Final = """
 with recursive line(line_id, namespace, sink, due_ms) as (
     select line_id, namespace, sink, due_ms from outbox_lines where line_id = (
         select line_id from outbox_lines order by namespace, sink, due_ms limit 1)
@@ -108,6 +108,9 @@ with recursive line(line_id, namespace, sink, due_ms) as (
         select line_id from outbox_lines where (namespace, sink) > (line.namespace, line.sink)
         order by namespace, sink, due_ms limit 1)
 )
+"""
+"""`line`: of each sink the one that is due first, by one look into an index."""
+WITH_WORK: Final = text(f"""{FIRST_LINES}
 select namespace, sink from line where due_ms <= :now_ms order by due_ms limit :limit
 """).bindparams(bindparam("now_ms", type_=BigInteger), bindparam("limit", type_=Integer))
 """Sinks for which something is due: one look into an index for each sink, however much waits for it."""
