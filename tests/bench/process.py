@@ -13,6 +13,8 @@ from typing import IO, Final
 import psutil
 
 ROOT: Final = Path(__file__).parents[2]
+_POLLER: Final = {"GRPC_EXPERIMENTS": "-event_engine_client,-event_engine_listener"}
+"""As docs/performance.md recommends for workers and clients; the service has it by itself."""
 _STOP_S: Final = 15.0
 
 
@@ -27,7 +29,7 @@ class Process:
         self.name = name
         self._log = folder / f"{name}.log"
         paths = [str(ROOT), str(ROOT / "service"), str(ROOT / "worker_sdk" / "python")]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", **_POLLER}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
