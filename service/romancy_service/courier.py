@@ -152,7 +152,8 @@ class Courier:
         elif task.attempt == children.OPEN:
             await self._tell(run, command, terminate=False)
             await self._engine.submit(run.run_id, TellChild(_fence(task), command.child_id))
-        elif not await self._prevent(run, task, command):
+        # Of one that is known to be started the id of its start may be forgotten by now.
+        elif task.attempt == children.CLOSE or not await self._prevent(run, task, command):
             await self._tell(run, command, terminate=command.parent_close_policy == PARENT_CLOSE_POLICY_TERMINATE)
             await self._engine.submit(run.run_id, FinishErrand(_fence(task)))
 

@@ -274,6 +274,19 @@ class WorkflowOpen(RomancyError):
         super().__init__(f"run {run_id} is open; cancel or terminate it first", run_id=run_id)
 
 
+class WorkflowUnsettled(RomancyError):
+    """The run is closed, and others are still to hear of it: what is asked can be done only when they have."""
+
+    reason = "WORKFLOW_UNSETTLED"
+
+    def __init__(self, run_id: str) -> None:
+        text = (
+            f"run {run_id} is closed, but what it has to tell others (its parent, its children, those it sent messages"
+            " to) is not delivered yet; ask again in some seconds"
+        )
+        super().__init__(text, run_id=run_id)
+
+
 class StaleTask(RomancyError):
     """The task is done, or another attempt or worker has it: drop its result."""
 

@@ -49,7 +49,7 @@ from romancy_service.errors import (
 )
 from romancy_service.event_rules import SLACK_MS, EventRules
 from romancy_service.store.event_rules import Outcome
-from romancy_service.store.events import NewEvent, OpenEvent, Subscriber
+from romancy_service.store.events import FIRST_LINE, NewEvent, OpenEvent, Subscriber
 from romancy_service.store.store import Store
 from romancy_service.submission import Recorded, RequestKey
 
@@ -57,6 +57,8 @@ _log = structlog.get_logger("romancy.publisher")
 
 LANES: Final = 64
 """So many types are delivered at a time."""
+LEFT: Final = 1_000
+"""So many lines are looked at each time for events that were left behind; the next time those after them."""
 EVENTS: Final = 64
 """So many events of a type are looked up together."""
 SUBSCRIBERS: Final = 1_000
@@ -223,12 +225,17 @@ class Publisher:
 
     async def _look(self) -> None:
         """Find what was left behind: by a replica that is gone, or here while the database was away."""
+        events_after = messages_after = FIRST_LINE
         while True:
             await self._look_wanted.wait()
             self._look_wanted.clear()
+            if len(self._waiting) >= LEFT:
+                continue
             try:
                 late_ms = self._clock.now_ms() - _LATE_MS
-                for line, oldest_ms in await self._store.left_events(LANES):
+                left, events_after = await self._store.left_events(events_after, LEFT)
+                messages, messages_after = await self._store.left_messages(messages_after, LEFT)
+                for line, oldest_ms in left + messages:
                     if oldest_ms < late_ms or self._is_ours(line):
                         self._waiting[line] = None
                         self._wake.set()

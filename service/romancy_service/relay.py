@@ -68,6 +68,8 @@ class Relay:
         self._distrusts_since = 0.0
         self._seen_ending: set[str] = set()
         self._expired_ms = 0
+        self._owing_after = ""
+        """The run after which it is looked next for errands."""
         self._ran_at = 0.0
         """When we last ran, and the database last answered."""
         self.part = 0
@@ -170,7 +172,10 @@ class Relay:
         await self._feed_all(lambda limit: self._store.due(now_ms, limit, self.part, self.parts), due)
         if not whole:
             return
-        for run_id in await self._store.with_errands(now_ms, BATCH, self.part, self.parts):
+        owing, self._owing_after = await self._store.with_errands(
+            self._owing_after, now_ms, BATCH, self.part, self.parts
+        )
+        for run_id in owing:
             self._courier.visit(run_id)
         held = {(run_id, task_id) for _, run_id, task_id in self._heap}
         for run_id, task_id, due_ms in await self._store.due_within(now_ms, HORIZON_MS, _HELD, self.part, self.parts):

@@ -26,9 +26,12 @@ LOOK_S: Final = 60.0
 RUNS: Final = 100
 REQUESTS: Final = 500
 """So many go in one batch: some milliseconds of the database."""
+CHANNELS: Final = 500
 NAMESPACES: Final = 500
 REQUEST_KEPT_MS: Final = 86_400_000
-"""Requests are remembered a day at least: clients that were cut off ask again within it."""
+"""Requests are remembered a day at least: clients that were cut off ask again within it. For as long as events too."""
+OVERDUE_SLACK_MS: Final = 3_600_000
+"""What is overdue may have been done so long before it fell due: a schedule that waits for a run is looked at later."""
 CLEARED_AFTER_MS: Final = 60_000
 """So long is the history of a deleted run left alone: whoever found the run before may be reading it."""
 REST: Final = 2
@@ -38,7 +41,11 @@ SHORTEST_REST_S: Final = 0.01
 
 
 class Retention:
-    """Deletes what is past its retention, until cancelled."""
+    """Deletes what is past its retention, until cancelled.
+
+    Requests are forgotten last, and none that is younger than what is overdue: so what was done before the service went
+    away for long is known to be done when it comes back.
+    """
 
     def __init__(self, store: Store, clock: Clock, limits: Limits) -> None:
         self._store = store
@@ -74,13 +81,16 @@ class Retention:
 
     async def _sweep(self, now_ms: int) -> None:
         """One batch of each namespace after the other, so that a large one does not keep the others waiting."""
+        while await self._rested(self._store.forget_events(now_ms, REQUESTS)) == REQUESTS:
+            pass
+        forget_ms = await self._forget_ms(now_ms)
         removed = cleared = 0
         pending = await self._namespaces()
         while pending:
             left = []
             for namespace in pending:
                 expired = await self._rested(self._expire(namespace, now_ms))
-                forgotten = await self._rested(self._forget(namespace, now_ms))
+                forgotten = await self._rested(self._forget(namespace, now_ms, forget_ms))
                 removed += expired
                 if expired == RUNS or forgotten == REQUESTS:
                     left.append(namespace)
@@ -88,11 +98,11 @@ class Retention:
             cleared += await self._clear(now_ms)
         while piece := await self._clear(now_ms):
             cleared += piece
-        while await self._rested(self._store.forget_events(now_ms, REQUESTS)) == REQUESTS:
-            pass
         while await self._rested(self._store.forget_dead(now_ms, REQUESTS)) == REQUESTS:
             pass
-        await self._store.forget_channels(now_ms - self._limits.event_window_ms)
+        unused_ms = now_ms - self._limits.event_window_ms
+        while await self._rested(self._store.forget_channels(unused_ms, now_ms, CHANNELS)):
+            pass
         await self._store.forget_offers(now_ms - self._limits.offer_kept_ms)
         if removed or cleared:
             _log.info("deleted what was past its retention", runs=removed, cleared_rows=cleared)
@@ -106,9 +116,18 @@ class Retention:
     async def _expire(self, namespace: Namespace, now_ms: int) -> int:
         return await self._store.remove_expired(namespace.name, now_ms - self._kept_ms(namespace), now_ms, RUNS)
 
-    async def _forget(self, namespace: Namespace, now_ms: int) -> int:
-        kept_ms = max(self._kept_ms(namespace), REQUEST_KEPT_MS)
-        return await self._store.forget_requests(namespace.name, now_ms - kept_ms, REQUESTS)
+    async def _forget_ms(self, now_ms: int) -> int:
+        """Only requests older than this may be forgotten."""
+        before_ms = now_ms - max(REQUEST_KEPT_MS, self._limits.event_window_ms)
+        since_ms = await self._store.overdue_since(now_ms, before_ms)
+        if since_ms == before_ms:
+            return before_ms
+        _log.warning("requests are kept: something is overdue", hours=round((now_ms - since_ms) / 3_600_000, 1))
+        return since_ms - OVERDUE_SLACK_MS
+
+    async def _forget(self, namespace: Namespace, now_ms: int, forget_ms: int) -> int:
+        before_ms = min(forget_ms, now_ms - self._kept_ms(namespace))
+        return await self._store.forget_requests(namespace.name, before_ms, REQUESTS)
 
     def _kept_ms(self, namespace: Namespace) -> int:
         return namespace.retention_ms or self._limits.retention_ms

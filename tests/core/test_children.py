@@ -150,7 +150,7 @@ def test_what_becomes_of_a_child_when_its_parent_completes(policy: ParentClosePo
             assert state_of(life) == children.START
             life.do(begun(life, "kid:1"))
     else:
-        assert state_of(life) == children.CLOSE
+        assert state_of(life) == (children.CLOSE if opened else children.PREVENT)
         life.do(finished(life, "h/kid:1"))
     assert not life.run.tasks
 
@@ -170,6 +170,15 @@ def test_what_becomes_of_a_child_that_ends_at_the_same_time_as_its_parent(policy
     assert life.run.last_event_id == events, "of a closed run nothing is recorded"
 
 
+def test_a_child_whose_start_is_not_known_stays_due_since_it_was_asked_for_when_its_parent_closes() -> None:
+    life = with_child(opened=False)
+    asked_ms = life.run.tasks["h/kid:1"].due_ms
+    life.now_ms += 86_400_000
+    life.do(Terminate("enough", "ann"))
+    assert state_of(life) == children.PREVENT
+    assert life.run.tasks["h/kid:1"].due_ms == asked_ms < life.now_ms
+
+
 def test_terminating_the_parent_closes_its_children_by_their_policies() -> None:
     life = Life.begin()
     life.code(
@@ -179,7 +188,7 @@ def test_terminating_the_parent_closes_its_children_by_their_policies() -> None:
     life.do(begun(life, "kid:2"))
     life.do(Terminate("enough", "ann"))
     assert list(life.run.tasks) == ["h/kid:1"]
-    assert state_of(life) == children.CLOSE
+    assert state_of(life) == children.PREVENT
 
 
 def test_a_rollback_does_not_wait_for_an_abandoned_child() -> None:

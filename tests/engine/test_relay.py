@@ -31,8 +31,8 @@ class _Store:
     async def due_within(self, *_: object) -> list[Any]:
         return []
 
-    async def with_errands(self, *_: object) -> set[str]:
-        return set()
+    async def with_errands(self, *_: object) -> tuple[list[str], str]:
+        return [], ""
 
     async def lost(self, now_ms: int, limit: int) -> list[DueTask]:
         return []

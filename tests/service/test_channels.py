@@ -274,13 +274,13 @@ async def test_what_nobody_takes_is_forgotten_some_day_and_channels_that_nobody_
     store, now_ms = tenant.cluster.store, tenant.cluster.replicas[0].node.clock.now_ms()
     week_ms = 7 * 86_400_000
     await store.forget_events(now_ms + week_ms - 60_000, 1_000)
-    await store.forget_channels(now_ms - 60_000)
+    await store.forget_channels(now_ms - 60_000, now_ms, 100)
     assert (await show(tenant)).unread == 1
-    await store.forget_channels(now_ms + 60_000)
+    await store.forget_channels(now_ms + 60_000, now_ms, 100)
     assert (await show(tenant)).unread == 1, "something waits there"
     await store.forget_events(now_ms + week_ms + 60_000, 1_000)
     assert (await show(tenant)).unread == 0
-    await store.forget_channels(now_ms + 60_000)
+    await store.forget_channels(now_ms + 60_000, now_ms, 100)
     assert (await refused(show(tenant))).reason == "CHANNEL_NOT_FOUND"
 
 
@@ -290,7 +290,7 @@ async def test_subscribing_races_forgetting(tenant: Tenant) -> None:
         name = f"jobs-{number}"
         await store.add_channel(tenant.namespace, name, now_ms - 10_000)
         join_it = store.join_channel(tenant.namespace, name, CHANNEL_MODE_COMPETING, now_ms)
-        taken, _ = await asyncio.gather(join_it, store.forget_channels(now_ms - 5_000))
+        taken, _ = await asyncio.gather(join_it, store.forget_channels(now_ms - 5_000, now_ms, 100))
         assert taken is None
         assert await store.channel_mode(tenant.namespace, name) == CHANNEL_MODE_COMPETING
 

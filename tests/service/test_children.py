@@ -208,6 +208,16 @@ async def test_a_parent_that_is_terminated_terminates_or_cancels_what_is_open(te
     assert (await tenant.newest("k2")).HasField("cancellation")
 
 
+async def test_a_child_is_closed_with_its_parent_however_long_ago_it_was_started(tenant: Tenant) -> None:
+    worker, run_id = await begin(tenant, child("kid:1"))
+    await told(tenant, run_id, "child_started")
+    while await tenant.cluster.store.forget_requests(tenant.namespace, 2**62, 1_000):
+        pass
+    await parent_goes_on(worker, tenant, run_id, complete())
+    kid = (await tenant.newest(f"{run_id}/kid:1")).info.run_id
+    await told(tenant, kid, "workflow_cancel_requested")
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 async def test_parent_and_child_that_end_at_the_same_time_leave_nothing_behind(
     tenant: Tenant, policy: ParentClosePolicy.ValueType

@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from structlog.testing import capture_logs
 
 from romancy.v1.admin_service_pb2 import ListNamespacesRequest, Namespace, SetNamespaceRequest, SetNamespaceResponse
-from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_TERMINATED
+from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPLETED, WORKFLOW_STATUS_TERMINATED
 from romancy.v1.workflow_service_pb2 import (
     CountWorkflowsRequest,
     DeleteWorkflowRequest,
@@ -28,11 +28,13 @@ from romancy.v1.workflow_service_pb2 import (
 )
 
 from romancy_service.core.limits import Limits
+from romancy_service.courier import Courier
 from romancy_service.rpc.admin_service import AdminService
 from romancy_service.rpc.auth import CALLER, Grant, Right
 from romancy_service.store.tables import attributes, history, removals, requests
 from romancy_service.store.tables import runs as run_table
 from tests.core.life import complete
+from tests.core.talk import send
 from tests.core.test_attributes import text
 from tests.service.cluster import Cluster, ShiftedClock, Tenant, cluster, refused, seconds, until
 from tests.service.scripted_worker import PATIENCE_S
@@ -312,6 +314,36 @@ async def test_an_open_run_cannot_be_deleted(tenant: Tenant) -> None:
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "WORKFLOW_OPEN")
     await tenant.terminate(run.run_id)
     assert (await delete(tenant, run.run_id, request_id="gone")).run_id == run.run_id
+
+
+async def test_a_closed_run_is_deleted_after_what_it_has_to_tell_others_is_delivered(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await tenant.worker()
+    other = await tenant.start("other", workflow_type="other")
+    with monkeypatch.context() as patch:
+        patch.setattr(Courier, "visit", lambda *_: None)
+        run = await tenant.start("order")
+        await worker.command(await worker.workflow_task(), send("1", "other"), complete())
+
+        async def is_closed() -> bool:
+            return (await tenant.get(run.run_id)).info.status == WORKFLOW_STATUS_COMPLETED
+
+        await until(is_closed, "the run is closed")
+        refusal = await refused(delete(tenant, run.run_id, request_id="gone"))
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "WORKFLOW_UNSETTLED")
+        assert (await tenant.get(run.run_id)).info.run_id == run.run_id
+
+    async def deleted() -> bool:
+        try:
+            return (await delete(tenant, run.run_id, request_id="gone")).run_id == run.run_id
+        except grpc.aio.AioRpcError as error:
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            return False
+
+    await until(deleted, "the run is deleted")
+    assert "signal_received" in await tenant.kinds(other.run_id)
+    await tenant.terminate(other.run_id)
 
 
 async def test_bad_deletions_are_refused(tenant: Tenant) -> None:

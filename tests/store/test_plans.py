@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import asyncpg
@@ -14,11 +14,11 @@ from romancy_service.store import lookups, workforce
 from romancy_service.store.arrays import ANY_TEXT, Arrays
 from romancy_service.store.event_rules import ACTIVE, NOTE
 from romancy_service.store.events import CLOSE, SUBSCRIBERS, TOPICS
-from romancy_service.store.postgres import DIALECT, WALKING
+from romancy_service.store.postgres import DIALECT, INDEXED, WALKING
 from romancy_service.store.postgres_commit import BY_KEY, Shape, statement
 from romancy_service.store.postgres_tasks import CLAIM, HEARTBEAT, LEASED, LOAD, RELEASE, WANTS
 from romancy_service.store.sql import compiled
-from romancy_service.store.store import DUE, open_store
+from romancy_service.store.store import DUE, ERRANDS, open_store
 
 Node = dict[str, Any]
 
@@ -59,6 +59,12 @@ async def plan(url: str, settings: dict[str, str], sql: str) -> list[Node]:
     finally:
         await connection.close()
     return list(_nodes(json.loads(explained)[0]["Plan"]))
+
+
+async def explained(connection: asyncpg.Connection, sql: str, arguments: Sequence[object]) -> list[Node]:
+    """The nodes of a statement's plan, with what they found when it was carried out."""
+    (found,) = await connection.fetch(f"explain (analyze, format json) {sql}", *arguments)
+    return list(_nodes(json.loads(found[0])[0]["Plan"]))
 
 
 def _nodes(node: Node) -> Iterator[Node]:
@@ -108,6 +114,16 @@ async def test_what_is_due_is_read_off_its_index(url: str) -> None:
     sql, _ = compiled(DUE, DIALECT, values)
     nodes = await plan(url, WALKING, sql)
     assert {node.get("Index Name") for node in nodes if node.get("Relation Name") == "tasks"} == {"tasks_relay"}
+
+
+async def test_runs_with_errands_are_read_off_their_index(url: str) -> None:
+    values = {"after": "", "now_ms": 0, "overdue_ms": 0, "limit": 1, "part": 0, "parts": 1}
+    sql, _ = compiled(ERRANDS, DIALECT, values)
+    nodes = await plan(url, INDEXED, sql)
+    assert [node for node in nodes if node["Node Type"] == "Seq Scan"] == []
+    found = {node.get("Index Name") for node in nodes if node.get("Relation Name") == "tasks"} - {None}
+    assert found <= {"tasks_errands", "tasks_pk"}
+    assert "tasks_errands" in found
 
 
 def _of_events(**values: Any) -> dict[str, Any]:

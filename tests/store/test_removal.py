@@ -15,20 +15,28 @@ from sqlalchemy import func, select
 from romancy.v1.workflow_pb2 import AttributeValue, WorkflowSpec
 from romancy.v1.workflow_service_pb2 import WorkflowFilter
 
+from romancy_service.clock import DatabaseClock
+from romancy_service.core.channel import topic_of_channel
+from romancy_service.core.limits import Limits
 from romancy_service.core.run import Run
-from romancy_service.core.triggers import StartRun
+from romancy_service.core.task import Fence
+from romancy_service.core.triggers import FinishErrand, StartRun
 from romancy_service.errors import BatchRejected
+from romancy_service.retention import Retention
 from romancy_service.store import postgres, sqlite_removal, tables
+from romancy_service.store.events import NewEvent
 from romancy_service.store.namespaces import Namespace
 from romancy_service.store.postgres import WALKING
 from romancy_service.store.postgres_removal import CLEAR_HISTORY, FORGET_REQUESTS, REMOVE, REMOVE_EXPIRED, clear, forget
 from romancy_service.store.removal import BELONGINGS
 from romancy_service.store.store import Change, Request, Store, open_store
 from tests.core.life import complete, schedule
+from tests.core.talk import send
 from tests.store.drive import NAMESPACE, T0, begin, code, completes, request, store_all, then
 from tests.store.test_plans import plan
 
 EVERYTHING = 2**40
+DAY_MS = 86_400_000
 
 
 async def closed(store: Store, name: str, *, now_ms: int = T0, activities: int = 0) -> Run:
@@ -82,6 +90,70 @@ async def test_an_open_run_is_not_deleted_and_its_request_not_remembered(store: 
     assert await store.remove_run(deletion(run), T0) is None
     assert run.run_id in await store.load([run.run_id])
     assert await store.find_requests([(NAMESPACE, "delete-1")]) == {}
+
+
+async def test_a_run_that_owes_others_something_is_kept_until_it_is_settled(store: Store) -> None:
+    run = begin("order-1")
+    await store_all(store, Change(run))
+    await store_all(store, code(run, send("1"), complete()))
+    other = await closed(store, "order-2")
+    assert await store.remove_run(deletion(run), T0) is None
+    assert await store.find_requests([(NAMESPACE, "delete-1")]) == {}
+    assert await store.remove_expired(NAMESPACE, T0 + 1, T0, 10) == 1
+    assert set(await store.load([run.run_id, other.run_id])) == {run.run_id}
+    await store_all(store, then(run, FinishErrand(Fence("s/1", 1, ""))))
+    assert await store.remove_run(deletion(run), T0) == "order-1"
+
+
+async def test_a_request_is_kept_while_the_message_that_was_taken_by_it_counts_as_open(store: Store) -> None:
+    new = [NewEvent("/s", str(n), topic_of_channel("jobs"), b"", T0 + EVERYTHING) for n in range(2)]
+    await store.add_events(NAMESPACE, new, T0)
+    first, second = await store.open_events(NAMESPACE, topic_of_channel("jobs"), 10)
+    asked = [
+        Request(NAMESPACE, request_id, "run-1", "ReceiveEvent", b"")
+        for request_id in (f"message/{first.position}/1", f"message/{second.position}/1", "message/x/1", "message/7")
+    ]
+    asked.append(Request(NAMESPACE, f"of a client message/{first.position}/1", "run-1", "SignalWorkflow", b""))
+    await store_all(store, Change(begin(), requests=asked))
+    await store.close_events(NAMESPACE, topic_of_channel("jobs"), [second], kept=True)
+    assert await store.forget_requests(NAMESPACE, T0 + 1, 10) == 4
+    assert set(await store.find_requests([(NAMESPACE, each.request_id) for each in asked])) == {
+        (NAMESPACE, f"message/{first.position}/1")
+    }
+    await store.close_events(NAMESPACE, topic_of_channel("jobs"), [first], kept=True)
+    assert await store.forget_requests(NAMESPACE, T0 + 1, 10) == 1
+
+
+async def test_what_is_overdue_is_an_errand_or_an_event_that_was_not_delivered(store: Store) -> None:
+    before_ms = T0 + 1_000
+    assert await store.overdue_since(before_ms, before_ms) == before_ms
+    messages = [NewEvent("/s", "1", topic_of_channel("jobs"), b"", T0)]
+    await store.add_events(NAMESPACE, messages, T0 - 9)
+    assert await store.overdue_since(before_ms, before_ms) == before_ms, "nobody need take a message"
+    await store.add_events(NAMESPACE, [NewEvent("/s", "2", "paid", b"", T0 + 500)], T0 + 20)
+    assert await store.overdue_since(T0 + 500, before_ms) == before_ms, "it is not to be forgotten yet"
+    assert await store.overdue_since(before_ms, before_ms) == T0 + 20
+    run = begin()
+    await store_all(store, Change(run))
+    await store_all(store, code(run, send("1"), complete(), now_ms=T0 + 7))
+    assert await store.overdue_since(before_ms, before_ms) == T0 + 7
+    assert await store.overdue_since(before_ms, T0 + 5) == T0 + 5
+
+
+async def test_requests_outlive_what_they_guard_however_long_the_service_was_away(store: Store) -> None:
+    """A run took an event, and its replica died before it noted that: it is delivered again when that is back."""
+    await store.add_events(NAMESPACE, [NewEvent("/s", "1", "paid", b"", T0 + DAY_MS)], T0)
+    (event,) = await store.open_events(NAMESPACE, "paid", 10)
+    run = begin()
+    taken = Request(NAMESPACE, f"event/{event.position}/{run.run_id}", run.run_id, "ReceiveEvent", b"")
+    await store_all(store, Change(run, requests=[taken]), now_ms=T0 + 5)
+    limits = Limits(retention_ms=3_600_000)
+    retention = Retention(store, DatabaseClock(store.now_ms), limits)
+    await retention._sweep(T0 + 3 * DAY_MS)
+    assert await store.find_requests([(NAMESPACE, taken.request_id)])
+    await store.close_events(NAMESPACE, "paid", [event])
+    await retention._sweep(T0 + 3 * DAY_MS)
+    assert not await store.find_requests([(NAMESPACE, taken.request_id)])
 
 
 async def test_a_deletion_is_remembered_with_its_answer_and_its_id_is_taken_then(store: Store) -> None:

@@ -36,6 +36,8 @@ MODE_KEYS: Final[Mapping[ChannelMode.ValueType, str]] = {
 """The keys of those that are subscribed."""
 _BEFORE: Final = "\n"
 """Before a channel, so that it is never taken for a type. In no id: ids have no control characters."""
+CHANNELS_END: Final = "\v"
+"""After the topics of all channels, which sort together, and in no type either."""
 _TO_ONE: Final = "\t"
 """Before a channel and before the workflow that a message there is for."""
 

@@ -1,7 +1,7 @@
 """Children: the life of a run's children, as its own history sees it.
 
 A child's row is there from the request until its end is known. Its attempt says what is to be done about it: START it,
-nothing while it is OPEN, or CLOSE it because its parent is closed.
+nothing while it is OPEN, or CLOSE it because its parent is closed; PREVENT its start if that is not known to have been.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from romancy_service.core.task import NEVER_MS, Task, TaskKind, child_task_id
 START: Final = 1
 OPEN: Final = 2
 CLOSE: Final = 3
+PREVENT: Final = 4
 
 
 def requested(run: Run, command: StartChild) -> None:
@@ -85,7 +86,11 @@ def abandon(run: Run) -> None:
 def let_go(run: Run) -> None:
     """The run is closed: its children go on without it, or are closed as well. Those not started yet are not lost."""
     for task in list(run.children()):
-        if not is_abandoned(task):
+        if not is_abandoned(task) and task.attempt == START:
+            # Due since it was asked for: as long as it is, it stays known whether it was started.
+            task.attempt = PREVENT
+            run.put_task(task)
+        elif not is_abandoned(task):
             task.attempt, task.due_ms = CLOSE, run.last_event_ms
             run.put_task(task)
         elif task.attempt == OPEN:

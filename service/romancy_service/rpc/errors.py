@@ -48,6 +48,7 @@ from romancy_service.errors import (
     WorkflowIdUsed,
     WorkflowNotFound,
     WorkflowOpen,
+    WorkflowUnsettled,
 )
 
 _log = structlog.get_logger("romancy.rpc")
@@ -82,6 +83,7 @@ STATUS: Final[dict[type[RomancyError], grpc.StatusCode]] = {
     EventRuleNotFound: grpc.StatusCode.NOT_FOUND,
     TooManyEventRules: grpc.StatusCode.RESOURCE_EXHAUSTED,
     WorkflowOpen: grpc.StatusCode.FAILED_PRECONDITION,
+    WorkflowUnsettled: grpc.StatusCode.UNAVAILABLE,
     StaleTask: grpc.StatusCode.FAILED_PRECONDITION,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,

@@ -5,27 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from romancy.v1.admin_service_pb2 import SetNamespaceResponse
-from romancy.v1.event_service_pb2 import (
-    DeleteEventRuleResponse,
-    PauseEventRuleResponse,
-    ResumeEventRuleResponse,
-    SetEventRuleResponse,
-)
-from romancy.v1.workflow_service_pb2 import DeleteWorkflowResponse
+from google.protobuf.message import Message
 
 from romancy_service.errors import RequestIdReused, RomancyError
 from romancy_service.store.store import Store
 
-R = TypeVar(
-    "R",
-    DeleteWorkflowResponse,
-    SetNamespaceResponse,
-    SetEventRuleResponse,
-    PauseEventRuleResponse,
-    ResumeEventRuleResponse,
-    DeleteEventRuleResponse,
-)
+R = TypeVar("R", bound=Message)
 
 
 async def once(

@@ -81,6 +81,7 @@ from romancy_service.errors import (
     WorkflowClosed,
     WorkflowNotFound,
     WorkflowOpen,
+    WorkflowUnsettled,
 )
 from romancy_service.node import Node
 from romancy_service.results import Waiter
@@ -304,12 +305,19 @@ class WorkflowService(WorkflowServiceServicer):
         workflow_id = await store.remove_run(asked, self._node.clock.latest_ms())
         faults.point("removal.after")
         if workflow_id is None:
-            raise WorkflowOpen(run_id) if await store.outcomes([run_id]) else WorkflowNotFound(run_id)
+            raise await self._undeletable(run_id)
         identity = identity_of(request.identity)
         facts = {"namespace": namespace, "workflow_id": workflow_id, "run_id": run_id, "request_id": request_id}
         _audit.info("workflow deleted", identity=identity, reason=request.reason, **facts)
         self._node.results.removed(run_id)
         return response
+
+    async def _undeletable(self, run_id: str) -> RomancyError:
+        """Why a run was not deleted."""
+        found = (await self._node.store.outcomes([run_id])).get(run_id)
+        if found is None:
+            return WorkflowNotFound(run_id)
+        return WorkflowOpen(run_id) if found[1] is None else WorkflowUnsettled(run_id)
 
     # Telling ------------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,8 @@ class Agenda:
     cancelled: bool = False
     """Tasks that somebody has and that were asked to stop."""
     events: bool = False
-    """Events that may not have reached all that wait for them."""
+    """Events that may not have reached all that wait for them. Messages that nobody receives, too: the look for what
+    was left behind passes over these, and costs the same however many they are."""
     questions: bool = False
     """Questions between replicas."""
     waiting: list[TypeKey] = field(default_factory=list)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import BigInteger, Integer, Select, bindparam, delete, exists, func, literal, select, text, update
+from sqlalchemy import BigInteger, Integer, Text, TextClause, bindparam, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from romancy.v1.channel_pb2 import CHANNEL_MODE_UNSPECIFIED, ChannelMode
 
 from romancy_service.core.channel import MODE_KEYS, RECEIVER, topic_of_channel
 from romancy_service.core.limits import COUNTED
+from romancy_service.store.rows import Row
 from romancy_service.store.sql import Statements
-from romancy_service.store.tables import SUBSCRIBED, TEXT, UNDELIVERED, channels, events, tasks
+from romancy_service.store.tables import SUBSCRIBED, TEXT, UNDELIVERED, channels, tasks
+
+SHOWN_TOGETHER: Final = 100
+"""So many channels are counted by one statement, which takes at most a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +50,6 @@ _OF_NAME: Final = (
     channels.c.channel == bindparam("name", type_=TEXT),
 )
 _GET: Final = select(channels.c.mode, channels.c.version).where(*_OF_NAME)
-_PAGE: Final = (
-    select(channels.c.channel, channels.c.mode)
-    .where(
-        channels.c.namespace == bindparam("of_namespace", type_=TEXT),
-        channels.c.channel > bindparam("after", type_=TEXT),
-    )
-    .order_by(channels.c.channel)
-    .limit(bindparam("limit", type_=Integer))
-)
 _TAKE: Final = (
     update(channels)
     .where(*_OF_NAME, channels.c.version == bindparam("seen", type_=BigInteger))
@@ -73,37 +68,40 @@ _USERS: Final = (
 )
 _USED: Final = select(tasks.c.run_id).where(*_USERS).limit(1)
 
+_TOPIC: Final = ":before || channels.channel"
+_SUBSCRIBED: Final = f"from tasks where {SUBSCRIBED} and namespace = channels.namespace and type = {_TOPIC}"
+_UNREAD: Final = f"from events where {UNDELIVERED} and namespace = channels.namespace and type = {_TOPIC}"
+_KEY: Final = " ".join(f"when {int(mode)} then '{key}'" for mode, key in MODE_KEYS.items())
 
-def _counted(found: Select[Any]) -> Select[Any]:
-    return select(func.count().label("count")).select_from(found.limit(COUNTED).subquery())
+
+def _count(found: str) -> str:
+    return f"(select count(*) from (select 1 {found} limit {COUNTED}) as found)"
 
 
-_COUNT_USERS: Final = _counted(select(tasks.c.run_id).where(*_USERS))
-_COUNT_UNREAD: Final = _counted(
-    select(events.c.position).where(
-        text(UNDELIVERED),
-        events.c.namespace == bindparam("of_namespace", type_=TEXT),
-        events.c.type == bindparam("topic", type_=TEXT),
-    )
+_INFO: Final = f"""
+select channel, mode,
+    {_count(f"{_SUBSCRIBED} and queue = case channels.mode {_KEY} else '' end")} as subscribers,
+    {_count(f"{_SUBSCRIBED} and queue = '{RECEIVER}'")} as receivers,
+    {_count(_UNREAD)} as unread
+from channels where namespace = :of_namespace
+"""
+
+
+def _of_channels(sql: str) -> TextClause:
+    texts, numbers = ("of_namespace", "before", "name", "after"), ("now_ms", "before_ms", "limit")
+    named = {name: Text() for name in texts} | {name: BigInteger() for name in numbers}
+    return text(sql).bindparams(*(bindparam(name, type_=of) for name, of in named.items() if f":{name}" in sql))
+
+
+_SHOW: Final = _of_channels(f"{_INFO} and channel = :name")
+PAGE: Final = _of_channels(f"{_INFO} and channel > :after order by channel limit :limit")
+_OLD: Final = """changed_ms < :before_ms and (namespace, channel) in (
+    select namespace, channel from channels where changed_ms < :before_ms order by changed_ms limit :limit)"""
+_IN_USE: Final = (
+    f"((select run_id {_SUBSCRIBED} limit 1) is not null or (select position {_UNREAD} limit 1) is not null)"
 )
-_TOPIC: Final = literal(topic_of_channel(""), TEXT) + channels.c.channel
-_FORGET: Final = (
-    delete(channels)
-    .where(
-        channels.c.changed_ms < bindparam("before_ms", type_=BigInteger),
-        ~exists(
-            select(tasks.c.run_id).where(
-                text(SUBSCRIBED), tasks.c.namespace == channels.c.namespace, tasks.c.type == _TOPIC
-            )
-        ),
-        ~exists(
-            select(events.c.position).where(
-                text(UNDELIVERED), events.c.namespace == channels.c.namespace, events.c.type == _TOPIC
-            )
-        ),
-    )
-    .returning(channels.c.channel)
-)
+FORGET: Final = _of_channels(f"delete from channels where {_OLD} and not {_IN_USE} returning channel")
+KEEP: Final = _of_channels(f"update channels set changed_ms = :now_ms where {_OLD} and {_IN_USE} returning channel")
 
 
 class Channels(Statements):
@@ -147,24 +145,32 @@ class Channels(Statements):
 
     async def show_channel(self, namespace: str, channel: str) -> ChannelInfo | None:
         """For a client."""
-        rows = await self._show(_GET, of_namespace=namespace, name=channel)
-        mode = ChannelMode.ValueType(rows[0]["mode"]) if rows else None
-        return None if mode is None else await self._info(namespace, channel, mode)
+        rows = await self._search(_SHOW, of_namespace=namespace, name=channel, before=topic_of_channel(""))
+        return _info(rows[0]) if rows else None
 
     async def list_channels(self, namespace: str, after: str, limit: int) -> list[ChannelInfo]:
         """For a client: by name, after one."""
-        rows = await self._show(_PAGE, of_namespace=namespace, after=after, limit=limit)
-        return [await self._info(namespace, row["channel"], ChannelMode.ValueType(row["mode"])) for row in rows]
+        found: list[ChannelInfo] = []
+        while (piece := min(limit - len(found), SHOWN_TOGETHER)) > 0:
+            rows = await self._search(
+                PAGE, of_namespace=namespace, before=topic_of_channel(""), after=after, limit=piece
+            )
+            found += [_info(row) for row in rows]
+            if len(rows) < piece:
+                break
+            after = found[-1].name
+        return found
 
-    async def _info(self, namespace: str, channel: str, mode: ChannelMode.ValueType) -> ChannelInfo:
-        at = {"of_namespace": namespace, "topic": topic_of_channel(channel)}
-        users = [
-            (await self._search(_COUNT_USERS, **at, key=key))[0]["count"] if key else 0
-            for key in (MODE_KEYS.get(mode), RECEIVER)
-        ]
-        unread = (await self._search(_COUNT_UNREAD, **at))[0]["count"]
-        return ChannelInfo(channel, mode, users[0], users[1], unread)
+    async def forget_channels(self, before_ms: int, now_ms: int, limit: int) -> int:
+        """Of those that were used last before `before_ms`, look at the first ones, at most `limit`: delete those that
+        nobody uses, and note that the others are used now. Returns how many; 0: there are no more.
+        """
+        values = {"before_ms": before_ms, "before": topic_of_channel(""), "limit": limit}
+        forgotten = await self._sweep(FORGET, **values)
+        kept = await self._sweep(KEEP, **values, now_ms=now_ms)
+        return len(forgotten) + len(kept)
 
-    async def forget_channels(self, before_ms: int) -> int:
-        """Delete those that nobody has used since. Returns how many."""
-        return len(await self._write_apart(_FORGET, before_ms=before_ms))
+
+def _info(row: Row) -> ChannelInfo:
+    mode = ChannelMode.ValueType(row["mode"])
+    return ChannelInfo(row["channel"], mode, row["subscribers"], row["receivers"], row["unread"])

@@ -23,14 +23,21 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy.sql.expression import TextClause
 
 from romancy.v1.event_pb2 import CloudEvent
 
-from romancy_service.core.channel import topic_of_channel
+from romancy_service.core.channel import CHANNELS_END, topic_of_channel
 from romancy_service.core.subscription import topics_of
 from romancy_service.core.task import NEVER_MS
+from romancy_service.store.left import LEFT_EVENTS, LEFT_MESSAGES
 from romancy_service.store.sql import Statements, among
 from romancy_service.store.tables import SUBSCRIBED, TEXT, UNDELIVERED, events, tasks
+
+Line = tuple[str, str]
+"""Namespace and line: a type of events, or a channel."""
+FIRST_LINE: Final[Line] = ("", "")
+"""Before all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,24 +85,6 @@ _OPEN: Final = (
     .order_by(events.c.position)
     .limit(bindparam("limit", type_=Integer))
 )
-LEFT: Final = text(f"""
-with recursive line(position, namespace, type, accepted_ms) as (
-    select position, namespace, type, accepted_ms from events where position = (
-        select position from events where {UNDELIVERED} order by namespace, type, position limit 1)
-    union all
-    select next.position, next.namespace, next.type, next.accepted_ms
-    from line join events as next on next.position = (
-        select position from events where {UNDELIVERED} and (namespace, type) > (line.namespace, line.type)
-        order by namespace, type, position limit 1)
-)
-select namespace, type, accepted_ms as oldest_ms from line
-where substr(type, 1, 1) <> :before_channel or exists (
-    select from_run.run_id from tasks as from_run where {SUBSCRIBED.replace("kind", "from_run.kind")}
-    and from_run.namespace = line.namespace and from_run.type = line.type)
-order by accepted_ms limit :limit
-""").bindparams(bindparam("before_channel", type_=Text), bindparam("limit", type_=Integer))
-"""The oldest open event of each line: one look into an index for each, however many there are. Messages that nobody is
-there for are no work."""
 CLOSE: Final = (
     update(events)
     .where(
@@ -183,10 +172,28 @@ class Events(Statements):
             for row in rows
         ]
 
-    async def left_events(self, limit: int) -> list[tuple[tuple[str, str], int]]:
-        """Namespaces and types that have open events, with the time of the oldest one; in that order."""
-        rows = await self._read(LEFT, before_channel=topic_of_channel(""), limit=limit)
-        return [((row["namespace"], row["type"]), row["oldest_ms"]) for row in rows]
+    async def left_events(self, after: Line, limit: int) -> tuple[list[tuple[Line, int]], Line]:
+        """Lines of events, but messages, that have open ones, with the time of the first: those after a line, in
+        `limit` steps. And the line after which to look next.
+        """
+        return await self._left(LEFT_EVENTS, after, limit)
+
+    async def left_messages(self, after: Line, limit: int) -> tuple[list[tuple[Line, int]], Line]:
+        """The same for channels in which somebody waits for what is there."""
+        return await self._left(LEFT_MESSAGES, after, limit)
+
+    async def _left(self, page: TextClause, after: Line, limit: int) -> tuple[list[tuple[Line, int]], Line]:
+        namespace, line = after
+        rows = await self._read(
+            page,
+            after_namespace=namespace,
+            after_line=line,
+            channels=topic_of_channel(""),
+            channels_end=CHANNELS_END,
+            limit=limit,
+        )
+        found = [((row["namespace"], row["type"]), row["oldest_ms"]) for row in rows if row["is_work"]]
+        return found, next(((row["namespace"], row["type"]) for row in rows if row["is_last"]), FIRST_LINE)
 
     async def close_events(
         self, namespace: str, event_type: str, delivered: Sequence[OpenEvent], *, kept: bool = False
@@ -201,7 +208,7 @@ class Events(Statements):
 
     async def forget_events(self, now_ms: int, limit: int) -> int:
         """Delete those that were delivered long ago, and messages that nobody took. Returns how many."""
-        return len(await self._write_apart(_FORGET, now_ms=now_ms, limit=limit))
+        return len(await self._sweep(_FORGET, now_ms=now_ms, limit=limit))
 
     async def topics(self, namespace: str, event_type: str) -> list[str]:
         """The topics of events of the type that somebody subscribed to. One look into an index for each."""

@@ -414,7 +414,7 @@ class Outbox(Statements):
 
     async def forget_dead(self, now_ms: int, limit: int) -> int:
         """Delete dead letters that nobody asked for in time. Returns how many."""
-        return len(await self._write_apart(_FORGET, now_ms=now_ms, limit=limit))
+        return len(await self._sweep(_FORGET, now_ms=now_ms, limit=limit))
 
     # Looking ------------------------------------------------------------------------------------------------------
 

@@ -110,6 +110,8 @@ _SETTINGS: Final = {
     "lock_timeout": "5s",
     "statement_timeout": "25s",
 }
+INDEXED: Final = {"enable_seqscan": "off"}
+"""Settings of connections whose statements all have an index: also when a plan was made for a table that was empty."""
 WALKING: Final = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
 DIALECT: Final = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
 _NOW: Final = "select (extract(epoch from clock_timestamp()) * 1000)::bigint as now_ms"
@@ -164,7 +166,7 @@ class PostgresStore(Store):
         with _unavailable():
             self._by_key = await self._pool(self.lanes, self.lanes + BY_KEY_BESIDES_LANES, BY_KEY)
             self._claims = await self._pool(1, CLAIMS, WALKING)
-            self._lookups = await self._pool(1, LOOKUPS, {})
+            self._lookups = await self._pool(1, LOOKUPS, INDEXED)
             for_clients = {"statement_timeout": f"{CLIENT_READ_S:g}s"}
             self._shows = await self._pool(1, SHOWS, for_clients)
             self._searches = await self._pool(1, SEARCHES, for_clients)
@@ -307,6 +309,10 @@ class PostgresStore(Store):
     async def _write_apart(self, statement: Executable, **values: Any) -> Sequence[Row]:
         sql, arguments = compiled(statement, DIALECT, values)
         return await self._fetch(self._apart, sql, *arguments)
+
+    async def _sweep(self, statement: Executable, **values: Any) -> Sequence[Row]:
+        sql, arguments = compiled(statement, DIALECT, values)
+        return await self._fetch(self._removing, sql, *arguments)
 
     async def _write_both(self, first: Executable, second: Executable, **values: Any) -> Sequence[Row]:
         async def write(connection: _Borrowed) -> Sequence[Row]:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from romancy_service.store.tables import CLOSED
+from romancy_service.store.tables import CLOSED, ERRAND, UNDELIVERED
 
 _REMEMBER: Final = """
     insert into requests (namespace, request_id, run_id, method, reply, created_ms)
     select $1::text, $2::text, $3::text, $4::text, $5::bytea, $6::bigint"""
+
+_SETTLED: Final = f"{CLOSED} and (select task_id from tasks where run_id = runs.run_id and {ERRAND} limit 1) is null"
+"""Closed, and owing other runs nothing any more. What a closed run owes only becomes less. It is asked run by run: as
+`not exists` it became a join, for which all errands that there are were read."""
 
 _GO: Final = """gone as (
     delete from runs where run_id in (select run_id from doomed)
@@ -22,22 +26,26 @@ _GO: Final = """gone as (
 
 REMOVE: Final = f"""
 with doomed as materialized (
-    select run_id, workflow_id from runs where run_id = $3::text and {CLOSED} for update
+    select run_id, workflow_id from runs where run_id = $3::text and {_SETTLED} for update
 ), remembered as ({_REMEMBER} from doomed
 ), {_GO.format(now="$6::bigint")}
 select workflow_id from doomed
 """
 REMOVE_EXPIRED: Final = f"""
 with doomed as materialized (
-    select run_id from runs where namespace = $1::text and {CLOSED} and close_ms < $2::bigint
+    select run_id from runs where namespace = $1::text and {_SETTLED} and close_ms < $2::bigint
     order by close_ms limit $4::bigint for update skip locked
 ), {_GO.format(now="$3::bigint")}
 select count(*) as count from doomed
 """
-FORGET_REQUESTS: Final = """
+_OF_OPEN_MESSAGE: Final = f"""method = 'ReceiveEvent' and (
+    select position from events where {UNDELIVERED}
+    and position = substring(request_id from 'message/([0-9]{{1,18}})/[0-9]+$')::bigint) is not null"""
+"""A run has the message, and that is not noted yet: perhaps when the next run waits, which may be in a week."""
+FORGET_REQUESTS: Final = f"""
 with forgotten as (
     delete from requests where ctid = any(array(
-        select ctid from requests where namespace = $1::text and created_ms < $2::bigint
+        select ctid from requests where namespace = $1::text and created_ms < $2::bigint and not ({_OF_OPEN_MESSAGE})
         order by created_ms limit $3::bigint))
     returning 1
 )

@@ -82,6 +82,10 @@ class Statements(ABC):
         """As `_write`, on a connection that nothing else keeps busy."""
 
     @abstractmethod
+    async def _sweep(self, statement: Executable, **values: Any) -> Sequence[Row]:
+        """As `_write`, for what deletes old rows in the order of an index, on a connection of its own."""
+
+    @abstractmethod
     async def _write_both(self, first: Executable, second: Executable, **values: Any) -> Sequence[Row]:
         """Carry out two statements in one transaction, the second if the first returns rows; these rows.
 

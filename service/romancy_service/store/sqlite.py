@@ -257,6 +257,9 @@ class SqliteStore(Store):
     async def _write_apart(self, statement: Executable, **values: Any) -> Sequence[Row]:
         return await self._write(statement, **values)
 
+    async def _sweep(self, statement: Executable, **values: Any) -> Sequence[Row]:
+        return await self._write(statement, **values)
+
     async def _write_both(self, first: Executable, second: Executable, **values: Any) -> Sequence[Row]:
         def write(connection: sqlite3.Connection) -> Sequence[Row]:
             rows = _execute(connection, first, values)

@@ -10,20 +10,25 @@ from typing import Final
 
 from romancy_service.store.removal import BELONGINGS, PIECE_BYTES, PIECE_ROWS, PIECE_RUNS
 from romancy_service.store.store import Namespace, Request
-from romancy_service.store.tables import CLOSED
+from romancy_service.store.tables import CLOSED, ERRAND, UNDELIVERED
 
 _REMEMBER: Final = (
     "insert into requests (namespace, request_id, run_id, method, reply, created_ms) values (?, ?, ?, ?, ?, ?)"
 )
-_CLOSED_RUN: Final = f"select workflow_id from runs where run_id = ? and {CLOSED}"
+_SETTLED: Final = f"{CLOSED} and not exists (select 1 from tasks where run_id = runs.run_id and {ERRAND})"
+_SETTLED_RUN: Final = f"select workflow_id from runs where run_id = ? and {_SETTLED}"
 _EXPIRED: Final = f"""
-select run_id from runs where namespace = ? and {CLOSED} and close_ms < ? order by close_ms limit ?
+select run_id from runs where namespace = ? and {_SETTLED} and close_ms < ? order by close_ms limit ?
 """
 _NOTE: Final = "insert into removals (run_id, removed_ms) values (?, ?)"
 _GO: Final = "delete from runs where run_id = ?"
-_FORGET_REQUESTS: Final = """
+_OF_OPEN_MESSAGE: Final = f"""method = 'ReceiveEvent' and instr(request_id, 'message/') and exists (
+    select 1 from events where {UNDELIVERED}
+    and position = cast(substr(request_id, instr(request_id, 'message/') + 8) as integer))"""
+_FORGET_REQUESTS: Final = f"""
 delete from requests where rowid in (
-    select rowid from requests where namespace = ? and created_ms < ? order by created_ms limit ?)
+    select rowid from requests where namespace = ? and created_ms < ? and not ({_OF_OPEN_MESSAGE})
+    order by created_ms limit ?)
 """
 _REMOVED: Final = "select run_id from removals where removed_ms <= ?1 order by removed_ms limit ?2"
 _CLEAR_HISTORY: Final = f"""
@@ -50,7 +55,7 @@ on conflict (namespace) do update set retention_ms = excluded.retention_ms
 
 def remove(connection: sqlite3.Connection, request: Request, now_ms: int) -> str | None:
     """See Store.remove_run."""
-    found = connection.execute(_CLOSED_RUN, (request.run_id,)).fetchone()
+    found = connection.execute(_SETTLED_RUN, (request.run_id,)).fetchone()
     if found is None:
         return None
     _remember(connection, request, now_ms)

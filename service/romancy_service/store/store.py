@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from sqlalchemy import Integer, bindparam, exists, null, or_, select, text
+from sqlalchemy import BigInteger, Integer, Text, bindparam, exists, null, or_, select, text
 
 from romancy_service.config import InvalidConfig
+from romancy_service.core.channel import topic_of_channel
 from romancy_service.core.run import Run
 from romancy_service.core.task import Fence, Task, TaskKind, TypeKey
 from romancy_service.store.agenda import Agenda
@@ -28,7 +29,7 @@ from romancy_service.store.questions import Questions
 from romancy_service.store.rows import Request, Row, task_of
 from romancy_service.store.schedules import Schedules
 from romancy_service.store.sql import among
-from romancy_service.store.tables import OWNED, RELAYED, keys, requests, sessions, tasks
+from romancy_service.store.tables import ERRAND, LOOKED_AT, OWNED, RELAYED, UNDELIVERED, keys, requests, sessions, tasks
 
 __all__ = [
     "Agenda",
@@ -167,12 +168,33 @@ DUE: Final = (
     .order_by(tasks.c.relay_ms)
     .limit(bindparam("limit", type_=Integer))
 )
-ERRANDS: Final = (
-    select(tasks.c.run_id)
-    .where(*_IS_DUE, tasks.c.kind >= int(TaskKind.CHILD))
-    .order_by(tasks.c.relay_ms)
-    .limit(bindparam("limit", type_=Integer))
+ERRANDS: Final = text(f"""
+with recursive owing(step, run_id) as (
+    select 1, (select run_id from tasks where {ERRAND} and run_id > :after order by run_id limit 1)
+    union all
+    select step + 1, (select run_id from tasks where {ERRAND} and run_id > owing.run_id order by run_id limit 1)
+    from owing where step < :limit and owing.run_id is not null
 )
+select run_id, step = :limit as is_last, (
+    select task_id from tasks where {ERRAND} and run_id = owing.run_id and relay_ms <= :now_ms
+    and (part_hash % :parts = :part or relay_ms <= :overdue_ms) limit 1) is not null as is_due
+from owing where run_id is not null
+""").bindparams(
+    bindparam("after", type_=Text),
+    *(bindparam(name, type_=BigInteger) for name in ("now_ms", "overdue_ms")),
+    *(bindparam(name, type_=Integer) for name in ("limit", "part", "parts")),
+)
+"""A page of the runs that have errands, one look for each: so none with many of them hides the others."""
+OVERDUE: Final = text(f"""
+select (select relay_ms from tasks where {RELAYED} and relay_ms < :before_ms and kind >= {int(TaskKind.CHILD)}
+    order by relay_ms limit 1) as since_ms
+union all select (select look_ms from schedules where {LOOKED_AT} and look_ms < :before_ms order by look_ms limit 1)
+union all select (select accepted_ms from events where forget_ms < :now_ms and {UNDELIVERED}
+    and substr(type, 1, 1) <> :channels order by forget_ms limit 1)
+""").bindparams(
+    *(bindparam(name, type_=BigInteger) for name in ("now_ms", "before_ms")), bindparam("channels", type_=Text)
+)
+"""Each is the first of an index; when nothing is overdue there is none to be passed over."""
 _DUE_WITHIN: Final = (
     select(tasks.c.run_id, tasks.c.task_id, tasks.c.relay_ms)
     .where(
@@ -251,19 +273,31 @@ class Store(EventRules, Events, Channels, Outbox, Lookups, Presence, Schedules, 
 
     @abstractmethod
     async def remove_run(self, request: Request, now_ms: int) -> str | None:
-        """Delete the request's run if it is closed, and remember the request. Returns its workflow id; None: it is open
-        or not there, and nothing is remembered. Raises BatchRejected when the request id is taken.
+        """Delete the request's run if it is closed and has no errands left, and remember the request. Returns its
+        workflow id; None: it is not so, or not there, and nothing is remembered. Raises BatchRejected when the request
+        id is taken.
 
         The run is gone at once; `clear_removed` clears away what belongs to it.
         """
 
     @abstractmethod
     async def remove_expired(self, namespace: str, before_ms: int, now_ms: int, limit: int) -> int:
-        """Delete runs that closed before `before_ms`, the oldest first. Returns how many: at most `limit`."""
+        """Delete runs that closed before `before_ms` and have no errands left, the oldest first. Returns how many: at
+        most `limit`.
+        """
 
     @abstractmethod
     async def forget_requests(self, namespace: str, before_ms: int, limit: int) -> int:
-        """Forget requests that are older. Returns how many: at most `limit`."""
+        """Forget requests that are older, but those by which a run took a message that still counts as open. Returns
+        how many: at most `limit`.
+        """
+
+    async def overdue_since(self, now_ms: int, before_ms: int) -> int:
+        """Since when something is to be done again that may have been done: an errand, a start of a schedule, an event
+        that should be forgotten by now. `before_ms`: nothing is older than that. The service was away for so long.
+        """
+        rows = await self._sweep(OVERDUE, now_ms=now_ms, before_ms=before_ms, channels=topic_of_channel(""))
+        return min([before_ms, *(int(row["since_ms"]) for row in rows if row["since_ms"] is not None)])
 
     @abstractmethod
     async def clear_removed(self, before_ms: int) -> int:
@@ -307,10 +341,16 @@ class Store(EventRules, Events, Channels, Outbox, Lookups, Presence, Schedules, 
     async def agenda(self, now_ms: int, keys: Sequence[TypeKey]) -> Agenda:
         """What is to be done here, in one look; `keys`: the types of which waiting tasks could be taken here."""
 
-    async def with_errands(self, now_ms: int, limit: int, part: int, parts: int) -> set[str]:
-        """Runs that have something to be done in other runs, by the same rules as `due`."""
-        rows = await self._read(ERRANDS, now_ms=now_ms, overdue_ms=now_ms - 1_000, limit=limit, part=part, parts=parts)
-        return {row["run_id"] for row in rows}
+    async def with_errands(self, after: str, now_ms: int, limit: int, part: int, parts: int) -> tuple[list[str], str]:
+        """Of the next runs that have something to be done in other runs, at most `limit`, those for which it is due by
+        the same rules as `due`. And the run after which to look next.
+        """
+        overdue_ms = now_ms - 1_000
+        rows = await self._read(
+            ERRANDS, after=after, now_ms=now_ms, overdue_ms=overdue_ms, limit=limit, part=part, parts=parts
+        )
+        after = next((row["run_id"] for row in rows if row["is_last"]), "")
+        return [row["run_id"] for row in rows if row["is_due"]], after
 
     async def due_within(
         self, now_ms: int, horizon_ms: int, limit: int, part: int, parts: int

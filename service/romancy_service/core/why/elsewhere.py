@@ -89,7 +89,7 @@ def of_child(facts: Facts, task: Task) -> Wait:
         stops = ", and then stopped again" if task.cancel_requested else ""
         sentence = f"{known} is to be started{stops} since {span(facts.now_ms - task.due_ms)}"
         return say(wait, kinds.WAIT_KIND_CHILD_STARTS, kinds.WAIT_STATE_WORKING, sentence)
-    if task.attempt == children.CLOSE:
+    if task.attempt in (children.CLOSE, children.PREVENT):
         sentence = f"{known} is to be closed, since this run is"
         return say(wait, kinds.WAIT_KIND_CHILD_CLOSES, kinds.WAIT_STATE_WORKING, sentence)
     status = facts.children.get(wait.workflow_id)

@@ -272,8 +272,10 @@ class WorkflowServiceServicer:
 
     def DeleteWorkflow(self, request, context):
         """DeleteWorkflow forgets a closed run at once, with its history and all that belongs to it: it is not found any more.
-        Its request ids are remembered as long as others. Terminate or cancel an open run first.
-        Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_OPEN, REQUEST_ID_REUSED).
+        Its request ids are remembered as long as others. Terminate or cancel an open run first. What a closed run has to tell
+        others (its end to its parent and its children, messages that it sent) is delivered before it is deleted.
+        Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_OPEN, REQUEST_ID_REUSED), UNAVAILABLE
+        (WORKFLOW_UNSETTLED: that is not delivered yet; ask again, which clients do by themselves).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -101,8 +101,10 @@ class WorkflowServiceStub:
     """
     DeleteWorkflow: _grpc.UnaryUnaryMultiCallable[_workflow_service_pb2.DeleteWorkflowRequest, _workflow_service_pb2.DeleteWorkflowResponse]
     """DeleteWorkflow forgets a closed run at once, with its history and all that belongs to it: it is not found any more.
-    Its request ids are remembered as long as others. Terminate or cancel an open run first.
-    Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_OPEN, REQUEST_ID_REUSED).
+    Its request ids are remembered as long as others. Terminate or cancel an open run first. What a closed run has to tell
+    others (its end to its parent and its children, messages that it sent) is delivered before it is deleted.
+    Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_OPEN, REQUEST_ID_REUSED), UNAVAILABLE
+    (WORKFLOW_UNSETTLED: that is not delivered yet; ask again, which clients do by themselves).
     """
 
 @_typing.type_check_only
@@ -178,8 +180,10 @@ class WorkflowServiceAsyncStub(WorkflowServiceStub):
     """
     DeleteWorkflow: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.DeleteWorkflowRequest, _workflow_service_pb2.DeleteWorkflowResponse]  # type: ignore[assignment]
     """DeleteWorkflow forgets a closed run at once, with its history and all that belongs to it: it is not found any more.
-    Its request ids are remembered as long as others. Terminate or cancel an open run first.
-    Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_OPEN, REQUEST_ID_REUSED).
+    Its request ids are remembered as long as others. Terminate or cancel an open run first. What a closed run has to tell
+    others (its end to its parent and its children, messages that it sent) is delivered before it is deleted.
+    Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_OPEN, REQUEST_ID_REUSED), UNAVAILABLE
+    (WORKFLOW_UNSETTLED: that is not delivered yet; ask again, which clients do by themselves).
     """
 
 class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -354,8 +358,10 @@ class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_workflow_service_pb2.DeleteWorkflowResponse, _abc.Awaitable[_workflow_service_pb2.DeleteWorkflowResponse]]:
         """DeleteWorkflow forgets a closed run at once, with its history and all that belongs to it: it is not found any more.
-        Its request ids are remembered as long as others. Terminate or cancel an open run first.
-        Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_OPEN, REQUEST_ID_REUSED).
+        Its request ids are remembered as long as others. Terminate or cancel an open run first. What a closed run has to tell
+        others (its end to its parent and its children, messages that it sent) is delivered before it is deleted.
+        Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_OPEN, REQUEST_ID_REUSED), UNAVAILABLE
+        (WORKFLOW_UNSETTLED: that is not delivered yet; ask again, which clients do by themselves).
         """
 
 def add_WorkflowServiceServicer_to_server(servicer: WorkflowServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
