@@ -48,6 +48,8 @@ LOOKED_AT: Final = f"look_ms < {NEVER_MS}"
 """Schedules that the service must look at some day."""
 OWNED: Final = f"owner not in ('', '{ELSEWHERE}')"
 """Tasks that a session has."""
+ERRAND: Final = f"kind >= 5 and relay_ms < {NEVER_MS}"
+"""What is to be done in other runs."""
 SUBSCRIBED: Final = "kind = 8"
 """Subscriptions: what events are matched with."""
 UNDELIVERED: Final = "open"
@@ -236,6 +238,7 @@ Index(
     **_where(CLAIMABLE),
 )
 Index("tasks_relay", tasks.c.relay_ms, **_where(RELAYED))
+Index("tasks_errands", tasks.c.run_id, tasks.c.scheduled_ms, tasks.c.task_id, **_where(ERRAND))
 Index("tasks_owner", tasks.c.owner, **_where(OWNED))
 Index(
     "tasks_subscribed",

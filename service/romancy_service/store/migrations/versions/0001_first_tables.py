@@ -359,6 +359,12 @@ def upgrade() -> None:
     op.create_index(
         "tasks_subscribed", "tasks", ["namespace", "type", "queue", "run_id", "task_id"], **_where("kind = 8")
     )
+    op.create_index(
+        "tasks_errands",
+        "tasks",
+        ["run_id", "scheduled_ms", "task_id"],
+        **_where("kind >= 5 and relay_ms < 4611686018427387904"),
+    )
     op.create_index("tasks_owner", "tasks", ["owner"], **_where("owner not in ('', 'elsewhere')"))
     op.create_index("tasks_relay", "tasks", ["relay_ms"], **_where("relay_ms < 4611686018427387904"))
     op.bulk_insert(clock, [{"id": 1, "mark_ms": 0}])
