@@ -118,7 +118,7 @@ class Courier:
             self._wake.set()
 
     async def _do_all(self, run_id: str) -> None:
-        """Do what the run has to be done, oldest first. What fails is left; the rest is done, then the failure raised."""
+        """Do what the run has to be done, oldest first. What fails is left, and raised when the rest is done."""
         after, failed = (0, ""), dict[str, BaseException]()
         while errands := await self._store.errands(run_id, after, PAGE):
             # Read after them: of a run that closed, its errands are those of the closed run.
@@ -138,9 +138,7 @@ class Courier:
         for task in errands:
             by_target[_target(task)].append(task)
         outcomes = await asyncio.gather(*(self._do(run, tasks) for tasks in by_target.values()), return_exceptions=True)
-        for target, outcome in zip(by_target, outcomes, strict=True):
-            if outcome is not None:
-                failed[target] = outcome
+        failed |= {target: error for target, error in zip(by_target, outcomes, strict=True) if error is not None}
 
     async def _do(self, run: Run, tasks: Sequence[Task]) -> None:
         for task in tasks:

@@ -109,7 +109,7 @@ class Queries:
     async def ask(self, run_id: str, name: str, arguments: Sequence[Payload], wait_s: float) -> QueryAnswer:
         """Ask the run's code, after it has seen all that was recorded by now.
 
-        Raises QueryTimeout, TooManyQueries, WorkflowNotFound, and WorkflowClosed when its code never ran and never will.
+        Raises QueryTimeout, TooManyQueries, WorkflowNotFound, and WorkflowClosed when no code of it ran or ever will.
         """
         if self._open >= self._limits.open_queries:
             raise TooManyQueries(self._limits.open_queries)
@@ -119,9 +119,7 @@ class Queries:
         finally:
             self._open -= 1
 
-    async def _ask_within(
-        self, run_id: str, name: str, arguments: Sequence[Payload], wait_s: float
-    ) -> QueryAnswer:
+    async def _ask_within(self, run_id: str, name: str, arguments: Sequence[Payload], wait_s: float) -> QueryAnswer:
         waiting_for = "its code has not seen what was recorded when the query came; GetWorkflow says why"
         until_ms = self._clock.now_ms() + int(wait_s * 1000)
         try:

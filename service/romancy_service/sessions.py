@@ -192,14 +192,12 @@ class Session:
     async def asked(self, query_id: str) -> None:
         """Wait until a question was written. If nobody waits any more, it is not asked, or no less than whole."""
         pieces = self._pieces(query_id)
-        left = pieces
         try:
-            while left and not self.closed:
+            while self._pieces(query_id) and not self.closed:
                 self.written.clear()
                 await self.written.wait()
-                left = self._pieces(query_id)
         finally:
-            if left == pieces:
+            if self._pieces(query_id) == pieces:
                 self.queries[:] = [query for query in self.queries if query.query_id != query_id]
 
     def _pieces(self, query_id: str) -> int:

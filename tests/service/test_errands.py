@@ -123,7 +123,9 @@ async def test_errands_are_read_in_the_order_in_which_they_were_asked_for(tenant
         assert len(page) <= 5
         read += page
         after = (page[-1].scheduled_ms, page[-1].task_id)
-    assert [each.errand.send_id for each in read[:12] if isinstance(each.errand, Send)] == [str(n) for n in range(1, 13)]
+    assert [each.errand.send_id for each in read[:12] if isinstance(each.errand, Send)] == [
+        str(n) for n in range(1, 13)
+    ]
     assert isinstance(read[12].errand, StartChild)
     assert await store.errands("nobody", (0, ""), 5) == []
 

@@ -355,7 +355,9 @@ class Interpreter:
         try:
             await self.ctx.subscribe(channel, mode=MODES[number % 3])
             # Two at once, every other time, of which one has less patience.
-            receivers = [self.ctx.receive(channel, int, timeout=each % 7) for each in range(number, number + 1 + number % 2)]
+            receivers = [
+                self.ctx.receive(channel, int, timeout=each % 7) for each in range(number, number + 1 + number % 2)
+            ]
             message, *more = await asyncio.gather(*receivers, return_exceptions=bool(number % 2))
             self.see("received", number, [str(each) for each in more])
             if isinstance(message, BaseException):
