@@ -58,6 +58,8 @@ _log = structlog.get_logger("romancy.courier")
 ERRANDS: Final = (TaskKind.CHILD, TaskKind.SEND, TaskKind.REPORT, TaskKind.SUBSCRIPTION)
 VISITS: Final = 64
 """So many runs are visited at a time."""
+PAGE: Final = 128
+"""So many errands of a run are read, and at most so many other workflows are seen to, at a time: as a commit takes."""
 _TRIES: Final = 5
 """So often is a child looked for that closed between the look and the message, before it is left for later."""
 _LEFT_OUT: Final = "LeftOut"
@@ -106,9 +108,7 @@ class Courier:
 
     async def _visit(self, run_id: str) -> None:
         try:
-            run = (await self._store.load([run_id])).get(run_id)
-            if run is not None:
-                await self._do_all(run, [t for t in run.tasks.values() if t.kind in ERRANDS and t.due_ms < NEVER_MS])
+            await self._do_all(run_id)
         except _NOT_NOW as error:
             _log.warning("errands put off", run_id=run_id, error=str(error))
         except Exception:
@@ -117,15 +117,28 @@ class Courier:
             self._visiting.discard(run_id)
             self._wake.set()
 
-    async def _do_all(self, run: Run, errands: Iterable[Task]) -> None:
+    async def _do_all(self, run_id: str) -> None:
+        """Do what the run has to be done, oldest first. What fails is left, and raised when the rest is done."""
+        after, failed = (0, ""), dict[str, BaseException]()
+        while errands := await self._store.errands(run_id, after, PAGE):
+            # Read after them: of a run that closed, its errands are those of the closed run.
+            run = await self._store.head(run_id)
+            if run is None:
+                return
+            await self._do_page(run, [task for task in errands if _target(task) not in failed], failed)
+            after = (errands[-1].scheduled_ms, errands[-1].task_id)
+            if len(errands) < PAGE:
+                break
+        for error in failed.values():
+            raise error
+
+    async def _do_page(self, run: Run, errands: Iterable[Task], failed: dict[str, BaseException]) -> None:
         """One after the other for each other workflow, all of these at the same time."""
         by_target: dict[str, list[Task]] = defaultdict(list)
-        for task in sorted(errands, key=lambda task: task.scheduled_ms):
+        for task in errands:
             by_target[_target(task)].append(task)
         outcomes = await asyncio.gather(*(self._do(run, tasks) for tasks in by_target.values()), return_exceptions=True)
-        for outcome in outcomes:
-            if outcome is not None:
-                raise outcome
+        failed |= {target: error for target, error in zip(by_target, outcomes, strict=True) if error is not None}
 
     async def _do(self, run: Run, tasks: Sequence[Task]) -> None:
         for task in tasks:
@@ -211,7 +224,7 @@ class Courier:
         latest = (await self._store.latest([key])).get(key)
         if latest is None or latest[1] not in OPEN_STATUSES:
             return None
-        found = (await self._store.load([latest[0]])).get(latest[0])
+        found = await self._store.head(latest[0])
         parent = None if found is None else found.counters.parent
         return latest[0] if parent is not None and parent[:2] == (run.run_id, command.child_id) else None
 
@@ -296,9 +309,13 @@ def _target(task: Task) -> str:
     """Errands with the same one are done in their order."""
     match task.errand:
         case StartChild():
-            return task.errand.workflow_id
+            return f"workflow {task.errand.workflow_id}"
+        case Send() if task.errand.HasField("returned"):
+            return task.task_id  # each message that goes back is one by itself
+        case Send() if task.errand.workflow_id:
+            return f"workflow {task.errand.workflow_id}"
         case Send():
-            return task.errand.workflow_id or f"channel {task.errand.channel_message.channel}"
+            return f"channel {task.errand.channel_message.channel}"
         case _:
             return ""
 

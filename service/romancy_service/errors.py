@@ -135,6 +135,16 @@ class TooManyUpdates(RomancyError):
         super().__init__(text, workflow_id=workflow_id, run_id=run_id, limit=str(limit))
 
 
+class TooManyQueries(RomancyError):
+    """This replica has as many queries under way as it takes: try again later."""
+
+    reason = "TOO_MANY_QUERIES"
+
+    def __init__(self, limit: int) -> None:
+        text = f"{limit} queries are under way here, which is all that this replica takes; wait for some of them"
+        super().__init__(text, limit=str(limit))
+
+
 class ChannelNotFound(RomancyError):
     """Nobody uses a channel of that name."""
 

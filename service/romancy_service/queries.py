@@ -29,7 +29,14 @@ from romancy_service.core.replay import ReplayOrder, is_input
 from romancy_service.core.run import Run
 from romancy_service.dispatch import Dispatch
 from romancy_service.dispatch.sending import pages
-from romancy_service.errors import InvalidField, QueryTimeout, StoreUnavailable, WorkflowClosed, WorkflowNotFound
+from romancy_service.errors import (
+    InvalidField,
+    QueryTimeout,
+    StoreUnavailable,
+    TooManyQueries,
+    WorkflowClosed,
+    WorkflowNotFound,
+)
 from romancy_service.results import Results
 from romancy_service.sessions import Session
 from romancy_service.store.questions import Question
@@ -64,6 +71,9 @@ class Queries:
         self._asked: dict[str, _Asked] = {}
         self._left: dict[str, asyncio.Event] = {}
         """Questions that were left for other replicas: set when one answered."""
+        self._open = 0
+        """Queries of clients that are under way."""
+        self._histories = asyncio.Semaphore(limits.query_histories)
         self._taken: set[str] = set()
         """Questions of other replicas that are being answered here."""
         self._look = asyncio.Event()
@@ -99,8 +109,17 @@ class Queries:
     async def ask(self, run_id: str, name: str, arguments: Sequence[Payload], wait_s: float) -> QueryAnswer:
         """Ask the run's code, after it has seen all that was recorded by now.
 
-        Raises QueryTimeout, WorkflowNotFound, and WorkflowClosed when its code never ran and never will.
+        Raises QueryTimeout, TooManyQueries, WorkflowNotFound, and WorkflowClosed when no code of it ran or ever will.
         """
+        if self._open >= self._limits.open_queries:
+            raise TooManyQueries(self._limits.open_queries)
+        self._open += 1
+        try:
+            return await self._ask_within(run_id, name, arguments, wait_s)
+        finally:
+            self._open -= 1
+
+    async def _ask_within(self, run_id: str, name: str, arguments: Sequence[Payload], wait_s: float) -> QueryAnswer:
         waiting_for = "its code has not seen what was recorded when the query came; GetWorkflow says why"
         until_ms = self._clock.now_ms() + int(wait_s * 1000)
         try:
@@ -152,18 +171,28 @@ class Queries:
         query_id = task.query_id = secrets.token_hex(8)
         holds = session.session_id == run.sticky_session
         while True:
-            events = () if holds else await self._lived(run)
-            if session.closed:
-                return None
             asked = self._asked[query_id] = _Asked(session, asyncio.get_running_loop().create_future())
             try:
-                _send(session, task, run.sticky_event_id if holds else 0, events)
+                if holds:
+                    _send(session, task, run.sticky_event_id, ())
+                else:
+                    await self._send_history(session, run, task)
+                if session.closed:
+                    return None
                 answer = await asked.answer
             finally:
                 del self._asked[query_id]
             if answer is None or not answer.HasField("miss"):
                 return answer
             holds = False
+
+    async def _send_history(self, session: Session, run: Run, task: QueryTask) -> None:
+        """Ask with all that the code has seen. Its memory is free again when the worker has taken it."""
+        async with self._histories:
+            events = await self._lived(run)
+            if not session.closed:
+                _send(session, task, 0, events)
+                await session.asked(task.query_id)
 
     async def _lived(self, run: Run) -> list[HistoryEvent]:
         """What the code has seen. What no task has brought to it is left out, also when the run is closed: the code
@@ -223,6 +252,8 @@ class Queries:
                 try:
                     now_ms = self._clock.now_ms()
                     for question in await self._store.open_questions(now_ms):
+                        if len(self._taken) >= self._limits.open_queries:
+                            break  # what is left is read again, here or by others
                         if question.query_id not in self._left and question.query_id not in self._taken:
                             self._taken.add(question.query_id)
                             answers.create_task(self._answer_other(question))

@@ -189,6 +189,20 @@ class Session:
             self.written.clear()
             await self.written.wait()
 
+    async def asked(self, query_id: str) -> None:
+        """Wait until a question was written. If nobody waits any more, it is not asked, or no less than whole."""
+        pieces = self._pieces(query_id)
+        try:
+            while self._pieces(query_id) and not self.closed:
+                self.written.clear()
+                await self.written.wait()
+        finally:
+            if self._pieces(query_id) == pieces:
+                self.queries[:] = [query for query in self.queries if query.query_id != query_id]
+
+    def _pieces(self, query_id: str) -> int:
+        return sum(query.query_id == query_id for query in self.queries)
+
     def unsent(self) -> list[str]:
         """Tokens of the tasks that were leased and never written to a stream."""
         return [task.token for task in self.activity_tasks] + [task.token for task in self.workflow_tasks]

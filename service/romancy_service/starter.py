@@ -85,10 +85,11 @@ class Starter:
         self, run: Run, key: RequestKey, request: StartWorkflowRequest, trigger: StartRun
     ) -> StartWorkflowResponse | None:
         """The answer from what is there already; None: the way is free."""
+        latest = (await self._store.latest([(run.namespace, run.workflow_id)])).get((run.namespace, run.workflow_id))
+        # Read after the run: if this same request opened it meanwhile, by another try, it is seen here.
         found = await self._store.find_requests([(key.namespace, key.request_id)])
         for recorded in found.values():
             return _recorded(Recorded(recorded.method, recorded.run_id, recorded.reply), key)
-        latest = (await self._store.latest([(run.namespace, run.workflow_id)])).get((run.namespace, run.workflow_id))
         if latest is None:
             return None
         run_id, status = latest

@@ -28,13 +28,14 @@ class Updates:
         self._limits = limits
 
     async def wait(
-        self, run_id: str, update_id: str, stage: UpdateStage.ValueType, wait_s: float
+        self, recorded: UpdateWorkflowResponse, stage: UpdateStage.ValueType, wait_s: float
     ) -> UpdateWorkflowResponse:
-        """The update when it has reached `stage`, or as far as it got within `wait_s`.
+        """The update that was recorded, when it has reached `stage`, or as far as it got within `wait_s`.
 
         Follows a workflow through the runs that continue it. Raises UpdateAborted.
         """
-        answer = UpdateWorkflowResponse(run_id=run_id, update_id=update_id, stage=UPDATE_STAGE_RECEIVED)
+        answer = UpdateWorkflowResponse(stage=UPDATE_STAGE_RECEIVED)
+        answer.MergeFrom(recorded)
         deadline = asyncio.get_running_loop().time() + wait_s
         while answer.stage < stage:
             grown = asyncio.Event()
@@ -45,14 +46,14 @@ class Updates:
                 self._results.unwatch(answer.run_id, grown)
             if not next_run_id:
                 break
-            answer.run_id = next_run_id
+            answer.run_id, answer.event_id = next_run_id, 0
         return answer
 
     async def _follow(
         self, answer: UpdateWorkflowResponse, stage: UpdateStage.ValueType, grown: asyncio.Event, deadline: float
     ) -> str:
-        """Read one run's history as it grows. Returns the run that goes on with the update, if one does."""
-        after = 0
+        """Read one run's history as it grows, from the update on. Returns the run that goes on with it, if one does."""
+        after = answer.event_id
         while True:
             grown.clear()
             for event in (events := await self._read(answer.run_id, after)):
@@ -79,6 +80,8 @@ class Updates:
 
 def _note(answer: UpdateWorkflowResponse, event: HistoryEvent) -> None:
     match event.WhichOneof("attributes"):
+        case "update_received" if event.update_received.update_id == answer.update_id:
+            answer.event_id = event.event_id
         case "update_accepted" if event.update_accepted.update_id == answer.update_id:
             answer.stage = UPDATE_STAGE_ACCEPTED
         case "update_rejected" if event.update_rejected.update_id == answer.update_id:

@@ -104,7 +104,7 @@ def test_payloads_are_limited_together_too() -> None:
     assert error.field == "arguments[1]"
 
 
-def test_a_duration_passes_up_to_ten_years_and_not_below_zero() -> None:
+def test_a_duration_passes_up_to_ten_years_and_below_zero_only_where_that_means_at_once() -> None:
     check_duration("wait", Duration())
     check_duration("wait", Duration(seconds=LONGEST_DURATION_MS // 1000))
     refused(lambda: check_duration("wait", Duration(seconds=LONGEST_DURATION_MS // 1000, nanos=1)))
@@ -114,7 +114,10 @@ def test_a_duration_passes_up_to_ten_years_and_not_below_zero() -> None:
     refused(lambda: check_duration("wait", Duration(seconds=1, nanos=-1)))
     refused(lambda: check_duration("wait", Duration(nanos=10**9)))
     check_duration("timer", Duration(seconds=-5, nanos=-1), allow_negative=True)
-    refused(lambda: check_duration("timer", Duration(seconds=-(2**40)), allow_negative=True))
+    check_duration("timer", Duration(seconds=-300 * 365 * 86_400), allow_negative=True)
+    check_duration("timer", Duration(seconds=-315_576_000_000, nanos=-999_999_999), allow_negative=True)
+    refused(lambda: check_duration("timer", Duration(seconds=-315_576_000_001), allow_negative=True))
+    refused(lambda: check_duration("timer", Duration(seconds=-(2**63)), allow_negative=True))
 
 
 def test_a_failures_details_are_limited_at_any_depth() -> None:

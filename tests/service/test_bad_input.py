@@ -341,7 +341,7 @@ BAD_COMMANDS: list[tuple[str, list[Command], str]] = [
     ("timer id", [_timer("2", Duration(seconds=1))], "start_timer.timer_id"),
     ("timer id with a zero", [_timer("01", Duration(seconds=1))], "start_timer.timer_id"),
     ("timer of 300 years", [_timer("1", Duration(seconds=300 * 365 * 86_400))], "start_timer.duration"),
-    ("timer of minus 300 years", [_timer("1", Duration(seconds=-300 * 365 * 86_400))], "start_timer.duration"),
+    ("timer of less than a duration may be", [_timer("1", Duration(seconds=-315_576_000_001))], "start_timer.duration"),
     ("unknown timer", [cancel_timer("1")], "cancel_timer.timer_id"),
     ("timer id of 5,000 digits", [Command(cancel_timer=CancelTimer(timer_id="9" * 5_000))], "cancel_timer.timer_id"),
     ("timer id in other digits", [timer("1", 9), Command(cancel_timer=CancelTimer(timer_id="\u0661"))], "cancel_timer.timer_id"),

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import grpc
+import pytest
 
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.payload_pb2 import Payload
-from romancy.v1.worker_service_pb2 import ConnectRequest, QueryAnswer
+from romancy.v1.worker_service_pb2 import ConnectRequest, Hello, QueryAnswer, QueryTask
 from romancy.v1.workflow_service_pb2 import QueryWorkflowRequest, QueryWorkflowResponse
 from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceStub
 
+from romancy_service.core.limits import Limits
+from romancy_service.core.run import Run
+from romancy_service.sessions import open_session
 from tests.core.life import complete, fail, schedule
 from tests.service.cluster import Tenant, refused, seconds, until
 from tests.service.scripted_worker import ScriptedWorker
@@ -260,3 +265,74 @@ async def test_no_question_stays_behind(tenant: Tenant) -> None:
         return not await tenant.cluster.store.open_questions(0)
 
     await until(none, "all questions are dropped")
+
+
+async def test_only_some_histories_are_held_for_queries_at_a_time(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = tenant.cluster.replicas[0]
+    worker = tenant.new_worker(port=replica.port)
+    await worker.connect()
+    run_id = (await tenant.start("order")).run_id
+    await worker.command(await worker.workflow_task(), schedule("pay:1"), holds=False)
+    queries, most = replica.node.queries, Limits().query_histories
+    lived, reading, read_at_once, go_on = queries._lived, 0, 0, asyncio.Event()
+
+    async def slowly(run: Run) -> list[HistoryEvent]:
+        nonlocal reading, read_at_once
+        reading += 1
+        read_at_once = max(read_at_once, reading)
+        await go_on.wait()
+        reading -= 1
+        return await lived(run)
+
+    monkeypatch.setattr(queries, "_lived", slowly)
+    questions = [asking(tenant, run_id) for _ in range(3 * most)]
+
+    async def some_are_read() -> bool:
+        return reading == most
+
+    async def all_came() -> bool:
+        return len(queries._asked) == len(questions)
+
+    await until(all_came, "all are under way")
+    await until(some_are_read, "as many as may be are read")
+    go_on.set()
+    for number in range(len(questions)):
+        await worker.answer_query(await worker.query(), str(number))
+    assert {(await question).result.json for question in questions} == {str(n) for n in range(len(questions))}
+    assert read_at_once == most
+
+
+async def test_more_queries_than_a_replica_takes_are_refused(tenant: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = tenant.cluster.replicas[0]
+    worker = tenant.new_worker(port=replica.port)
+    await worker.connect()
+    run_id = (await tenant.start("order")).run_id
+    await worker.command(await worker.workflow_task(), schedule("pay:1"))
+    monkeypatch.setattr(replica.node.queries, "_limits", replace(Limits(), open_queries=1))
+    first = asking(tenant, run_id)
+    query = await worker.query()
+    refusal = await refused(asking(tenant, run_id))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_QUERIES")
+    await worker.answer_query(query, "1")
+    assert (await first).result.json == "1"
+    second = asking(tenant, run_id)
+    await worker.answer_query(await worker.query(), "2")
+    assert (await second).result.json == "2"
+
+
+@pytest.mark.parametrize("written", [0, 1])
+async def test_a_question_that_nobody_waits_for_is_not_asked_and_one_that_is_begun_is_finished(written: int) -> None:
+    session = open_session("s", 1, Hello())
+    session.queries += [QueryTask(query_id=name, more=True) for name in ("a", "b", "a")]
+    asked = asyncio.create_task(session.asked("a"))
+    await asyncio.sleep(0)
+    for _ in range(written):
+        session.take_frame(1)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert [query.query_id for query in session.queries] == [["b"], ["b", "a"]][written]
+    session.take_frame(1_000)
+    assert not session.queries

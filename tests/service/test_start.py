@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 
@@ -12,15 +13,20 @@ from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_FAILED,
     WORKFLOW_STATUS_RUNNING,
     WORKFLOW_STATUS_TERMINATED,
+    WorkflowSpec,
 )
 from romancy.v1.workflow_service_pb2 import (
     ID_CONFLICT_POLICY_TERMINATE_EXISTING,
     ID_CONFLICT_POLICY_USE_EXISTING,
     ID_REUSE_POLICY_ALLOW_IF_FAILED,
     ID_REUSE_POLICY_REJECT,
+    StartWorkflowRequest,
+    StartWorkflowResponse,
     StartWorkflowsRequest,
 )
 
+from romancy_service.starter import Starter
+from romancy_service.store.store import Store
 from tests.core.life import complete, fail
 from tests.service.cluster import Tenant, json, refused, seconds
 
@@ -61,6 +67,45 @@ async def test_the_same_request_id_starts_once_also_at_the_same_time(tenant: Ten
     answers = await asyncio.gather(*(tenant.start("order", request_id="once") for _ in range(20)))
     assert len({answer.run_id for answer in answers}) == 1
     assert all(answer.started for answer in answers)
+
+
+class _Between:
+    """A database in which something happens between a start's first look and its second."""
+
+    def __init__(self, store: Store, happens: Callable[[], Awaitable[object]]) -> None:
+        self._store = store
+        self._happens = happens
+        self._looks = 0
+
+    async def _look(self) -> None:
+        self._looks += 1
+        if self._looks == 2:
+            await self._happens()
+
+    async def find_requests(self, ids: Sequence[tuple[str, str]]) -> object:
+        await self._look()
+        return await self._store.find_requests(ids)
+
+    async def latest(self, ids: Sequence[tuple[str, str]]) -> object:
+        await self._look()
+        return await self._store.latest(ids)
+
+
+async def test_a_start_that_another_try_of_it_overtakes_is_that_start(tenant: Tenant) -> None:
+    node = tenant.cluster.replicas[0].node
+
+    def request() -> StartWorkflowRequest:
+        spec = WorkflowSpec(workflow_type="order", task_queue="main")
+        once = ID_REUSE_POLICY_REJECT
+        return StartWorkflowRequest(workflow_id="order", request_id="once", spec=spec, id_reuse_policy=once)
+
+    async def other_try() -> StartWorkflowResponse:
+        return await Starter(node.engine, node.store).start(tenant.namespace, request(), "other")
+
+    looks = _Between(node.store, other_try)
+    answer = await Starter(node.engine, looks).start(tenant.namespace, request(), "one")  # type: ignore[arg-type]
+    assert answer.started
+    assert answer == await other_try()
 
 
 async def test_the_same_request_id_gets_the_same_answer_after_the_run_closed(tenant: Tenant) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 import grpc
+import pytest
 
 from romancy.v1.command_pb2 import Command
 from romancy.v1.failure_pb2 import Failure
@@ -222,6 +225,37 @@ async def test_an_update_is_accepted_and_answered(tenant: Tenant) -> None:
     completed = await asking
     assert (completed.stage, completed.result.json, completed.rejected) == (UPDATE_STAGE_COMPLETED, "1", False)
     assert (await tenant.kinds(run_id)).count("update_received") == 1
+
+
+async def test_an_update_is_followed_from_the_event_that_recorded_it(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, run_id = await begin(tenant)
+    for number in range(30):
+        await tenant.signal(run_id, f"before-{number}")
+    read: list[HistoryEvent] = []
+    for replica in tenant.cluster.replicas:
+        updates = replica.node.updates
+
+        async def reading(run_id: str, after: int, original: Callable[..., Any] = updates._read) -> list[HistoryEvent]:
+            page = list(await original(run_id, after))
+            read.extend(page)
+            return page
+
+        monkeypatch.setattr(updates, "_read", reading)
+    asking = await update_that_arrived(tenant, run_id, "u1")
+    seen: list[str] = []
+    while "u1" not in seen:
+        task = await worker.workflow_task()
+        seen = after(seen, task)
+        await worker.command(task, *([accept("u1"), answer("u1")] if "u1" in seen else []))
+    answered = await asking
+    recorded = next(event for event in await tenant.history(run_id) if event.HasField("update_received"))
+    assert answered.event_id == recorded.event_id
+    again = await tenant.update(run_id, "u1")
+    assert again == answered, "asked again it is followed from there, too"
+    assert read
+    assert min(event.event_id for event in read) > recorded.event_id > 30
 
 
 async def test_a_refused_update_says_why(tenant: Tenant) -> None:

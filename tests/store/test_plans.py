@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 from sqlalchemy import Select
 
-from romancy_service.store import lookups, workforce
+from romancy_service.store import lookups, sqlite, workforce
 from romancy_service.store.arrays import ANY_TEXT, Arrays
 from romancy_service.store.event_rules import ACTIVE, NOTE
 from romancy_service.store.events import CLOSE, SUBSCRIBERS, TOPICS
@@ -18,7 +20,7 @@ from romancy_service.store.postgres import DIALECT, INDEXED, WALKING
 from romancy_service.store.postgres_commit import BY_KEY, Shape, statement
 from romancy_service.store.postgres_tasks import CLAIM, HEARTBEAT, LEASED, LOAD, RELEASE, WANTS
 from romancy_service.store.sql import compiled
-from romancy_service.store.store import DUE, ERRANDS, open_store
+from romancy_service.store.store import DUE, ERRANDS, ERRANDS_OF, open_store
 
 Node = dict[str, Any]
 
@@ -124,6 +126,33 @@ async def test_runs_with_errands_are_read_off_their_index(url: str) -> None:
     found = {node.get("Index Name") for node in nodes if node.get("Relation Name") == "tasks"} - {None}
     assert found <= {"tasks_errands", "tasks_pk"}
     assert "tasks_errands" in found
+
+
+async def test_what_a_run_owes_others_is_read_off_an_index_in_its_order(url: str) -> None:
+    values = {"run_id": "", "after_number": 0, "after_task": "", "limit": 1}
+    sql, _ = compiled(ERRANDS_OF, DIALECT, values)
+    nodes = await plan(url, WALKING, sql)
+    (found,) = (node for node in nodes if node.get("Relation Name") == "tasks")
+    assert (found["Node Type"], found["Index Name"]) == ("Index Scan", "tasks_errands")
+    assert "ROW(" in found["Index Cond"], "the page begins where the last one ended"
+    assert "Sort" not in [node["Node Type"] for node in nodes]
+
+
+async def test_on_sqlite_too_what_a_run_owes_others_is_read_off_an_index(tmp_path: Path) -> None:
+    values = {"run_id": "", "after_number": 0, "after_task": "", "limit": 1}
+    sql, arguments = compiled(ERRANDS_OF, sqlite._DIALECT, values)
+    store = open_store(str(tmp_path / "romancy.db"))
+    await store.open()
+    assert isinstance(store, sqlite.SqliteStore)
+
+    def plan_of(connection: sqlite3.Connection) -> list[str]:
+        return [row["detail"] for row in connection.execute(f"explain query plan {sql}", arguments)]
+
+    try:
+        (step,) = await store._reading.run(plan_of)
+    finally:
+        await store.close()
+    assert "USING INDEX tasks_errands (run_id=? AND (scheduled_ms,task_id)>(?,?))" in step
 
 
 def _of_events(**values: Any) -> dict[str, Any]:

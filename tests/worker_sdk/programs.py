@@ -332,11 +332,36 @@ class Interpreter:
                     break
         return came
 
+    async def shared(self, number: int) -> list[str]:
+        """Several receive from one stream, and some of them give up."""
+        with self.ctx.subscribe_event("bid") as bids:
+
+            async def receive(place: int) -> str:
+                try:
+                    came = await bids.receive(timeout=(number + 2 * place) % 7)
+                except EventTimeout:
+                    return f"{place} nothing"
+                self.see("received", number, place, came.id)
+                return f"{place} {came.id}"
+
+            receivers = [asyncio.create_task(receive(place)) for place in range(2 + number % 3)]
+            if number % 4 == 0:
+                await asyncio.wait(receivers, return_when=asyncio.FIRST_COMPLETED)
+                receivers.pop(number % len(receivers)).cancel()
+            return list(await asyncio.gather(*receivers))
+
     async def message(self, number: int) -> str:
         channel = f"channel {number % 2}"
         try:
             await self.ctx.subscribe(channel, mode=MODES[number % 3])
-            message = await self.ctx.receive(channel, int, timeout=number % 7)
+            # Two at once, every other time, of which one has less patience.
+            receivers = [
+                self.ctx.receive(channel, int, timeout=each % 7) for each in range(number, number + 1 + number % 2)
+            ]
+            message, *more = await asyncio.gather(*receivers, return_exceptions=bool(number % 2))
+            self.see("received", number, [str(each) for each in more])
+            if isinstance(message, BaseException):
+                raise message
         except (ChannelModeConflict, MessageTimeout, ValueError) as error:
             return type(error).__name__
         if number % 5 == 0:
@@ -416,7 +441,7 @@ WAITS = (
 a condition, a step, a message on its way, a compensation."""
 LEAVES = ["call", "careful", "sleep", "nap", "pause", "draw", "named", "orphan", "generate", "open_gate", "wait_gate",
           "put", "get", "register", "undo_all", "listen", "step", "condition", "take", "patch", "child", "stop_child",
-          "tell", "again", "mark", "event", "event", "stream", "message",
+          "tell", "again", "mark", "event", "event", "stream", "shared", "message",
           "message", "publish", "event_out", "event_out"]  # fmt: skip
 WRAPPERS = ["stubborn", "tidy", "timeout", "wait_for", "shield", "spawn", "locked"]
 BRANCHES = ["seq", "gather", "group", "first", "among", "each"]

@@ -21,6 +21,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from romancy.v1.command_pb2 import Command
 from romancy.v1.failure_pb2 import Failure
 from romancy.v1.history_pb2 import HistoryEvent
+from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CANCELLED
 
 from romancy import WorkflowDefinition, WorkflowTaskError
 from romancy._instance import Activation, WorkflowInstance
@@ -104,10 +105,10 @@ def _end_in(event: HistoryEvent) -> object:
             return event.workflow_completed.result
         case "workflow_continued":
             return event.workflow_continued.spec.arguments
-        case "rollback_started" if event.rollback_started.HasField("failure"):
-            return _said(event.rollback_started.failure)
-        case "rollback_started":
+        case "rollback_started" if event.rollback_started.closing_status == WORKFLOW_STATUS_CANCELLED:
             return "cancel_workflow"
+        case "rollback_started":
+            return _said(event.rollback_started.failure)
         case other:
             return other
 

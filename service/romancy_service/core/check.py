@@ -23,6 +23,8 @@ from romancy_service.core.times import duration_ms
 from romancy_service.errors import InvalidField
 
 _NANOS: Final = 10**9
+_MOST_SECONDS: Final = 315_576_000_000
+"""Of a protobuf Duration: 10,000 years."""
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 """The years 1 to 9999: what a Timestamp may say."""
 _WITHIN: Final = (
@@ -66,6 +68,8 @@ def check_duration(field: str, value: Duration, *, allow_negative: bool = False)
     seconds, nanos = value.seconds, value.nanos
     if abs(nanos) >= _NANOS or seconds * nanos < 0:
         raise InvalidField(field, f"{seconds} s and {nanos} ns are no duration", "give both the same sign")
+    if seconds < -_MOST_SECONDS:
+        raise InvalidField(field, f"is {seconds} s, which is no duration", f"{_MOST_SECONDS} s is the longest there is")
     if (seconds < 0 or nanos < 0) and not allow_negative:
         raise InvalidField(field, "is negative", "give zero or more", value=f"{seconds + nanos / _NANOS:g} s")
     if duration_ms(value) > LONGEST_DURATION_MS:

@@ -88,6 +88,8 @@ class Reply:
 
     last_event_id: int = 0
     last_event_ms: int = 0
+    received_event_id: int = 0
+    """The event that recorded an update."""
     held: bool = False
     """The worker that answered holds the run up to `last_event_id`."""
     alone: bool = False
@@ -213,7 +215,7 @@ def _request_update(emit: Emitter, trigger: RequestUpdate, limits: Limits) -> Re
     if len(run.counters.open_updates) >= limits.open_updates:
         raise TooManyUpdates(run.workflow_id, run.run_id, limits.open_updates)
     emit.note(update_received=update)
-    return Reply()
+    return Reply(received_event_id=run.last_event_id)
 
 
 def _complete_activity(emit: Emitter, trigger: CompleteActivity, limits: Limits) -> Reply:

@@ -171,6 +171,10 @@ class Limits:
     """A page of a history ends here, or after its first event: it must fit into a client's message."""
     query_wait_ms: int = 10_000
     """How long a query that does not say so waits for its answer."""
+    open_queries: int = 2_000
+    """Queries under way on one replica: each holds its arguments, and perhaps a worker that does not answer."""
+    query_histories: int = 4
+    """Histories that are read and sent for queries at a time, on one replica: each may have `history_bytes`."""
     shown_tasks: int = 100
     """Open activities, and timers, that are shown of a run; of the others the number. There may be 10,000."""
     shown_value_bytes: int = 64 * KIB

@@ -350,10 +350,14 @@ class WorkflowService(WorkflowServiceServicer):
             identity=identity_of(request.identity),
         )
         recorded = await self._submit(
-            "UpdateWorkflow", request, RequestUpdate(received), UpdateWorkflowResponse, lambda _: {}
+            "UpdateWorkflow",
+            request,
+            RequestUpdate(received),
+            UpdateWorkflowResponse,
+            lambda reply: {"event_id": reply.received_event_id, "update_id": received.update_id},
         )
         stage = request.wait_for or UPDATE_STAGE_COMPLETED
-        return await self._node.updates.wait(recorded.run_id, request.request_id, stage, patience_ms / 1000)
+        return await self._node.updates.wait(recorded, stage, patience_ms / 1000)
 
     async def QueryWorkflow(self, request: QueryWorkflowRequest, context: Context) -> QueryWorkflowResponse:
         """Ask a run's code something."""

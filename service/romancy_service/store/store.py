@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from sqlalchemy import BigInteger, Integer, Text, bindparam, exists, null, or_, select, text
+from sqlalchemy import BigInteger, Integer, Text, bindparam, exists, null, or_, select, text, tuple_
 
 from romancy_service.config import InvalidConfig
 from romancy_service.core.channel import topic_of_channel
@@ -26,10 +26,22 @@ from romancy_service.store.namespaces import Namespace, Namespaces
 from romancy_service.store.outbox import Outbox
 from romancy_service.store.presence import Presence, SessionInfo, SessionRow
 from romancy_service.store.questions import Questions
-from romancy_service.store.rows import Request, Row, task_of
+from romancy_service.store.rows import Request, Row, run_of, task_of
 from romancy_service.store.schedules import Schedules
 from romancy_service.store.sql import among
-from romancy_service.store.tables import ERRAND, LOOKED_AT, OWNED, RELAYED, UNDELIVERED, keys, requests, sessions, tasks
+from romancy_service.store.tables import (
+    ERRAND,
+    LOOKED_AT,
+    OWNED,
+    RELAYED,
+    TEXT,
+    UNDELIVERED,
+    keys,
+    requests,
+    runs,
+    sessions,
+    tasks,
+)
 
 __all__ = [
     "Agenda",
@@ -195,6 +207,18 @@ union all select (select accepted_ms from events where forget_ms < :now_ms and {
     *(bindparam(name, type_=BigInteger) for name in ("now_ms", "before_ms")), bindparam("channels", type_=Text)
 )
 """Each is the first of an index; when nothing is overdue there is none to be passed over."""
+ERRANDS_OF: Final = (
+    select(tasks)
+    .where(
+        text(ERRAND),
+        tasks.c.run_id == bindparam("run_id", type_=TEXT),
+        tuple_(tasks.c.scheduled_ms, tasks.c.task_id)
+        > tuple_(bindparam("after_number", type_=BigInteger), bindparam("after_task", type_=TEXT)),
+    )
+    .order_by(tasks.c.scheduled_ms, tasks.c.task_id)
+    .limit(bindparam("limit", type_=Integer))
+)
+_HEAD: Final = select(runs).where(runs.c.run_id == bindparam("run_id", type_=TEXT))
 _DUE_WITHIN: Final = (
     select(tasks.c.run_id, tasks.c.task_id, tasks.c.relay_ms)
     .where(
@@ -351,6 +375,19 @@ class Store(EventRules, Events, Channels, Outbox, Lookups, Presence, Schedules, 
         )
         after = next((row["run_id"] for row in rows if row["is_last"]), "")
         return [row["run_id"] for row in rows if row["is_due"]], after
+
+    async def errands(self, run_id: str, after: tuple[int, str], limit: int) -> list[Task]:
+        """What one run has to be done in other runs, in the order in which it asked: what comes after the one of that
+        number and task id, at most so many. Its other tasks are not read, however many they are.
+        """
+        number, task_id = after
+        rows = await self._read(ERRANDS_OF, run_id=run_id, after_number=number, after_task=task_id, limit=limit)
+        return [task_of(row) for row in rows]
+
+    async def head(self, run_id: str) -> Run | None:
+        """The run without its tasks and unseen inputs, if it is there."""
+        rows = await self._read(_HEAD, run_id=run_id)
+        return run_of(rows[0]) if rows else None
 
     async def due_within(
         self, now_ms: int, horizon_ms: int, limit: int, part: int, parts: int

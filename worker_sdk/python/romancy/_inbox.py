@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from romancy.v1.channel_pb2 import Delivery
@@ -44,7 +45,8 @@ class Listener:
         self._inbox = inbox
         self.command = command
         self.came: deque[Arrival] = deque()
-        self._waiter: asyncio.Future[None] | None = None
+        """What was not given out yet. The first of it is for who waits longest, the next for the next, and so on."""
+        self._waiters: deque[asyncio.Future[None]] = deque()
 
     def fits(self, event: CloudEvent) -> bool:
         """Whether it wants the event."""
@@ -60,16 +62,38 @@ class Listener:
     def take(self, arrival: Arrival) -> None:
         """An event came for it."""
         self.came.append(arrival)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Wake those that have something for them now."""
+        for waiter in islice(self._waiters, len(self.came)):
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def next(self, timeout: Seconds | None) -> Arrival:
-        """The next event. Raises TimeoutError."""
+        """The next event that nobody who came before waits for. Raises TimeoutError."""
         async with asyncio.timeout(None if timeout is None else to_duration(timeout).ToMilliseconds() / 1000):
-            while not self.came:
-                self._waiter = self._inbox.create_future()
-                await self._waiter
-        return self.came.popleft()
+            # An event stays here until its waiter runs: one whose waiter gives up is for the next, and none is lost.
+            if len(self.came) > len(self._waiters):
+                return self._give_out(len(self._waiters))
+            waiter = self._inbox.create_future()
+            self._waiters.append(waiter)
+            try:
+                await waiter
+                return self._give_out(self._waiters.index(waiter))
+            finally:
+                self._waiters.remove(waiter)
+                self._wake()
+
+    def _give_out(self, place: int) -> Arrival:
+        arrival = self.came[place]
+        del self.came[place]
+        return arrival
+
+    @property
+    def lasts(self) -> bool:
+        """The code has left for the next run, which is to have what this one subscribed to."""
+        return self._inbox.recurs
 
     def close(self) -> None:
         """It wants no more."""
@@ -90,6 +114,8 @@ class Inbox:
         self._carried: list[Subscribe] = []
         self._channels: dict[str, Listener] = {}
         """Those that the run is subscribed to, by name."""
+        self.recurs = False
+        """The code has asked to go on in its next run."""
 
     def begin(self, carried: Sequence[Subscribe]) -> None:
         """The run goes on with these subscriptions of the run before."""

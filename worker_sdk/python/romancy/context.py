@@ -488,7 +488,9 @@ class WorkflowContext:
         Write `return await ctx.recur(...)`. Signals and updates that were not read go along; compensations and what
         is open do not. Raises TypeError and ConversionError when the arguments do not fit.
         """
-        raise Recurrence(self._definition.encode_arguments(args, kwargs))
+        recurrence = Recurrence(self._definition.encode_arguments(args, kwargs))
+        self._inbox.recurs = True
+        raise recurrence
 
     # What others may say to the run: decorators for functions inside of a workflow function, as `workflow.signal` is
     # one for methods.

@@ -113,8 +113,12 @@ class EventStream(Generic[_T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # A run that goes on in its next run keeps what it subscribed to.
-        if kind is None or issubclass(kind, Exception):
+        # A run that is put out of memory goes on elsewhere. One that recurs keeps what it subscribed to, also in tasks
+        # that are cancelled because of it.
+        kept = isinstance(error, GeneratorExit) or (
+            self._listener.lasts and error is not None and not isinstance(error, Exception)
+        )
+        if not kept:
             self.close()
 
 

@@ -1393,6 +1393,7 @@ class UpdateWorkflowResponse(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     REJECTED_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     update_id: _builtins.str
@@ -1401,6 +1402,8 @@ class UpdateWorkflowResponse(_message.Message):
     """How far it got within `wait`."""
     rejected: _builtins.bool
     """True when it was refused: it changed nothing."""
+    event_id: _builtins.int
+    """The event of the run's history that recorded it."""
     @_builtins.property
     def result(self) -> _payload_pb2.Payload:
         """What the handler returned."""
@@ -1418,10 +1421,11 @@ class UpdateWorkflowResponse(_message.Message):
         result: _payload_pb2.Payload | None = ...,
         failure: _failure_pb2.Failure | None = ...,
         rejected: _builtins.bool = ...,
+        event_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "rejected", b"rejected", "result", b"result", "run_id", b"run_id", "stage", b"stage", "update_id", b"update_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "failure", b"failure", "outcome", b"outcome", "rejected", b"rejected", "result", b"result", "run_id", b"run_id", "stage", b"stage", "update_id", b"update_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "failure"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015

@@ -264,7 +264,8 @@ class WorkflowServiceServicer:
     def QueryWorkflow(self, request, context):
         """QueryWorkflow asks a run's code for something without changing anything; nothing is recorded. A worker answers that
         has the workflow type, after the code has seen all that was recorded when the call came.
-        Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), DEADLINE_EXCEEDED (QUERY_TIMEOUT: no worker answered within `wait`).
+        Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), DEADLINE_EXCEEDED (QUERY_TIMEOUT: no worker answered within `wait`),
+        RESOURCE_EXHAUSTED (TOO_MANY_QUERIES).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

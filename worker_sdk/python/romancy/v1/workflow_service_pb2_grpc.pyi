@@ -97,7 +97,8 @@ class WorkflowServiceStub:
     QueryWorkflow: _grpc.UnaryUnaryMultiCallable[_workflow_service_pb2.QueryWorkflowRequest, _workflow_service_pb2.QueryWorkflowResponse]
     """QueryWorkflow asks a run's code for something without changing anything; nothing is recorded. A worker answers that
     has the workflow type, after the code has seen all that was recorded when the call came.
-    Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), DEADLINE_EXCEEDED (QUERY_TIMEOUT: no worker answered within `wait`).
+    Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), DEADLINE_EXCEEDED (QUERY_TIMEOUT: no worker answered within `wait`),
+    RESOURCE_EXHAUSTED (TOO_MANY_QUERIES).
     """
     DeleteWorkflow: _grpc.UnaryUnaryMultiCallable[_workflow_service_pb2.DeleteWorkflowRequest, _workflow_service_pb2.DeleteWorkflowResponse]
     """DeleteWorkflow forgets a closed run at once, with its history and all that belongs to it: it is not found any more.
@@ -176,7 +177,8 @@ class WorkflowServiceAsyncStub(WorkflowServiceStub):
     QueryWorkflow: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.QueryWorkflowRequest, _workflow_service_pb2.QueryWorkflowResponse]  # type: ignore[assignment]
     """QueryWorkflow asks a run's code for something without changing anything; nothing is recorded. A worker answers that
     has the workflow type, after the code has seen all that was recorded when the call came.
-    Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), DEADLINE_EXCEEDED (QUERY_TIMEOUT: no worker answered within `wait`).
+    Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), DEADLINE_EXCEEDED (QUERY_TIMEOUT: no worker answered within `wait`),
+    RESOURCE_EXHAUSTED (TOO_MANY_QUERIES).
     """
     DeleteWorkflow: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.DeleteWorkflowRequest, _workflow_service_pb2.DeleteWorkflowResponse]  # type: ignore[assignment]
     """DeleteWorkflow forgets a closed run at once, with its history and all that belongs to it: it is not found any more.
@@ -348,7 +350,8 @@ class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_workflow_service_pb2.QueryWorkflowResponse, _abc.Awaitable[_workflow_service_pb2.QueryWorkflowResponse]]:
         """QueryWorkflow asks a run's code for something without changing anything; nothing is recorded. A worker answers that
         has the workflow type, after the code has seen all that was recorded when the call came.
-        Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), DEADLINE_EXCEEDED (QUERY_TIMEOUT: no worker answered within `wait`).
+        Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), DEADLINE_EXCEEDED (QUERY_TIMEOUT: no worker answered within `wait`),
+        RESOURCE_EXHAUSTED (TOO_MANY_QUERIES).
         """
 
     @_abc_1.abstractmethod
