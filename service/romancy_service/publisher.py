@@ -1,10 +1,11 @@
 """Publisher: keeps events and messages that come, and brings each to the runs that want it.
 
 An event is kept first, and answered; then those that wait for it are looked up, and it is submitted to each of them
-under a request id made of the event and of the first run of the chain that asked for it. So it does not matter how often,
-or by how many replicas, an event is delivered, or where somebody dies: what is open is delivered again, and is taken
-once, also when the run that asked for it went on anew. Events of one type are delivered in their order, those of other types beside
-them; with several replicas each delivers its share of the types, and those of others when they are late.
+under a request id made of the event and of the first run of the chain that asked for it. So it does not matter how
+often, or by how many replicas, an event is delivered, or where somebody dies: what is open is delivered again, and is
+taken once, also when the run that asked for it went on anew. Events of one type are delivered in their order, those of
+other types beside them; with several replicas each delivers its share of the types, and those of others when they are
+late.
 
 A subscription that was stored before the event is found, since it is looked for after the event was stored. One that
 came later may be found too, if it came within some seconds: its time is an estimate of a clock, as the event's is.
