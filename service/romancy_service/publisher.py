@@ -409,15 +409,16 @@ class Publisher:
             for each in found[topic, key]:
                 yield each
             return
-        after = ("", "")
-        while page := await self._store.subscribers(namespace, topic, key, after, SUBSCRIBERS):
-            if after == ("", "") and len(page) < SUBSCRIBERS:
-                found[topic, key] = page
+        page = await self._store.subscribers(namespace, topic, key, ("", ""), SUBSCRIBERS)
+        if len(page) < SUBSCRIBERS:
+            found[topic, key] = page
+        while page:
             for each in page:
                 yield each
-            after = (page[-1].run_id, page[-1].task_id)
             if len(page) < SUBSCRIBERS:
                 return
+            after = (page[-1].run_id, page[-1].task_id)
+            page = await self._store.subscribers(namespace, topic, key, after, SUBSCRIBERS)
 
     async def _bring_to_addressee(self, namespace: str, event: OpenEvent) -> None:
         """To the open run of the workflow that the event names."""
@@ -462,7 +463,7 @@ class Publisher:
         for each in missed.failed:
             event = each.event.event
             facts = {"run_id": each.run_id, "position": each.event.position, "source": event.source, "id": event.id}
-            _log.error("an event is given up for a run that fails to take it", **facts, error=str(errors[each.run_id]))
+            _log.error("a run failed to take an event, and is not asked again", **facts, error=str(errors[each.run_id]))
         return missed
 
     def _failed(self, errors: Mapping[str, RomancyError]) -> RomancyError | None:

@@ -399,7 +399,6 @@ async def test_a_repeated_event_for_a_workflow_is_known_also_when_that_closed(te
 async def test_a_batch_asks_once_for_all_workflows_that_it_names(
     tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = await tenant.worker(workflow_slots=20)
     for number in range(5):
         await tenant.start(f"order-{number}")
     asked: list[int] = []
@@ -414,7 +413,6 @@ async def test_a_batch_asks_once_for_all_workflows_that_it_names(
         monkeypatch.setattr(publisher.Publisher, "tell", lambda self, lines: asyncio.sleep(0))
     await publish(tenant, *(an_event(str(n), romancyworkflowid=f"order-{n % 5}") for n in range(20)))
     assert asked[0] == 5
-    del worker
 
 
 async def test_batches_have_limits(tenant: Tenant) -> None:
@@ -427,3 +425,23 @@ async def test_batches_have_limits(tenant: Tenant) -> None:
     request = PublishEventRequest(namespace=tenant.namespace)
     answer: Refusal = await refused(stub(tenant).PublishEvent(request))
     assert (answer.code, answer.field) == (grpc.StatusCode.INVALID_ARGUMENT, "event.id")
+
+
+async def test_events_of_a_batch_that_nobody_wants_are_looked_up_once(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await waiting(tenant, subscribe(1, "paid", False, data__order="7"))
+    opened = await left(tenant, *(an_event(str(number), data='{"order": 8}') for number in range(20)))
+    asked: list[str] = []
+    again = another(tenant)
+    store = again._store
+
+    class Counting:
+        def __getattr__(self, name: str) -> Any:
+            if name == "subscribers":
+                asked.append(name)
+            return getattr(store, name)
+
+    monkeypatch.setattr(again, "_store", Counting())
+    await again._deliver(tenant.namespace, "paid", opened)
+    assert len(asked) == min(len(opened), 1) == 1
