@@ -23,6 +23,7 @@ from romancy.v1.workflow_service_pb2 import StartWorkflowRequest
 from romancy_service.clock import Clock
 from romancy_service.core import children
 from romancy_service.core.channel import message, mode_name
+from romancy_service.core.own import own_request_id, source_of_run
 from romancy_service.core.run import OPEN_STATUSES, Run
 from romancy_service.core.task import NEVER_MS, REPORT_TASK_ID, Fence, Task, TaskKind
 from romancy_service.core.triggers import (
@@ -257,12 +258,11 @@ class Courier:
     async def _deliver(self, run: Run, send: Send) -> None:
         if send.HasField("channel_message"):
             what = send.channel_message
-            source = f"/runs/{run.run_id}"
             event = message(
                 what.channel, what.data, what.metadata,
-                source=source, message_id=send.send_id, workflow_id=send.workflow_id,
+                source=source_of_run(run.run_id), message_id=send.send_id, workflow_id=send.workflow_id,
             )  # fmt: skip
-            await self._publisher.publish(run.namespace, [event], "channel_message")
+            await self._publisher.keep(run.namespace, [event], "channel_message")
         elif send.HasField("returned"):
             line = await self._store.reopen_event(send.returned.position, send.returned.count)
             if line is not None:
@@ -326,12 +326,12 @@ def _fence(task: Task) -> Fence:
 
 def _start_id(run: Run, command: StartChild) -> str:
     """The request id of a child's start."""
-    return f"child/{run.run_id}/{command.child_id}"
+    return own_request_id("child", run.run_id, command.child_id)
 
 
 def _send_id(run: Run, send: Send) -> str:
     """The request id of a message."""
-    return f"send/{run.run_id}/{send.send_id}"
+    return own_request_id("send", run.run_id, send.send_id)
 
 
 def _failure(error: RomancyError) -> Failure:

@@ -18,7 +18,10 @@ from romancy.v1.workflow_service_pb2 import ID_REUSE_POLICY_REJECT, StartWorkflo
 from romancy_service.clock import Clock
 from romancy_service.core.event_rule import EventRuleRecord, spec_for, workflow_id_of
 from romancy_service.core.limits import Limits
+from romancy_service.core.own import own_request_id
 from romancy_service.errors import (
+    BatchRejected,
+    InternalError,
     RomancyError,
     StoreUnavailable,
     TooMuchContention,
@@ -36,6 +39,10 @@ AT_ONCE: Final = 32
 """So many starts of one type of events are under way at a time: each looks first whether its id was used."""
 SLACK_MS: Final = 3_000
 """So much later than an event may somebody seem to have asked for it who did so before it: two clocks are compared."""
+_TRIES: Final = 3
+"""So often, a second apart, may a start fail for no reason that it gives until it is given up."""
+_FAILURES: Final = 10_000
+"""Of so many starts is it remembered that they failed."""
 _ERROR_CHARACTERS: Final = 400
 """So much is kept of why a start was refused."""
 
@@ -48,6 +55,8 @@ class EventRules:
         self._clock = clock
         self._starter = starter
         self._limits = limits
+        self._failures: dict[tuple[str, int], int] = {}
+        """How often the starts of rules, by their uids, for events failed, for no reason that they gave."""
 
     async def start(self, namespace: str, event_type: str, events: Sequence[OpenEvent]) -> dict[int, Outcome]:
         """Start all that these events are to start. By position: what became of those that some rule wants.
@@ -66,7 +75,7 @@ class EventRules:
             start(rule, event)
             for event in events
             for rule in rules
-            if rule.since_ms <= event.accepted_ms + SLACK_MS and rule.wants(event.event)
+            if rule.since_ms <= event.accepted_ms + SLACK_MS and _wants(rule, event)
         ]
         for error in await asyncio.gather(*starts, return_exceptions=True):
             if error is not None:
@@ -77,7 +86,7 @@ class EventRules:
         request = StartWorkflowRequest(
             workflow_id=workflow_id_of(rule.rule_id, event.event, self._limits),
             spec=spec_for(rule, event.event),
-            request_id=f"event/{event.position}/rule/{rule.uid}",
+            request_id=own_request_id("rule", rule.uid, event.position),
             id_reuse_policy=ID_REUSE_POLICY_REJECT,
         )
         try:
@@ -86,10 +95,35 @@ class EventRules:
             raise
         except (WorkflowAlreadyOpen, WorkflowIdUsed):
             outcome.skipped.append(rule.uid)
+        except (InternalError, BatchRejected) as error:
+            if self._may_pass(rule, event):
+                raise
+            await self._fail(rule, event, outcome, error)
         except RomancyError as error:
-            _log.error("start refused", namespace=rule.namespace, rule_id=rule.rule_id, error=str(error))
-            text = f"{event.event.source} {event.event.id}: {error}"[:_ERROR_CHARACTERS]
-            await self._store.note_failed_start(rule.uid, text, self._clock.now_ms())
-            outcome.failed.append(rule.uid)
+            await self._fail(rule, event, outcome, error)
         else:
             outcome.started.append(rule.uid)
+        self._failures.pop((rule.uid, event.position), None)
+
+    def _may_pass(self, rule: EventRuleRecord, event: OpenEvent) -> bool:
+        """Whether a start that failed, for no reason that it gave, is worth to try again."""
+        which = rule.uid, event.position
+        if len(self._failures) > _FAILURES:
+            self._failures.clear()
+        self._failures[which] = self._failures.get(which, 0) + 1
+        return self._failures[which] < _TRIES
+
+    async def _fail(self, rule: EventRuleRecord, event: OpenEvent, outcome: Outcome, error: Exception) -> None:
+        _log.error("start refused", namespace=rule.namespace, rule_id=rule.rule_id, error=str(error))
+        text = f"{event.event.source} {event.event.id}: {error}"[:_ERROR_CHARACTERS]
+        await self._store.note_failed_start(rule.uid, text, self._clock.now_ms())
+        outcome.failed.append(rule.uid)
+
+
+def _wants(rule: EventRuleRecord, event: OpenEvent) -> bool:
+    """As `EventRuleRecord.wants`. What cannot be read for one rule must not hold up the others, nor other events."""
+    try:
+        return rule.wants(event.event)
+    except Exception:
+        _log.exception("an event is kept from a rule that may want it", rule_id=rule.rule_id, position=event.position)
+        return False

@@ -1,10 +1,11 @@
 """Publisher: keeps events and messages that come, and brings each to the runs that want it.
 
 An event is kept first, and answered; then those that wait for it are looked up, and it is submitted to each of them
-under a request id made of the event and of the run that asked for it. So it does not matter how often, or by how many
-replicas, an event is delivered, or where somebody dies: what is open is delivered again, and is taken once, also when
-the run that asked for it went on anew. Events of one type are delivered in their order, those of other types beside
-them; with several replicas each delivers its share of the types, and those of others when they are late.
+under a request id made of the event and of the first run of the chain that asked for it. So it does not matter how
+often, or by how many replicas, an event is delivered, or where somebody dies: what is open is delivered again, and is
+taken once, also when the run that asked for it went on anew. Events of one type are delivered in their order, those of
+other types beside them; with several replicas each delivers its share of the types, and those of others when they are
+late.
 
 A subscription that was stored before the event is found, since it is looked for after the event was stored. One that
 came later may be found too, if it came within some seconds: its time is an estimate of a clock, as the event's is.
@@ -18,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from zlib import crc32
 
@@ -34,8 +35,9 @@ from romancy_service.core.channel import MODE_KEYS, RECEIVER, address_of, channe
 from romancy_service.core.cloud_event import check_cloud_event
 from romancy_service.core.decide import Reply
 from romancy_service.core.limits import Limits
+from romancy_service.core.own import check_source, own_request_id
 from romancy_service.core.run import OPEN_STATUSES, Run
-from romancy_service.core.subscription import Content, origin_of
+from romancy_service.core.subscription import Content
 from romancy_service.core.task import SUBSCRIPTION_PREFIX, TaskKind
 from romancy_service.core.triggers import ReceiveEvent
 from romancy_service.engine import Engine
@@ -67,8 +69,10 @@ _LATE_MS: Final = 1_000
 """After so long events of another replica's types are anybody's: that replica may be gone."""
 _CHANNELS: Final = 10_000
 """So many channels are remembered as stored."""
-_GONE: Final = (StaleTask, WorkflowClosed, WorkflowNotFound)
-"""The run does not want the event any more."""
+_TRIES: Final = 3
+"""So often, a second apart, may a run fail to take events until they are given up for it: others wait behind them."""
+_FAILURES: Final = 10_000
+"""Of so many runs is it remembered that they fail."""
 _NOT_NOW: Final = (StoreUnavailable, TooMuchContention)
 
 _Line = tuple[str, str]
@@ -82,9 +86,19 @@ class _UnderWay:
     """An event that is being recorded by a run."""
 
     event: OpenEvent
-    origin: str
-    """The run that subscribed to it."""
+    run_id: str
+    chain: str
+    """The first of the runs that go on one after the other; empty when nobody asks."""
     future: asyncio.Future[Reply | Recorded]
+
+
+@dataclass(frozen=True, slots=True)
+class _Missed:
+    """What was not recorded: because its run is closed, because its code does not wait any more, or in vain."""
+
+    closed: list[_UnderWay] = field(default_factory=list)
+    stale: list[_UnderWay] = field(default_factory=list)
+    failed: list[_UnderWay] = field(default_factory=list)
 
 
 class Publisher:
@@ -103,6 +117,8 @@ class Publisher:
         """Where runs that were written here wait."""
         self._channels: dict[tuple[str, str], int] = {}
         """Channels that are known to be stored, by namespace and name, and until when."""
+        self._failures: dict[str, int] = {}
+        """How often in a row runs failed to take something."""
         self._lanes: set[_Line] = set()
         self._wake = asyncio.Event()
         self._look_wanted = asyncio.Event()
@@ -110,6 +126,12 @@ class Publisher:
     # In -----------------------------------------------------------------------------------------------------------
 
     async def publish(self, namespace: str, events: Sequence[CloudEvent], field: str = "events[{}]") -> list[bool]:
+        """Keep these events from outside, as `keep` does, unless they say that the service made them."""
+        for number, event in enumerate(events):
+            check_source(f"{field.format(number)}.source", event.source)
+        return await self.keep(namespace, events, field)
+
+    async def keep(self, namespace: str, events: Sequence[CloudEvent], field: str) -> list[bool]:
         """Keep these events, all or none. Returns for each whether it was known before.
 
         Raises InvalidField, naming the event by `field`, WorkflowNotFound, WorkflowClosed and StoreUnavailable.
@@ -145,28 +167,39 @@ class Publisher:
         return NewEvent(event.source, event.id, line, event.SerializeToString(), now_ms + kept_ms)
 
     async def _check_addressees(self, namespace: str, events: Sequence[CloudEvent]) -> None:
-        """An event for a workflow that is not there would be kept for nobody."""
-        for event in events:
-            address = address_of(event)
-            if address is not None and await self._addressee(namespace, *address) is None:
+        """An event for a workflow that is not there would be kept for nobody. One that is known may have ended it."""
+        named = [(event, address) for event in events if (address := address_of(event)) is not None]
+        if not named:
+            return
+        known = await self._store.known_events(namespace, [(event.source, event.id) for event, _ in named])
+        wanted = list({address: None for event, address in named if (event.source, event.id) not in known})
+        there = await self._addressees(namespace, wanted)
+        for address in wanted:
+            if address not in there:
                 found = (await self._store.find_runs([(namespace, *address)]))[0]
                 if found is None:
                     raise WorkflowNotFound(address[1] or address[0])
                 raise WorkflowClosed(address[0], found)
 
-    async def _addressee(self, namespace: str, workflow_id: str, run_id: str) -> str | None:
-        """The run that takes what is sent to it: the newest one of the workflow, if it is open."""
-        latest = (await self._store.latest([(namespace, workflow_id)])).get((namespace, workflow_id))
-        if latest is None or latest[1] not in OPEN_STATUSES or latest[1] == WORKFLOW_STATUS_COMPENSATING:
-            return None
-        return latest[0] if run_id in ("", latest[0]) else None
+    async def _addressees(self, namespace: str, addresses: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+        """The runs that take what is sent to them: of each workflow the newest one, if it is open."""
+        found = await self._store.latest(sorted({(namespace, workflow_id) for workflow_id, _ in addresses}))
+        runs = {}
+        for workflow_id, run_id in addresses:
+            newest, status = found.get((namespace, workflow_id), ("", WORKFLOW_STATUS_COMPENSATING))
+            if status in OPEN_STATUSES and status != WORKFLOW_STATUS_COMPENSATING and run_id in ("", newest):
+                runs[workflow_id, run_id] = newest
+        return runs
 
     async def tell(self, lines: Sequence[_Line]) -> None:
         """Something came in these lines, or somebody waits there: whoever delivers them is to know."""
         others = self._keep_ours(lines)
         if others:
-            # It may be lost, or too long: then these events count as late, and are found.
-            await self._store.notify(json.dumps({"published": others}))
+            # It may be lost, or too long: then these events count as late, and are found. They are stored already.
+            try:
+                await self._store.notify(json.dumps({"published": others}))
+            except StoreUnavailable as error:
+                _log.warning("database unavailable", error=str(error))
 
     def told(self, payload: str) -> None:
         """Another replica says so."""
@@ -208,7 +241,7 @@ class Publisher:
                 await self._wake.wait()
                 self._wake.clear()
                 if self._awaited:
-                    lanes.create_task(self._tell_of(self._awaited))
+                    lanes.create_task(self.tell(list(self._awaited)))
                     self._awaited = {}
                 for line in [each for each in self._waiting if each not in self._lanes]:
                     if len(self._lanes) >= LANES:
@@ -216,12 +249,6 @@ class Publisher:
                     del self._waiting[line]
                     self._lanes.add(line)
                     lanes.create_task(self._lane(line))
-
-    async def _tell_of(self, lines: Iterable[_Line]) -> None:
-        try:
-            await self.tell(list(lines))
-        except StoreUnavailable as error:
-            _log.warning("database unavailable", error=str(error))
 
     async def _look(self) -> None:
         """Find what was left behind: by a replica that is gone, or here while the database was away."""
@@ -259,7 +286,7 @@ class Publisher:
                     return
                 faults.point("publish.delivered")
                 await self._close(namespace, name, delivered, outcomes, kept=channel is not None)
-        except _NOT_NOW as error:
+        except RomancyError as error:
             _log.warning("events are delivered later", namespace=namespace, line=name, error=str(error))
         except Exception:
             _log.exception("events were not delivered; they are tried again", namespace=namespace, line=name)
@@ -301,16 +328,19 @@ class Publisher:
     async def _hand_out(self, namespace: str, topic: str, messages: Sequence[OpenEvent]) -> Sequence[OpenEvent]:
         """Give each message to one run that waits, those that wait longest first. Returns those that a run has."""
         receivers = await self._store.subscribers(namespace, topic, RECEIVER, ("", ""), SUBSCRIBERS)
-        receivers.sort(key=lambda each: each.since_ms)
+        # What a run failed to take another one takes.
+        receivers.sort(key=lambda each: (self._failures.get(each.run_id, 0), each.since_ms))
         under_way = []
         for each, receiver in zip(messages, receivers, strict=False):
             # Its own id, whoever gets it: so only one run can record it.
-            request = RequestKey(namespace, f"message/{each.position}/{each.deliveries}", "ReceiveEvent", _no_answer)
+            request = _taking("message", namespace, each.position, each.deliveries)
             delivery = Delivery(position=each.position, count=each.deliveries)
             subscription_id = receiver.task_id.removeprefix(SUBSCRIPTION_PREFIX)
             trigger = ReceiveEvent(each.event, [subscription_id], delivery)
-            under_way.append(_UnderWay(each, receiver.run_id, self._engine.submit(receiver.run_id, trigger, request)))
-        missed = {each.event.position for each in await _recorded(under_way, stale_too=True)}
+            future = self._engine.submit(receiver.run_id, trigger, request)
+            under_way.append(_UnderWay(each, receiver.run_id, receiver.chain, future))
+        done = await self._recorded(under_way)
+        missed = {each.event.position for each in (*done.closed, *done.stale, *done.failed)}
         return [each.event for each in under_way if each.event.position not in missed]
 
     async def _deliver(self, namespace: str, event_type: str, events: Sequence[OpenEvent]) -> dict[int, Outcome]:
@@ -322,7 +352,8 @@ class Publisher:
 
         def keys(event: CloudEvent) -> list[tuple[str, str]]:
             content = Content(event)
-            return [(topic, key) for topic in topics if (key := content.key(topic)) is not None]
+            keys = [(topic, _key(content, topic, event)) for topic in topics]
+            return [(topic, key) for topic, key in keys if key is not None]
 
         for_all = [event for event in events if address_of(event.event) is None]
         await self._bring_all(namespace, for_all, keys)
@@ -343,19 +374,19 @@ class Publisher:
     async def _bring(
         self, namespace: str, keys: _Keys, events: Sequence[OpenEvent], only: set[str] | None
     ) -> tuple[list[OpenEvent], set[str]]:
-        """Bring events to those who want them, or to `only` those subscriptions, by their origin.
+        """Bring events to those who want them, or to those of `only` these chains of runs.
 
-        Returns the events that found a run closed, and the origins of the subscriptions that they were for.
+        Returns the events that found a run closed, and the chains of these runs.
         """
         found: dict[tuple[str, str], list[Subscriber]] = {}
         under_way: list[_UnderWay] = []
         missed: dict[int, OpenEvent] = {}
-        origins: set[str] = set()
+        chains: set[str] = set()
 
         async def settle() -> None:
-            for each in await _recorded(under_way):
+            for each in (await self._recorded(under_way)).closed:
                 missed[each.event.position] = each.event
-                origins.add(each.origin)
+                chains.add(each.chain)
             under_way.clear()
 
         for event in events:
@@ -363,18 +394,18 @@ class Publisher:
             wanted: dict[tuple[str, str], list[str]] = {}
             for topic, key in keys(event.event):
                 async for each in self._subscribers(namespace, topic, key, found):
-                    subscription_id = each.task_id.removeprefix(SUBSCRIPTION_PREFIX)
-                    origin = origin_of(each.run_id, subscription_id)
-                    if each.since_ms <= until_ms and (only is None or origin in only):
-                        wanted.setdefault((each.run_id, origin), []).append(subscription_id)
-            for (run_id, origin), subscription_ids in wanted.items():
-                request = RequestKey(namespace, f"event/{event.position}/{origin}", "ReceiveEvent", _no_answer)
+                    if each.since_ms <= until_ms and (only is None or each.chain in only):
+                        subscription_id = each.task_id.removeprefix(SUBSCRIPTION_PREFIX)
+                        wanted.setdefault((each.run_id, each.chain), []).append(subscription_id)
+            for (run_id, chain), subscription_ids in wanted.items():
+                # Once for all runs that go on one after the other: what the next one asks for may seem to be older.
+                request = _taking("event", namespace, event.position, chain)
                 future = self._engine.submit(run_id, ReceiveEvent(event.event, subscription_ids), request)
-                under_way.append(_UnderWay(event, origin, future))
+                under_way.append(_UnderWay(event, run_id, chain, future))
                 if len(under_way) >= SUBSCRIBERS:
                     await settle()
         await settle()
-        return [missed[position] for position in sorted(missed)], origins
+        return [missed[position] for position in sorted(missed)], chains
 
     async def _subscribers(
         self, namespace: str, topic: str, key: str, found: dict[tuple[str, str], list[Subscriber]]
@@ -385,56 +416,85 @@ class Publisher:
             for each in found[topic, key]:
                 yield each
             return
-        after = ("", "")
-        while page := await self._store.subscribers(namespace, topic, key, after, SUBSCRIBERS):
-            if after == ("", "") and len(page) < SUBSCRIBERS:
-                found[topic, key] = page
+        page = await self._store.subscribers(namespace, topic, key, ("", ""), SUBSCRIBERS)
+        if len(page) < SUBSCRIBERS:
+            found[topic, key] = page
+        while page:
             for each in page:
                 yield each
-            after = (page[-1].run_id, page[-1].task_id)
             if len(page) < SUBSCRIBERS:
                 return
+            after = (page[-1].run_id, page[-1].task_id)
+            page = await self._store.subscribers(namespace, topic, key, after, SUBSCRIBERS)
 
     async def _bring_to_addressee(self, namespace: str, event: OpenEvent) -> None:
         """To the open run of the workflow that the event names."""
         address = address_of(event.event)
         assert address is not None
-        key = RequestKey(namespace, f"event/{event.position}", "ReceiveEvent", _no_answer)
         tried = None
-        while (run_id := await self._addressee(namespace, *address)) not in (None, tried):
+        while (run_id := (await self._addressees(namespace, [address])).get(address)) not in (None, tried):
             assert run_id is not None
-            try:
-                await self._engine.submit(run_id, ReceiveEvent(event.event), key)
-            except _GONE:
-                tried = run_id  # another run of it may go on
-            else:
+            request = _taking("event", namespace, event.position)
+            future = self._engine.submit(run_id, ReceiveEvent(event.event), request)
+            done = await self._recorded([_UnderWay(event, run_id, "", future)])
+            if not done.closed and not done.stale:
                 return
+            tried = run_id  # another run of it may go on
+
+    async def _recorded(self, under_way: Sequence[_UnderWay]) -> _Missed:
+        """Wait until all is recorded that can be.
+
+        Raises what may pass, when something is not recorded yet: StoreUnavailable, TooMuchContention, and, some times
+        for each run, any error that is of this run alone. After these the run misses what it failed to take.
+        """
+        later: RomancyError | None = None
+        missed = _Missed()
+        errors: dict[str, RomancyError] = {}
+        for each in under_way:
+            try:
+                await each.future
+            except (WorkflowClosed, WorkflowNotFound):
+                missed.closed.append(each)
+            except StaleTask:  # the code does not want it any more
+                missed.stale.append(each)
+            except _NOT_NOW as error:
+                later = error
+            except RomancyError as error:
+                missed.failed.append(each)
+                errors[each.run_id] = error
+            else:
+                self._failures.pop(each.run_id, None)
+        later = self._failed(errors) or later
+        if later is not None:
+            raise later
+        for each in missed.failed:
+            event = each.event.event
+            facts = {"run_id": each.run_id, "position": each.event.position, "source": event.source, "id": event.id}
+            _log.error("a run failed to take an event, and is not asked again", **facts, error=str(errors[each.run_id]))
+        return missed
+
+    def _failed(self, errors: Mapping[str, RomancyError]) -> RomancyError | None:
+        """These runs failed to take something. Returns an error of one with which it is worth to try again."""
+        again = None
+        for run_id, error in errors.items():
+            self._failures[run_id] = self._failures.get(run_id, 0) + 1
+            if self._failures[run_id] < _TRIES:
+                _log.warning("a run failed to take an event", run_id=run_id, error=str(error))
+                again = error
+        if len(self._failures) > _FAILURES:
+            self._failures.clear()
+        return again
 
 
-async def _recorded(under_way: Sequence[_UnderWay], *, stale_too: bool = False) -> list[_UnderWay]:
-    """Wait until all is recorded that can be. Returns what found its run closed, or, if asked for, not waiting.
-
-    Raises StoreUnavailable or TooMuchContention if something is not recorded yet.
-    """
-    later: BaseException | None = None
-    missed = []
-    for each in under_way:
-        try:
-            await each.future
-        except (WorkflowClosed, WorkflowNotFound):
-            missed.append(each)
-        except StaleTask:  # the code does not want it any more
-            if stale_too:
-                missed.append(each)
-        except _NOT_NOW as error:
-            later = error
-        except RomancyError as error:
-            missed += [each] if stale_too else []
-            _log.error("a run did not take an event", origin=each.origin, error=str(error))
-    if later is not None:
-        raise later
-    return missed
+def _key(content: Content, topic: str, event: CloudEvent) -> str | None:
+    """As `Content.key`. What cannot be read for one topic must not hold up those of the others, nor other events."""
+    try:
+        return content.key(topic)
+    except Exception:
+        _log.exception("an event is kept from some that may want it", topic=topic, source=event.source, id=event.id)
+        return None
 
 
-def _no_answer(_: Reply) -> bytes:
-    return b""
+def _taking(what: str, namespace: str, *which: object) -> RequestKey:
+    """The request of which only one is carried out, however often it is made."""
+    return RequestKey(namespace, own_request_id(what, *which), "ReceiveEvent", lambda _: b"")

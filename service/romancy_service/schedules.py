@@ -21,6 +21,7 @@ from romancy.v1.workflow_service_pb2 import StartWorkflowRequest
 from romancy_service import faults
 from romancy_service.clock import Clock
 from romancy_service.core import schedule as core
+from romancy_service.core.own import own_request_id
 from romancy_service.core.schedule import RunStatus, ScheduleRecord, Step
 from romancy_service.core.task import NEVER_MS
 from romancy_service.core.triggers import RequestCancel, Terminate
@@ -291,7 +292,7 @@ class Schedules:
     async def _end(self, record: ScheduleRecord, run: ScheduledRun, step: Step) -> None:
         reason = f"schedule {record.schedule_id} starts its next run"
         trigger = (Terminate if step.terminate else RequestCancel)(reason, _identity(record))
-        request_id = f"schedule/{record.uid}/{type(trigger).__name__}/{run.run_id}"
+        request_id = own_request_id("schedule", record.uid, type(trigger).__name__, run.run_id)
         key = RequestKey(record.namespace, request_id, type(trigger).__name__, lambda _: b"")
         try:
             await self._engine.submit(run.run_id, trigger, key)

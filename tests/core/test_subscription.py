@@ -73,6 +73,7 @@ def row(life: Life, number: int = 1) -> Task:
         ({"data__order__id": "7"}, an_event(data='{"order": {"id": 7.0}}')),
         ({"data__gone": "null"}, an_event(data='{"gone": null}')),
         ({"data__name": '"\\u00e9"'}, an_event(data='{"name": "é"}')),
+        ({"data__name": '"\\ud83d\\ude00"'}, an_event(data='{"name": "😀"}')),
     ],
 )
 def test_an_event_with_the_values_has_the_key_of_the_subscription(where: dict[str, str], event: CloudEvent) -> None:
@@ -102,6 +103,13 @@ def test_an_event_without_the_values_has_another_key(where: dict[str, str], even
     life = Life.begin()
     life.code(subscribe(1, **where))
     assert Content(event).key(row(life).type) != row(life).queue
+
+
+def test_a_text_that_is_none_still_has_a_key() -> None:
+    life = Life.begin()
+    life.code(subscribe(1, data__order='"7"'))
+    key = Content(an_event(data='{"order": "\\ud800"}')).key(row(life).type)
+    assert key not in (None, row(life).queue)
 
 
 def test_a_type_does_not_find_what_another_type_that_begins_like_it_is_waited_for() -> None:
@@ -206,6 +214,7 @@ def test_subscriptions_to_all_and_what_was_not_read_go_to_the_next_run() -> None
         (subscribe(1, **{"": "1"}), "where"),
         (subscribe(1, subject="x"), "where['subject']"),
         (subscribe(1, subject="NaN"), "where['subject']"),
+        (subscribe(1, subject='"\\ud800"'), "where['subject']"),
         (subscribe(1, subject="[1]"), "where['subject']"),
         (subscribe(1, subject="[" * 5_000), "where['subject']"),
         (subscribe(1, subject='"' + "x" * 4_096 + '"'), "where['subject']"),
@@ -241,6 +250,9 @@ def test_what_no_event_could_be_compared_with_is_refused(command: Command, field
         (an_event(data="{"), "event.data"),
         (an_event(data="NaN"), "event.data"),
         (an_event(data='{"a": Infinity}'), "event.data"),
+        (an_event(data='{"order": "\\ud800"}'), "event.data"),
+        (an_event(data='{"\\uDfff": 1}'), "event.data"),
+        (an_event(data='{"order": "\\ude00\\ud83d"}'), "event.data"),
         (an_event(data="[" * 100_000), "event.data"),
         (an_event(data="x", datacontenttype="application/vnd.shop+json; charset=utf-8"), "event.data"),
         (an_event(data='"' + "x" * (1 << 20) + '"'), "event"),
@@ -264,6 +276,8 @@ def test_an_attribute_without_a_value_is_refused() -> None:
     [
         an_event(data="no JSON", datacontenttype="text/plain"),
         an_event(data='{"a": 1}'),
+        an_event(data='{"a": "\\ud83d\\ude00"}'),
+        an_event(data='{"a": "\\ud800"}', datacontenttype="text/plain"),
         an_event(time=Timestamp(seconds=1), subject="x", dataschema="urn:x", extension=7, flag=False),
         CloudEvent(id="1", source="/", type="t", spec_version="1.0", binary_data=b"\xff"),
     ],

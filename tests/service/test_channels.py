@@ -23,16 +23,20 @@ from romancy.v1.channel_service_pb2 import (
 )
 from romancy.v1.channel_service_pb2_grpc import ChannelServiceStub
 from romancy.v1.command_pb2 import Command, Send, SendMessage
+from romancy.v1.event_service_pb2 import PublishEventRequest
 from romancy.v1.history_pb2 import EventReceived, HistoryEvent
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.worker_service_pb2 import WorkflowTask
 
 from romancy_service.core.channel import topic_of_channel
+from romancy_service.errors import StoreUnavailable
 from tests.core.life import complete
 from tests.core.talk import recur
 from tests.core.test_channel import join, receive
+from tests.core.test_subscription import an_event
 from tests.service.cluster import Tenant, refused, until
 from tests.service.scripted_worker import ScriptedWorker
+from tests.service.test_events import stub as events_stub
 
 
 def stub(tenant: Tenant) -> ChannelServiceStub:
@@ -326,3 +330,44 @@ async def test_unsubscribing_ends_it(tenant: Tenant) -> None:
     await publish(tenant, 1, "news")
     await no_more(tenant, "news")
     assert not [event for event in await tenant.history(run_id) if event.HasField("event_received")]
+
+
+async def test_nobody_else_can_send_in_the_name_of_a_run_or_of_a_client(tenant: Tenant) -> None:
+    worker = await tenant.worker(workflow_slots=20)
+    sender = (await tenant.start("sender")).run_id
+    task = await task_of(worker, sender)
+    target = (await tenant.start("target")).run_id
+    for source in (f"/runs/{sender}", "/runs", "/clients", "/clients/somebody"):
+        forged = an_event("1")
+        forged.source = source
+        refusal = await refused(events_stub(tenant).PublishEvent(PublishEventRequest(event=forged)))
+        assert (refusal.code, refusal.field) == (grpc.StatusCode.INVALID_ARGUMENT, "event.source")
+    message = SendMessage(channel="jobs", data=Payload(json="7"))
+    await worker.command(task, Command(send=Send(send_id="1", workflow_id="target", channel_message=message)))
+    assert data(await received(tenant, target)) == [7]
+
+
+async def test_what_is_stored_is_answered_although_nobody_can_be_told(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unavailable(payload: str) -> None:
+        raise StoreUnavailable("the connection is gone")
+
+    for replica in tenant.cluster.replicas:
+        monkeypatch.setattr(replica.node.store, "notify", unavailable)
+    for number in range(4):
+        assert not await publish(tenant, number, f"jobs-{number}")
+        assert (await show(tenant, f"jobs-{number}")).unread == 1
+
+
+async def test_a_message_that_is_sent_again_is_known_also_when_its_workflow_closed(tenant: Tenant) -> None:
+    worker = await tenant.worker()
+    run_id = (await tenant.start("target")).run_id
+    task = await worker.workflow_task()
+    assert not await publish(tenant, 1, workflow_id="target", request_id="once")
+    await received(tenant, run_id)
+    await worker.command(task)
+    await worker.command(await worker.workflow_task(), complete())
+    assert await publish(tenant, 1, workflow_id="target", request_id="once")
+    refusal = await refused(publish(tenant, 2, workflow_id="target", request_id="another"))
+    assert refusal.reason == "WORKFLOW_CLOSED"

@@ -32,9 +32,10 @@ from romancy.v1.workflow_pb2 import (
     WorkflowStatus,
 )
 
+from romancy_service.core.own import own_request_id
 from tests.core.life import CANCEL, complete, fail
 from tests.core.talk import cancel_child, child, recur, send, send_cancel
-from tests.service.cluster import Tenant, until
+from tests.service.cluster import Tenant, refused, until
 from tests.service.scripted_worker import ScriptedWorker
 
 POLICIES = [PARENT_CLOSE_POLICY_CANCEL, PARENT_CLOSE_POLICY_TERMINATE, PARENT_CLOSE_POLICY_ABANDON]
@@ -351,11 +352,29 @@ async def test_a_run_can_tell_itself_something(tenant: Tenant) -> None:
     assert await tenant.signals(run_id) == ["note"]
 
 
+async def test_nobody_else_can_be_taken_for_a_child(tenant: Tenant) -> None:
+    parent_id = (await tenant.start("parent")).run_id
+    other = (await tenant.start("other", workflow_type="other", request_id=f"child/{parent_id}/kid:1")).run_id
+    own = own_request_id("child", parent_id, "kid:1")
+    refusal = await refused(tenant.start("other", workflow_type="other", request_id=own))
+    assert refusal.field == "request_id"
+    worker = await tenant.worker(workflow_slots=20)
+    task = await worker.workflow_task()
+    await worker.command(task, child("kid:1"))
+
+    async def begun() -> bool:
+        return "child_started" in await tenant.kinds(parent_id)
+
+    await until(begun, "the child was started")
+    started = [e.child_started.run_id for e in await tenant.history(parent_id) if e.HasField("child_started")]
+    assert other not in started
+
+
 async def test_a_failed_message_is_not_delivered_after_all(tenant: Tenant) -> None:
     """What one replica has found undeliverable no other one delivers later."""
     _, run_id = await begin(tenant, send("1", "late"))
     assert await failures(tenant, run_id, 1) == ["WORKFLOW_NOT_FOUND"]
     late = (await tenant.start("late", workflow_type="other")).run_id
-    key = (tenant.namespace, f"send/{run_id}/1")
+    key = (tenant.namespace, own_request_id("send", run_id, 1))
     assert (await tenant.cluster.store.find_requests([key]))[key].method == "LeftOut"
     assert await tenant.signals(late) == []

@@ -23,7 +23,7 @@ from romancy.v1.payload_pb2 import Payload
 from romancy.v1.workflow_pb2 import WorkflowInfo, WorkflowSpec
 from romancy.v1.workflow_service_pb2 import AttributeFilter, ListWorkflowsRequest, WorkflowFilter
 
-from romancy_service.errors import BatchRejected, StoreUnavailable
+from romancy_service.errors import BatchRejected, InternalError, StoreUnavailable
 from romancy_service.event_rules import EventRules
 from romancy_service.publisher import NewEvent, Publisher
 from romancy_service.starter import Starter
@@ -256,6 +256,26 @@ async def test_a_start_that_cannot_be_made_now_is_made_later(tenant: Tenant, mon
     await started(tenant, *map(str, range(5)))
     info = await rule_of(tenant)
     assert (info.started_count, info.skipped_count, info.failed_count) == (5, 0, 0)
+
+
+async def test_a_start_that_failed_without_a_reason_is_tried_again(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await set_rule(tenant)
+    start, failed = Starter.start, 0
+
+    async def failing(self: Starter, *given: Any, **named: Any) -> Any:
+        nonlocal failed
+        if failed < 2:
+            failed += 1
+            raise InternalError("it failed")
+        return await start(self, *given, **named)
+
+    monkeypatch.setattr(Starter, "start", failing)
+    await publish(tenant, an_event("1"))
+    await started(tenant, "1")
+    info = await rule_of(tenant)
+    assert (info.started_count, info.failed_count, info.last_error) == (1, 0, "")
 
 
 async def test_delivering_again_starts_and_counts_nothing_twice(tenant: Tenant) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 import pytest
@@ -15,8 +17,15 @@ from romancy.v1.event_service_pb2_grpc import EventServiceStub
 from romancy.v1.history_pb2 import HistoryEvent
 
 from romancy_service import publisher
+from romancy_service.core.own import own_request_id
+from romancy_service.core.subscription import Content
+from romancy_service.core.triggers import ReceiveEvent, Trigger
+from romancy_service.engine import Engine
+from romancy_service.errors import InternalError
 from romancy_service.event_rules import EventRules
 from romancy_service.starter import Starter
+from romancy_service.store.events import OpenEvent
+from romancy_service.submission import RequestKey
 from tests.core.life import complete
 from tests.core.talk import recur
 from tests.core.test_subscription import an_event, subscribe, unsubscribe
@@ -244,11 +253,166 @@ async def test_delivering_again_brings_nothing_twice(tenant: Tenant) -> None:
     new = publisher.NewEvent(event.source, event.id, event.type, event.SerializeToString(), 2**62)
     await node.store.add_events(tenant.namespace, [new], now_ms)
     opened = await node.store.open_events(tenant.namespace, "paid", 10)
-    rules = EventRules(node.store, node.clock, Starter(node.engine, node.store), node.limits)
-    again = publisher.Publisher(node.store, node.clock, node.engine, rules, node.limits)
+    again = another(tenant)
     for _ in range(3):
         await again._deliver(tenant.namespace, "paid", opened)
     assert ids(await tenant.history(run_id)) == ["1"]
+
+
+def another(tenant: Tenant) -> publisher.Publisher:
+    """One that nobody tells of anything, for what is delivered late or again."""
+    node = tenant.cluster.replicas[-1].node
+    rules = EventRules(node.store, node.clock, Starter(node.engine, node.store), node.limits)
+    return publisher.Publisher(node.store, node.clock, node.engine, rules, node.limits)
+
+
+async def left(tenant: Tenant, *events: CloudEvent) -> list[OpenEvent]:
+    """Events as they are stored, of which nobody is told."""
+    node = tenant.cluster.replicas[-1].node
+    new = [publisher.NewEvent(e.source, e.id, e.type, e.SerializeToString(), 2**62) for e in events]
+    await node.store.add_events(tenant.namespace, new, node.clock.now_ms())
+    return await node.store.open_events(tenant.namespace, "paid", len(events))
+
+
+async def test_an_event_that_is_delivered_again_does_not_reach_the_next_run_too(tenant: Tenant) -> None:
+    worker, run_id = await waiting(tenant, subscribe(1))
+    opened = await left(tenant, an_event("1"))
+    assert await received(tenant, run_id, 1) == ["1"]
+    for _ in range(2):
+        await worker.command(await worker.workflow_task(), recur(task_queue="queue"))
+        following = await worker.workflow_task()
+        await worker.command(following, subscribe(1))
+        await another(tenant)._deliver(tenant.namespace, "paid", opened)
+        assert ids(await tenant.history(following.run_id)) == []
+        await publish(tenant, an_event(following.run_id))
+        assert await received(tenant, following.run_id, 1) == [following.run_id]
+
+
+async def test_an_actor_gets_each_event_once_while_starts_of_rules_hold_it_open(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, late = EventRules.start, asyncio.Event()
+
+    async def slow(self: EventRules, *given: Any) -> Any:
+        outcomes = await start(self, *given)
+        await late.wait()
+        return outcomes
+
+    monkeypatch.setattr(EventRules, "start", slow)
+    worker, run_id = await waiting(tenant, subscribe(1))
+    await publish(tenant, an_event("1"))
+    await received(tenant, run_id, 1)
+    await worker.command(await worker.workflow_task(), recur(task_queue="queue"))
+    following = await worker.workflow_task()
+    await worker.command(following, subscribe(1))
+    (opened,) = await tenant.cluster.store.open_events(tenant.namespace, "paid", 2)
+    late.set()
+    await another(tenant)._deliver(tenant.namespace, "paid", [opened])
+    await delivered(tenant)
+    assert ids(await tenant.history(following.run_id)) == []
+
+
+async def test_an_event_that_cannot_be_read_holds_nothing_up(tenant: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = Content.key
+
+    def failing(self: Content, topic: str) -> str | None:
+        if self._event.id == "bad" and "data.order" in topic:
+            raise ValueError("this value cannot be read")
+        return key(self, topic)
+
+    monkeypatch.setattr(Content, "key", failing)
+    worker, picky = await waiting(tenant, subscribe(1, "paid", False, data__order="7"))
+    other = (await tenant.start("other")).run_id
+    await worker.command(await worker.workflow_task(), subscribe(1, "paid", False))
+    await publish(tenant, an_event("bad", data='{"order": 7}'), an_event("good", data='{"order": 7}'))
+    await delivered(tenant)
+    assert ids(await tenant.history(picky)) == ["good"]
+    assert ids(await tenant.history(other)) == ["bad", "good"]
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, run_id: str, times: float) -> list[str]:
+    """Have a run fail to take events, so often. Returns those that it failed to take, as it goes on."""
+    submit, failed = Engine.submit, list[str]()
+
+    def failing(self: Engine, to: str, trigger: Trigger, request: RequestKey | None = None) -> asyncio.Future[Any]:
+        if to != run_id or not isinstance(trigger, ReceiveEvent) or len(failed) >= times:
+            return submit(self, to, trigger, request)
+        failed.append(trigger.event.id)
+        future = asyncio.get_running_loop().create_future()
+        future.set_exception(InternalError("it failed"))
+        return future
+
+    monkeypatch.setattr(Engine, "submit", failing)
+    return failed
+
+
+@pytest.mark.parametrize("address", [{}, {"romancyworkflowid": "order"}], ids=["for all", "for one"])
+async def test_what_a_run_failed_to_take_is_brought_again(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch, address: dict[str, str]
+) -> None:
+    _, run_id = await waiting(tenant, subscribe(1, "paid", False))
+    fail(monkeypatch, run_id, 2)
+    await publish(tenant, an_event("1", **address))
+    assert await received(tenant, run_id, 1) == ["1"]
+    await publish(tenant, an_event("2", **address))
+    assert await received(tenant, run_id, 2) == ["1", "2"]
+
+
+@pytest.mark.parametrize("address", [{}, {"romancyworkflowid": "order"}], ids=["for all", "for one"])
+async def test_a_run_that_takes_nothing_any_more_holds_up_nobody(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch, address: dict[str, str]
+) -> None:
+    worker, broken = await waiting(tenant, subscribe(1, "paid", False))
+    other = (await tenant.start("other")).run_id
+    await worker.command(await worker.workflow_task(), subscribe(1, "paid", False))
+    failed = fail(monkeypatch, broken, math.inf)
+    await publish(tenant, an_event("1", **address), an_event("2"), an_event("3"))
+    assert (await received(tenant, other, 2))[-2:] == ["2", "3"]
+    await delivered(tenant)
+    assert len(failed) >= 3, "it was tried again"
+
+
+async def test_nobody_else_can_take_an_event_from_a_run(tenant: Tenant) -> None:
+    _, run_id = await waiting(tenant, subscribe(1, "paid", False))
+    (before,) = await left(tenant, an_event("1"))
+    await received(tenant, run_id, 1)
+    for ahead in range(1, 4):
+        for request_id in (f"event/{before.position + ahead}/{run_id}", f"event/{before.position + ahead}"):
+            await tenant.signal(run_id, "x", request_id=request_id)
+        own = own_request_id("event", before.position + ahead, run_id)
+        assert (await refused(tenant.signal(run_id, "x", request_id=own))).field == "request_id"
+    await publish(tenant, an_event("2"), an_event("3", romancyworkflowid="order"))
+    assert await received(tenant, run_id, 3) == ["1", "2", "3"]
+
+
+async def test_a_repeated_event_for_a_workflow_is_known_also_when_that_closed(tenant: Tenant) -> None:
+    worker, run_id = await waiting(tenant)
+    event = an_event("1", romancyworkflowid="order")
+    assert await publish(tenant, event) == [False]
+    await received(tenant, run_id, 1)
+    await worker.command(await worker.workflow_task(), complete())
+    assert await publish(tenant, an_event("fine"), event) == [False, True]
+    refusal = await refused(publish(tenant, event, an_event("2", romancyworkflowid="order")))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "WORKFLOW_CLOSED")
+
+
+async def test_a_batch_asks_once_for_all_workflows_that_it_names(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        await tenant.start(f"order-{number}")
+    asked: list[int] = []
+    for store in {id(replica.node.store): replica.node.store for replica in tenant.cluster.replicas}.values():
+        latest = store.latest
+
+        async def counting(keys: Any, latest: Any = latest) -> Any:
+            asked.append(len(keys))
+            return await latest(keys)
+
+        monkeypatch.setattr(store, "latest", counting)
+        monkeypatch.setattr(publisher.Publisher, "tell", lambda self, lines: asyncio.sleep(0))
+    await publish(tenant, *(an_event(str(n), romancyworkflowid=f"order-{n % 5}") for n in range(20)))
+    assert asked[0] == 5
 
 
 async def test_batches_have_limits(tenant: Tenant) -> None:
@@ -261,3 +425,23 @@ async def test_batches_have_limits(tenant: Tenant) -> None:
     request = PublishEventRequest(namespace=tenant.namespace)
     answer: Refusal = await refused(stub(tenant).PublishEvent(request))
     assert (answer.code, answer.field) == (grpc.StatusCode.INVALID_ARGUMENT, "event.id")
+
+
+async def test_events_of_a_batch_that_nobody_wants_are_looked_up_once(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await waiting(tenant, subscribe(1, "paid", False, data__order="7"))
+    opened = await left(tenant, *(an_event(str(number), data='{"order": 8}') for number in range(20)))
+    asked: list[str] = []
+    again = another(tenant)
+    store = again._store
+
+    class Counting:
+        def __getattr__(self, name: str) -> Any:
+            if name == "subscribers":
+                asked.append(name)
+            return getattr(store, name)
+
+    monkeypatch.setattr(again, "_store", Counting())
+    await again._deliver(tenant.namespace, "paid", opened)
+    assert len(asked) == min(len(opened), 1) == 1

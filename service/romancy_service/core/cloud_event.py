@@ -27,6 +27,8 @@ METADATA: Final = "romancymetadata"
 """With it, what else a receiver may want to know: a JSON object of texts."""
 _FIXED: Final = ("id", "source", "type", "specversion")
 _NAME: Final = re.compile(r"[a-z0-9]{1,20}", re.ASCII)
+_ESCAPED_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
+"""Only so does a text that was UTF-8 get a surrogate. Most texts have none, and are not looked at again."""
 _TEXTS: Final = ("datacontenttype", "dataschema", "subject", WORKFLOW_ID, RUN_ID, CHANNEL, METADATA)
 
 
@@ -91,9 +93,21 @@ def _check_json(field: str, event: CloudEvent) -> None:
 def strict_json(text: str) -> Any:
     """What a JSON text says. Raises ValueError for what others read differently, and RecursionError.
 
-    That is: NaN and infinities, numbers that are too large for a float, and names that an object has twice.
+    That is: NaN and infinities, numbers that are too large for a float, names that an object has twice, and halves of
+    surrogate pairs, which are no characters.
     """
-    return _STRICT.decode(text)
+    value = _STRICT.decode(text)
+    if _ESCAPED_SURROGATE.search(text) is not None:
+        _check_characters(value)
+    return value
+
+
+def _check_characters(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ord(error.object[error.start])
+        raise ValueError(f"\\u{half:04x} is half of a character, without the other half") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -30,6 +30,7 @@ from romancy.v1.workflow_pb2 import (
 )
 
 from romancy_service.core.limits import Limits
+from romancy_service.core.own import own_request_id
 from romancy_service.core.run import OPEN_STATUSES
 from romancy_service.core.task import NEVER_MS
 from romancy_service.core.times import duration_ms, rfc3339, timestamp, timestamp_ms
@@ -360,7 +361,7 @@ def _done_by(state: ScheduleState, now_ms: int) -> None:
 
 def _start(record: ScheduleRecord, time_ms: int, policy: OverlapPolicy.ValueType, *, requested: bool) -> ScheduledStart:
     # The version tells what is asked for by one request from what is asked for by another, for the same time.
-    request_id = f"schedule/{record.uid}/{time_ms}" + (f"/{record.version}" if requested else "")
+    request_id = own_request_id("schedule", record.uid, time_ms, *([record.version] if requested else []))
     time = timestamp(time_ms)
     return ScheduledStart(scheduled_time=time, overlap_policy=policy, request_id=request_id, requested=requested)
 

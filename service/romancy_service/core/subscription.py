@@ -5,7 +5,6 @@ events are told apart (its topic), and which values these have (its key), and an
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any, Final
@@ -15,7 +14,7 @@ from romancy.v1.event_pb2 import CloudEvent
 
 from romancy_service.core.channel import channel_key, check_channel_subscription, topic_of_channel
 from romancy_service.core.check import check_id
-from romancy_service.core.cloud_event import ABSENT, attribute, check_attribute_name, json_data
+from romancy_service.core.cloud_event import ABSENT, attribute, check_attribute_name, json_data, strict_json
 from romancy_service.core.limits import Limits
 from romancy_service.core.task import NEVER_MS, Task, TaskKind, subscription_task_id
 from romancy_service.errors import InvalidField
@@ -25,7 +24,8 @@ _BETWEEN: Final = "\n"
 """Between the type of a topic and its paths. In no id: ids have no control characters."""
 _AFTER: Final = "\x0b"
 """The character after it."""
-_JSON: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+_JSON: Final = json.JSONEncoder(separators=(",", ":"))
+"""In ASCII, so that there is no text that cannot be hashed."""
 
 
 def check_subscribe(field: str, command: Subscribe, limits: Limits) -> None:
@@ -62,10 +62,10 @@ def _check_value(field: str, text: str, limits: Limits) -> None:
         problem = f"is longer than {limits.subscription_value_bytes} bytes"
         raise InvalidField(field, problem, limit=limits.subscription_value_bytes)
     try:
-        value = json.loads(text)
+        value = strict_json(text)
     except (ValueError, RecursionError):
         value = ABSENT
-    if value is ABSENT or isinstance(value, list | dict) or (isinstance(value, float) and not math.isfinite(value)):
+    if value is ABSENT or isinstance(value, list | dict):
         raise InvalidField(
             field, "is no JSON text, number, boolean or null", 'a text has quotes: "\\"7\\""', value=text
         )
@@ -105,11 +105,6 @@ def is_answered(task: Task) -> bool:
 def lasting_id(run_id: str, subscription_id: str) -> str:
     """The id that a subscription has in the runs that go on after the one that asked for it."""
     return subscription_id if "/" in subscription_id else f"{run_id}/{subscription_id}"
-
-
-def origin_of(run_id: str, subscription_id: str) -> str:
-    """The run that asked for a subscription, which may be one before the run that has it now."""
-    return subscription_id.rpartition("/")[0] or run_id
 
 
 def topics_of(event_type: str) -> tuple[str, str]:

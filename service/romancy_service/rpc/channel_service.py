@@ -19,6 +19,7 @@ from romancy.v1.channel_service_pb2_grpc import ChannelServiceServicer
 
 from romancy_service.core.channel import check_message, message
 from romancy_service.core.check import check_id
+from romancy_service.core.own import source_of_client
 from romancy_service.errors import ChannelNotFound
 from romancy_service.node import Node
 from romancy_service.publisher import Publisher
@@ -52,11 +53,11 @@ class ChannelService(ChannelServiceServicer):
             request.channel,
             request.data,
             request.metadata,
-            source=f"/clients/{identity_of('')}".rstrip("/"),
+            source=source_of_client(identity_of("")),
             message_id=request.request_id or new_id(),
             workflow_id=request.workflow_id,
         )
-        (duplicate,) = await self._publisher.publish(namespace, [event], "message")
+        (duplicate,) = await self._publisher.keep(namespace, [event], "message")
         return PublishMessageResponse(duplicate=duplicate)
 
     async def GetChannel(

@@ -31,8 +31,9 @@ from romancy_service.core.channel import CHANNELS_END, topic_of_channel
 from romancy_service.core.subscription import topics_of
 from romancy_service.core.task import NEVER_MS
 from romancy_service.store.left import LEFT_EVENTS, LEFT_MESSAGES
+from romancy_service.store.rows import chain_of
 from romancy_service.store.sql import Statements, among
-from romancy_service.store.tables import SUBSCRIBED, TEXT, UNDELIVERED, events, tasks
+from romancy_service.store.tables import SUBSCRIBED, TEXT, UNDELIVERED, events, runs, tasks
 
 Line = tuple[str, str]
 """Namespace and line: a type of events, or a channel."""
@@ -72,6 +73,8 @@ class Subscriber:
     task_id: str
     since_ms: int
     """0: since a run before."""
+    chain: str
+    """The first of the runs that go on one after the other, of which the run is one."""
 
 
 _IS_OPEN: Final = text(UNDELIVERED)
@@ -84,6 +87,11 @@ _OPEN: Final = (
     )
     .order_by(events.c.position)
     .limit(bindparam("limit", type_=Integer))
+)
+KNOWN: Final = select(events.c.event_id).where(
+    events.c.namespace == bindparam("of_namespace", type_=TEXT),
+    events.c.source == bindparam("of_source", type_=TEXT),
+    among(events.c.event_id, "event_ids"),
 )
 CLOSE: Final = (
     update(events)
@@ -130,7 +138,8 @@ with recursive topic(name) as (
 select name from topic where name is not null
 """).bindparams(bindparam("of_namespace", type_=Text), bindparam("first", type_=Text), bindparam("before", type_=Text))
 SUBSCRIBERS: Final = (
-    select(tasks.c.run_id, tasks.c.task_id, tasks.c.scheduled_ms)
+    select(tasks.c.run_id, tasks.c.task_id, tasks.c.scheduled_ms, runs.c.counters)
+    .join(runs, runs.c.run_id == tasks.c.run_id)
     .where(
         text(SUBSCRIBED),
         tasks.c.namespace == bindparam("of_namespace", type_=TEXT),
@@ -163,6 +172,17 @@ class Events(Statements):
     @abstractmethod
     async def add_events(self, namespace: str, new: Sequence[NewEvent], now_ms: int) -> set[tuple[str, str]]:
         """Keep events in this order, all or none. Returns those, by source and id, that were not known before."""
+
+    async def known_events(self, namespace: str, ids: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Those of these events, by source and id, that are kept, or were and are not forgotten yet."""
+        by_source: dict[str, list[str]] = {}
+        for source, event_id in ids:
+            by_source.setdefault(source, []).append(event_id)
+        known = set()
+        for source, event_ids in by_source.items():
+            rows = await self._read(KNOWN, of_namespace=namespace, of_source=source, event_ids=event_ids)
+            known |= {(source, row["event_id"]) for row in rows}
+        return known
 
     async def open_events(self, namespace: str, event_type: str, limit: int) -> list[OpenEvent]:
         """The first ones that may not have been delivered."""
@@ -229,4 +249,4 @@ class Events(Statements):
             after_task=after[1],
             limit=limit,
         )
-        return [Subscriber(row["run_id"], row["task_id"], row["scheduled_ms"]) for row in rows]
+        return [Subscriber(row["run_id"], row["task_id"], row["scheduled_ms"], chain_of(row)) for row in rows]

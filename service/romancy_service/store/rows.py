@@ -142,6 +142,11 @@ def loaded_run(row: Row, task_rows: Iterable[Row], batches: Iterable[bytes]) -> 
     return run
 
 
+def chain_of(row: Row) -> str:
+    """The first of the runs that go on one after the other, of which the run of the row is one."""
+    return str(json.loads(row["counters"]).get("first_run_id") or row["run_id"])
+
+
 def _counters(text: str) -> Counters:
     values = json.loads(text)
     for name in ("parent", "cancellation"):

@@ -145,18 +145,26 @@ def where_of(where: Mapping[str, Scalar] | None) -> dict[str, str]:
 
 
 def fits(event: CloudEvent, event_type: str, where: Mapping[str, str]) -> bool:
-    """Whether the event is of the type and has all these values."""
-    if attribute_text(event, CHANNEL):
+    """Whether the event is of the type and has all these values: as the service compares them."""
+    if event.type != event_type or attribute_text(event, CHANNEL):
         return False
-    return event.type == event_type and all(_value(event, path) == json.loads(text) for path, text in where.items())
+    return all(_is_same(_value(event, path), json.loads(text)) for path, text in where.items())
+
+
+def _is_same(found: Any, wanted: Any) -> bool:
+    """7 is 7.0. True is not 1, which Python thinks it is."""
+    return isinstance(found, bool) == isinstance(wanted, bool) and bool(found == wanted)
 
 
 def _value(event: CloudEvent, path: str) -> Any:
     if not path.startswith("data."):
         return _attribute(event, path)
+    content_type = _attribute(event, "datacontenttype")
+    if not (content_type is _ABSENT or _is_json(content_type)):
+        return _ABSENT
     try:
         value = json.loads(_data_bytes(event))
-    except ValueError:
+    except (ValueError, RecursionError):
         return _ABSENT
     for name in path.split(".")[1:]:
         if not isinstance(value, dict) or name not in value:
@@ -176,7 +184,17 @@ def _attribute(event: CloudEvent, name: str) -> Any:
     kind = value.WhichOneof("attr")
     if kind is None or kind == "ce_bytes":
         return _ABSENT
-    return value.ce_timestamp.ToJsonString() if kind == "ce_timestamp" else getattr(value, kind)
+    return _to_milliseconds(value.ce_timestamp) if kind == "ce_timestamp" else getattr(value, kind)
+
+
+def _to_milliseconds(time: Timestamp) -> str:
+    """As the service writes it, and compares it."""
+    return Timestamp(seconds=time.seconds, nanos=time.nanos // 1_000_000 * 1_000_000).ToJsonString()
+
+
+def _is_json(content_type: str) -> bool:
+    media_type = content_type.partition(";")[0].strip().lower()
+    return media_type in (_JSON, "text/json") or media_type.endswith("+json")
 
 
 def _data_bytes(event: CloudEvent) -> bytes:
@@ -267,8 +285,7 @@ def data_of(event: CloudEvent, model: Any, what: str) -> Any:
     content_type = attribute_text(event, "datacontenttype")
     if event.HasField("proto_data"):
         return _unpack(event.proto_data, model, what)
-    media_type = content_type.partition(";")[0].strip().lower()
-    if media_type in ("", _JSON, "text/json") or media_type.endswith("+json"):
+    if not content_type or _is_json(content_type):
         return codec(Any if model is None else model).decode(Payload(json=_data_bytes(event).decode() or "null"), what)
     if model is None:
         return event.text_data if event.HasField("text_data") else event.binary_data

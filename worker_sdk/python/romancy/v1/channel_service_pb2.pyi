@@ -57,7 +57,9 @@ class PublishMessageRequest(_message.Message):
     channel: _builtins.str
     """1 to 255 bytes."""
     request_id: _builtins.str
-    """The same id is the same message, however often it is sent within a day. Empty: none is the same."""
+    """The same id of the same client is the same message, however often it is sent: within seven days, or within one day when
+    it is for one workflow. Empty: none is the same.
+    """
     workflow_id: _builtins.str
     """The workflow that it is for; empty: those that the channel's mode says."""
     @_builtins.property
@@ -230,7 +232,7 @@ class Channel(_message.Message):
     name: _builtins.str
     """Its name."""
     mode: _channel_pb2.ChannelMode.ValueType
-    """That of its last subscriber."""
+    """That of the first of those who are subscribed; when nobody is any more, it stays until somebody asks for another one."""
     subscribers: _builtins.int
     """Runs that are subscribed. 10,000 means so many or more, here and below."""
     receivers: _builtins.int

@@ -70,7 +70,8 @@ class ChannelServiceServicer:
 
     def PublishMessage(self, request, context):
         """PublishMessage sends a message to a channel, or to one workflow that has subscribed to it. An answer means that it is
-        stored. NOT_FOUND: it is for a workflow that has no open run.
+        stored. Fails, unless it was stored before, with NOT_FOUND (WORKFLOW_NOT_FOUND: it is for a workflow that was never
+        there) or FAILED_PRECONDITION (WORKFLOW_CLOSED: for one that has no open run).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

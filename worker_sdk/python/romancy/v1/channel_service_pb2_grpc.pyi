@@ -42,7 +42,8 @@ class ChannelServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ChannelServiceAsyncStub: ...
     PublishMessage: _grpc.UnaryUnaryMultiCallable[_channel_service_pb2.PublishMessageRequest, _channel_service_pb2.PublishMessageResponse]
     """PublishMessage sends a message to a channel, or to one workflow that has subscribed to it. An answer means that it is
-    stored. NOT_FOUND: it is for a workflow that has no open run.
+    stored. Fails, unless it was stored before, with NOT_FOUND (WORKFLOW_NOT_FOUND: it is for a workflow that was never
+    there) or FAILED_PRECONDITION (WORKFLOW_CLOSED: for one that has no open run).
     """
     GetChannel: _grpc.UnaryUnaryMultiCallable[_channel_service_pb2.GetChannelRequest, _channel_service_pb2.GetChannelResponse]
     """GetChannel shows one channel. NOT_FOUND: nobody ever sent to it nor subscribed to it, or it was idle for a day."""
@@ -63,7 +64,8 @@ class ChannelServiceAsyncStub(ChannelServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     PublishMessage: _aio.UnaryUnaryMultiCallable[_channel_service_pb2.PublishMessageRequest, _channel_service_pb2.PublishMessageResponse]  # type: ignore[assignment]
     """PublishMessage sends a message to a channel, or to one workflow that has subscribed to it. An answer means that it is
-    stored. NOT_FOUND: it is for a workflow that has no open run.
+    stored. Fails, unless it was stored before, with NOT_FOUND (WORKFLOW_NOT_FOUND: it is for a workflow that was never
+    there) or FAILED_PRECONDITION (WORKFLOW_CLOSED: for one that has no open run).
     """
     GetChannel: _aio.UnaryUnaryMultiCallable[_channel_service_pb2.GetChannelRequest, _channel_service_pb2.GetChannelResponse]  # type: ignore[assignment]
     """GetChannel shows one channel. NOT_FOUND: nobody ever sent to it nor subscribed to it, or it was idle for a day."""
@@ -87,7 +89,8 @@ class ChannelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_channel_service_pb2.PublishMessageResponse, _abc.Awaitable[_channel_service_pb2.PublishMessageResponse]]:
         """PublishMessage sends a message to a channel, or to one workflow that has subscribed to it. An answer means that it is
-        stored. NOT_FOUND: it is for a workflow that has no open run.
+        stored. Fails, unless it was stored before, with NOT_FOUND (WORKFLOW_NOT_FOUND: it is for a workflow that was never
+        there) or FAILED_PRECONDITION (WORKFLOW_CLOSED: for one that has no open run).
         """
 
     @_abc_1.abstractmethod

@@ -34,7 +34,7 @@ class EventServiceStub:
     code asks for it (with `romancyrunid`, to that run).
 
     Events are told apart by source and id: one that is sent again within a day is answered `duplicate`, and nothing
-    happens.
+    happens. Sources below /runs and /clients are the service's own: they name who sent a message.
     """
 
     def __init__(self, channel):
@@ -94,18 +94,19 @@ class EventServiceServicer:
     code asks for it (with `romancyrunid`, to that run).
 
     Events are told apart by source and id: one that is sent again within a day is answered `duplicate`, and nothing
-    happens.
+    happens. Sources below /runs and /clients are the service's own: they name who sent a message.
     """
 
     def PublishEvent(self, request, context):
-        """PublishEvent takes one event. NOT_FOUND: it is for a workflow that has no open run.
+        """PublishEvent takes one event. Fails, unless it was stored before, with NOT_FOUND (WORKFLOW_NOT_FOUND: it is for a
+        workflow that was never there) or FAILED_PRECONDITION (WORKFLOW_CLOSED: for one that has no open run).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PublishEvents(self, request, context):
-        """PublishEvents takes several events, all or none.
+        """PublishEvents takes several events, all or none. Fails as PublishEvent does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -216,7 +217,7 @@ class EventService:
     code asks for it (with `romancyrunid`, to that run).
 
     Events are told apart by source and id: one that is sent again within a day is answered `duplicate`, and nothing
-    happens.
+    happens. Sources below /runs and /clients are the service's own: they name who sent a message.
     """
 
     @staticmethod

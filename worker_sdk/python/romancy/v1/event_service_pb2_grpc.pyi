@@ -35,7 +35,7 @@ class EventServiceStub:
     code asks for it (with `romancyrunid`, to that run).
 
     Events are told apart by source and id: one that is sent again within a day is answered `duplicate`, and nothing
-    happens.
+    happens. Sources below /runs and /clients are the service's own: they name who sent a message.
     """
 
     @_typing.overload
@@ -43,9 +43,11 @@ class EventServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EventServiceAsyncStub: ...
     PublishEvent: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.PublishEventRequest, _event_service_pb2.PublishEventResponse]
-    """PublishEvent takes one event. NOT_FOUND: it is for a workflow that has no open run."""
+    """PublishEvent takes one event. Fails, unless it was stored before, with NOT_FOUND (WORKFLOW_NOT_FOUND: it is for a
+    workflow that was never there) or FAILED_PRECONDITION (WORKFLOW_CLOSED: for one that has no open run).
+    """
     PublishEvents: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.PublishEventsRequest, _event_service_pb2.PublishEventsResponse]
-    """PublishEvents takes several events, all or none."""
+    """PublishEvents takes several events, all or none. Fails as PublishEvent does."""
     SetEventRule: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.SetEventRuleRequest, _event_service_pb2.SetEventRuleResponse]
     """SetEventRule has events start workflows: makes the rule of that id, or replaces what it says. Each event of its type
     that is stored after the answer starts one workflow, once; those that are for one workflow, or in a channel, start
@@ -74,14 +76,16 @@ class EventServiceAsyncStub(EventServiceStub):
     code asks for it (with `romancyrunid`, to that run).
 
     Events are told apart by source and id: one that is sent again within a day is answered `duplicate`, and nothing
-    happens.
+    happens. Sources below /runs and /clients are the service's own: they name who sent a message.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PublishEvent: _aio.UnaryUnaryMultiCallable[_event_service_pb2.PublishEventRequest, _event_service_pb2.PublishEventResponse]  # type: ignore[assignment]
-    """PublishEvent takes one event. NOT_FOUND: it is for a workflow that has no open run."""
+    """PublishEvent takes one event. Fails, unless it was stored before, with NOT_FOUND (WORKFLOW_NOT_FOUND: it is for a
+    workflow that was never there) or FAILED_PRECONDITION (WORKFLOW_CLOSED: for one that has no open run).
+    """
     PublishEvents: _aio.UnaryUnaryMultiCallable[_event_service_pb2.PublishEventsRequest, _event_service_pb2.PublishEventsResponse]  # type: ignore[assignment]
-    """PublishEvents takes several events, all or none."""
+    """PublishEvents takes several events, all or none. Fails as PublishEvent does."""
     SetEventRule: _aio.UnaryUnaryMultiCallable[_event_service_pb2.SetEventRuleRequest, _event_service_pb2.SetEventRuleResponse]  # type: ignore[assignment]
     """SetEventRule has events start workflows: makes the rule of that id, or replaces what it says. Each event of its type
     that is stored after the answer starts one workflow, once; those that are for one workflow, or in a channel, start
@@ -109,7 +113,7 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
     code asks for it (with `romancyrunid`, to that run).
 
     Events are told apart by source and id: one that is sent again within a day is answered `duplicate`, and nothing
-    happens.
+    happens. Sources below /runs and /clients are the service's own: they name who sent a message.
     """
 
     @_abc_1.abstractmethod
@@ -118,7 +122,9 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _event_service_pb2.PublishEventRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_event_service_pb2.PublishEventResponse, _abc.Awaitable[_event_service_pb2.PublishEventResponse]]:
-        """PublishEvent takes one event. NOT_FOUND: it is for a workflow that has no open run."""
+        """PublishEvent takes one event. Fails, unless it was stored before, with NOT_FOUND (WORKFLOW_NOT_FOUND: it is for a
+        workflow that was never there) or FAILED_PRECONDITION (WORKFLOW_CLOSED: for one that has no open run).
+        """
 
     @_abc_1.abstractmethod
     def PublishEvents(
@@ -126,7 +132,7 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _event_service_pb2.PublishEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_event_service_pb2.PublishEventsResponse, _abc.Awaitable[_event_service_pb2.PublishEventsResponse]]:
-        """PublishEvents takes several events, all or none."""
+        """PublishEvents takes several events, all or none. Fails as PublishEvent does."""
 
     @_abc_1.abstractmethod
     def SetEventRule(
