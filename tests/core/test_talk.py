@@ -280,6 +280,11 @@ def test_a_start_delay_holds_back_the_first_task_and_begins_the_timeouts_after_i
 SPEC = WorkflowSpec(workflow_type="order")
 BIG = Payload(binary=b"x" * (2 << 20) + b"x")
 BAD_TIME = AttributeValue(time=Timestamp(seconds=2**60))
+LARGE = Payload(binary=b"x" * ((2 << 20) - 8))
+BIG_CHILD = child("kid:1", "undo", spec={"arguments": [LARGE]})
+BIG_CHILD.start_child.compensation.arguments.add(payload=LARGE)
+BIG_EVENT = recur()
+BIG_EVENT.continue_workflow.unread_events.add(binary_data=b"x" * (3 << 20))
 BAD: list[tuple[str, Command]] = [
     ("record_step.step_id", step("")),
     ("record_step.step_id", step(":1")),
@@ -312,6 +317,7 @@ BAD: list[tuple[str, Command]] = [
     ("start_child.spec.attributes", child("kid:1", spec={"attributes": {"t": BAD_TIME}})),
     ("start_child.parent_close_policy", child("kid:1", parent_close_policy=99)),
     ("start_child.compensation.activity_type", child("kid:1", "\0")),
+    ("start_child", BIG_CHILD),
     ("cancel_child.child_id", cancel_child("kid:1")),
     ("cancel_child.child_id", cancel_child("nonsense")),
     ("send.send_id", send("2")),
@@ -323,6 +329,7 @@ BAD: list[tuple[str, Command]] = [
     ("continue_workflow.spec.workflow_type", recur(workflow_type="")),
     ("continue_workflow.spec.task_queue", recur(task_queue="\n")),
     ("continue_workflow.unread_signals[0].name", recur("")),
+    ("continue_workflow.unread_events[0]", BIG_EVENT),
 ]
 
 

@@ -275,6 +275,9 @@ def _check_continue(draft: _Draft, command: ContinueWorkflow) -> None:
     check_spec("continue_workflow.spec", command.spec, draft.limits)
     for number, signal in enumerate(command.unread_signals):
         check_signal(f"continue_workflow.unread_signals[{number}]", signal, draft.limits)
+    for number, event in enumerate(command.unread_events):
+        # It was checked when it came; only the worker could have made another one of it.
+        check_event(f"continue_workflow.unread_events[{number}]", event, draft.limits)
 
 
 def _check_start_child(draft: _Draft, command: StartChild) -> None:
@@ -290,6 +293,7 @@ def _check_start_child(draft: _Draft, command: StartChild) -> None:
         )
     if command.HasField("compensation"):
         _check_compensation("start_child.compensation", command.compensation, draft.limits, len(command.spec.arguments))
+        check_event("start_child", command, draft.limits)
     draft.opened.add(child_task_id(command.child_id))
 
 
