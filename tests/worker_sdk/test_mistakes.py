@@ -49,9 +49,7 @@ async def mistake_in(how: str, ctx: WorkflowContext) -> None:
         case "a name":
             undefined_name  # type: ignore[name-defined]  # noqa: B018, F821
         case "a local name":
-            if not ctx:
-                late = 1
-            _ = late
+            late = late + 1  # type: ignore[has-type]  # noqa: F821, F841
         case "an attribute":
             ctx.infoo  # type: ignore[attr-defined]  # noqa: B018
         case "a frozen value":
@@ -59,7 +57,7 @@ async def mistake_in(how: str, ctx: WorkflowContext) -> None:
         case "a type":
             "1" + 1  # type: ignore[operator]  # noqa: B018
         case "an import":
-            from romancy import there_is_no_such  # type: ignore[attr-defined]  # noqa: F401
+            from romancy import there_is_no_such  # noqa: F401
         case "a module":
             import there_is_no_such_module  # type: ignore[import-not-found]  # noqa: F401
         case "syntax":
@@ -155,7 +153,7 @@ class Told:
         return self.said
 
     def is_met(self) -> bool:
-        return "condition" in self.said and self.there_is_no_such  # type: ignore[attr-defined, no-any-return]
+        return "condition" in self.said and self.there_is_no_such  # type: ignore[attr-defined]
 
     @workflow.signal
     def say(self, word: str) -> None:
@@ -459,3 +457,60 @@ async def test_an_update_that_its_run_leaves_half_done_is_answered_at_once() -> 
                     await asking
                 with pytest.raises(UpdateAborted):
                     await update.result()
+
+
+# Compensations that nobody has ----------------------------------------------------------------------------------------
+
+
+@workflow
+async def kid(ctx: WorkflowContext) -> str:
+    return "done"
+
+
+@workflow
+async def parent(ctx: WorkflowContext, how: str) -> None:
+    if how == "a child's":
+        await ctx.run_child(kid, compensation=tear_down)
+    elif how == "one that belongs to no activity":
+        ctx.compensate_with(tear_down)
+    else:
+        ctx.compensate_with(tear_down_elsewhere)
+
+
+@compensation
+async def tear_down() -> None: ...
+
+
+torn_down: list[str] = []
+
+
+@compensation(name="tear_down")
+async def really_tear_down() -> None:
+    torn_down.append("kid")
+
+
+@compensation(task_queue="elsewhere", name="tear_down_there")
+async def tear_down_elsewhere() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("how", "activities", "warned"),
+    [
+        ("a child's", [], 1),
+        ("one that belongs to no activity", [], 1),
+        ("a child's", [really_tear_down], 0),
+        ("one of another queue", [], 0),
+    ],
+)
+async def test_code_that_asks_for_a_compensation_that_its_worker_has_not_is_warned_of_once(
+    how: str, activities: list[Any], warned: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        testing.service() as service,
+        Worker(service.address, workflows=[parent, kid], activities=activities),
+    ):
+        for _ in range(2):
+            await service.client.execute_workflow(parent, how)
+    texts = [text for text in caplog.messages if "which this worker does not have" in text]
+    assert len(texts) == warned
+    assert all("'tear_down'" in text and "Worker(..., activities=[..., tear_down])" in text for text in texts)
