@@ -100,7 +100,7 @@ class WorkflowAlreadyOpen(RomancyError):
     reason = "WORKFLOW_ALREADY_OPEN"
 
     def __init__(self, workflow_id: str, run_id: str) -> None:
-        text = f"workflow {shown(workflow_id)} is open as run {run_id}; choose another id or an id_conflict_policy"
+        text = f"workflow {shown(workflow_id)} is open as run {run_id}; choose another id, or what becomes of it"
         super().__init__(text, workflow_id=workflow_id, run_id=run_id)
 
 
@@ -201,9 +201,9 @@ class UpdateAborted(RomancyError):
 
     reason = "UPDATE_ABORTED"
 
-    def __init__(self, workflow_id: str, run_id: str) -> None:
-        text = f"run {run_id} of workflow {shown(workflow_id)} ended, or began to undo itself, before it answered"
-        super().__init__(text, workflow_id=workflow_id, run_id=run_id)
+    def __init__(self, run_id: str) -> None:
+        text = f"run {run_id} ended, or began to undo itself, before it answered the update"
+        super().__init__(text, run_id=run_id)
 
 
 class QueryTimeout(RomancyError):

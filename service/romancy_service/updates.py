@@ -64,7 +64,7 @@ class Updates:
                 if event.HasField("workflow_continued") and answer.stage < UPDATE_STAGE_ACCEPTED:
                     return event.workflow_continued.new_run_id
                 if answer.stage < UPDATE_STAGE_COMPLETED and _ends_code(event):
-                    raise UpdateAborted(answer.run_id, answer.run_id)
+                    raise UpdateAborted(answer.run_id)
             if events:
                 continue
             try:

@@ -31,12 +31,13 @@ def guide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
 
 
 async def test_what_the_page_promises_is_so(guide: ModuleType) -> None:
-    workflows = [guide.Auction, guide.build_house, guide.build_floor, guide.announce]
+    workflows = [guide.Auction, guide.Cart, guide.build_house, guide.build_floor, guide.announce]
     async with (
         testing.service() as service,
         Worker(service.address, workflows=workflows, activities=[guide.tear_down]),
     ):
         await guide.hold_an_auction(service.client)
+        await guide.fill_a_cart(service.client)
         assert await service.client.execute_workflow(guide.build_house, 3) == ["floor 0", "floor 1", "floor 2"]
         assert await service.client.execute_workflow(guide.build_house, 5) == ["no house: too high"]
         await service.client.start_workflow(guide.Auction.run, 10, id="auction")

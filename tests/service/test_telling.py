@@ -289,7 +289,7 @@ async def test_an_update_of_a_run_that_ends_first_is_aborted(tenant: Tenant) -> 
     await worker.command(task, complete())
     assert (await refused(unread)).reason == "UPDATE_ABORTED"
     again = await refused(tenant.update(run_id, "unread"))
-    assert (again.code, again.reason) == (grpc.StatusCode.ABORTED, "UPDATE_ABORTED")
+    assert (again.code, again.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "UPDATE_ABORTED")
 
 
 async def test_an_update_that_was_accepted_is_told_so_although_its_run_ended_at_once(tenant: Tenant) -> None:

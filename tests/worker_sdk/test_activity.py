@@ -154,10 +154,9 @@ def test_a_wrong_call_is_a_type_error_as_of_any_function() -> None:
     async def calls(ctx: WorkflowContext) -> None:
         await charge("o")  # type: ignore[call-arg]
 
-    run = Driver(calls)
-    run.start()
-    assert run.failure().type == "TypeError"
-    assert run.failure().message == "charge(): missing a required argument: 'amount'"
+    with pytest.raises(TypeError) as raised:
+        Driver(calls).start()
+    assert str(raised.value) == "charge(): missing a required argument: 'amount'"
 
 
 def test_types_reach_the_caller() -> None:

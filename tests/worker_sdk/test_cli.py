@@ -310,6 +310,8 @@ async def test_what_is_not_there_is_exit_code_3(romancy: Romancy) -> None:
     "arguments",
     [
         ["start", "trip", "--input", "{x"],
+        ["start", "trip", "--input", "NaN"],
+        ["start", "trip", "--input", '{"a": [-Infinity]}'],
         ["start"],
         ["nonsense"],
         ["resolve", "a", "b", "nonsense"],

@@ -63,7 +63,6 @@ def round_trip(annotation: Any, value: Any) -> Any:
         (str, "ünïcode \x00 \u2028"),
         (bool, True),
         (type(None), None),
-        (float, math.inf),
         (Decimal, Decimal("1.10")),
         (datetime, datetime(2024, 1, 2, 3, 4, 5, 6, tzinfo=UTC)),
         (date, date(2024, 2, 29)),
@@ -93,9 +92,42 @@ def test_values_come_back_as_what_they_are_annotated_as(annotation: Any, value: 
     assert type(result) is type(value)
 
 
-def test_not_a_number_comes_back_as_it_is() -> None:
-    assert math.isnan(round_trip(float, math.nan))
-    assert codec(float).encode(math.nan, "x").json == '"NaN"'
+class Measured(BaseModel):
+    value: float | None = None
+    more: Any = None
+
+
+@dataclass
+class Weighed:
+    value: float
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("annotation", "make"),
+    [
+        (float, float),
+        (float | None, float),
+        (Any, float),
+        (Any, lambda number: {"a": [None, (number,)]}),
+        (dict[str, float], lambda number: {"a": number}),
+        (Measured, lambda number: Measured(value=number)),
+        (Measured, lambda number: Measured(more={"a": number})),
+        (Weighed, Weighed),
+        (Any, Weighed),
+    ],
+)
+def test_a_number_that_json_has_not_is_refused_wherever_it_is(annotation: Any, make: Any, number: float) -> None:
+    with pytest.raises(ConversionError, match=r"x cannot be encoded: it has -?(NaN|nan|Infinity|inf), which JSON "):
+        codec(annotation).encode(make(number), "x")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [(str, "NaN"), (Any, ["Infinity", None, "null"]), (Measured, Measured(more="NaN")), (Decimal | None, None)],
+)
+def test_texts_that_only_look_like_such_a_number_are_sent(annotation: Any, value: Any) -> None:
+    assert round_trip(annotation, value) == value
 
 
 texts = st.text(st.characters(codec="utf-8"))

@@ -175,6 +175,24 @@ def test_the_source_is_read_for_what_differs_on_replay() -> None:
     assert first.line == suspicious.__code__.co_firstlineno + 1
 
 
+def now_in_tokyo() -> float:
+    return time.time()
+
+
+def test_what_a_step_calls_may_differ_and_what_is_called_beside_it_may_not() -> None:
+    async def steps(ctx: WorkflowContext, more: Any) -> None:
+        await ctx.step(now_in_tokyo)
+        await ctx.step(lambda: random.random())
+        await more.context.step(now_in_tokyo, name="again")
+
+    async def misuses(ctx: WorkflowContext) -> None:
+        await ctx.step(len, str(time.time()))
+        now_in_tokyo()
+
+    assert lint(steps) == []
+    assert [finding.text.partition(" gives")[0] for finding in lint(misuses)] == ["time.time", "time.time"]
+
+
 def test_names_that_were_imported_are_found_and_local_ones_left_alone() -> None:
     from datetime import datetime
     from time import time as clock

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import math
 import threading
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -100,6 +101,9 @@ def test_code_that_sends_something_else_than_it_did_is_told_so() -> None:
         (Event("paid", None), None, TypeError),
         (Event("paid", object()), "default", ConversionError),
         (Event("paid", None, attributes={"x": 1.5}), "default", TypeError),
+        (Event("paid", None, attributes={"x": 2**31}), "default", ValueError),
+        (Event("paid", None, attributes={"x": "\ud800"}), "default", ValueError),
+        (Event("paid", {"amount": math.nan}), "default", ConversionError),
     ],
 )
 def test_what_is_no_event_is_refused_where_it_is_sent(event: Any, sink_name: Any, error: type[Exception]) -> None:

@@ -76,7 +76,7 @@ STATUS: Final[dict[type[RomancyError], grpc.StatusCode]] = {
     TooManySinks: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ChannelNotFound: grpc.StatusCode.NOT_FOUND,
     ChannelModeConflict: grpc.StatusCode.FAILED_PRECONDITION,
-    UpdateAborted: grpc.StatusCode.ABORTED,
+    UpdateAborted: grpc.StatusCode.FAILED_PRECONDITION,
     QueryTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     ScheduleNotFound: grpc.StatusCode.NOT_FOUND,
     ScheduleExists: grpc.StatusCode.ALREADY_EXISTS,

@@ -28,6 +28,8 @@ async def counter(ctx: WorkflowContext, total: int = 0) -> int:
         stopped.append(True)
 
     await ctx.wait_condition(lambda: ctx.should_recur or len(numbers) >= AT_A_TIME or bool(stopped))
+    # Its handlers are plain functions; of async ones, that wait for something, some may be half done.
+    await ctx.wait_condition(ctx.all_handlers_finished)
     total += sum(numbers)
     if stopped:
         return total

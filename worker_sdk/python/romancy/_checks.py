@@ -19,6 +19,15 @@ def check_choice(name: str, value: object, choices: Collection[str], error: type
         raise error(f"{name} is {value!r}, but must be {' or '.join(map(repr, choices))}")
 
 
+def check_text(name: str, value: str) -> None:
+    """Raise ValueError for a text that cannot be sent: half of a character is none."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        problem = f"holds U+{ord(value[error.start]):04X}, half of a character"
+        raise ValueError(f"{name} is {value!r}, but {problem}: leave it out") from None
+
+
 def check_type(
     name: str, value: object, kinds: type | tuple[type, ...], expected: str, error: type[Exception] = TypeError
 ) -> None:

@@ -53,6 +53,7 @@ from romancy.errors import (
     WorkflowTaskError,
     WorkflowTerminated,
     WorkflowTimedOut,
+    mark_outcome,
 )
 from romancy.options import to_duration
 
@@ -205,6 +206,7 @@ def _itself(declared: type[BaseException], remote: RemoteError) -> BaseException
         remote.add_note(f"could not be made a {declared.__name__}: {misfit}")
         return remote
     error.__cause__ = remote.cause
+    mark_outcome(error)
     return error
 
 

@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -21,9 +22,11 @@ from romancy.v1.workflow_pb2 import Signal
 from romancy._failure import to_failure
 from romancy._loop import WorkflowLoop
 from romancy._signature import Signature, local_names
-from romancy.errors import ApplicationError, ConversionError, DefinitionError
+from romancy.errors import ApplicationError, ConversionError, DefinitionError, bug_in
 
 Kind = Literal["signal", "query", "update"]
+handling: Final = ContextVar("handling", default="")
+"""The handler whose code runs; empty: it is the workflow function's."""
 _log: Final = logging.getLogger("romancy.workflow")
 
 
@@ -59,6 +62,8 @@ class Handlers:
         self._loop = loop
         self._handlers: dict[tuple[Kind, str], Handler] = {}
         self._unread: list[Signal] = []
+        self._running: dict[int, str] = {}
+        self._count = 0
 
     def add(self, handler: Handler) -> None:
         """Answer by this from now on; signals of its name that wait are given to it, in their order."""
@@ -76,6 +81,23 @@ class Handlers:
         """Signals that no handler took."""
         return self._unread
 
+    @property
+    def running(self) -> Sequence[str]:
+        """The handlers that were given something and have not ended, oldest first."""
+        return list(self._running.values())
+
+    def _begin(self, name: str, call: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        self._count += 1
+        self._running[self._count] = name
+        self._loop.create_task(self._run(self._count, call, *args), name=name)
+
+    async def _run(self, number: int, call: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        handling.set(self._running[number])
+        try:
+            await call(*args)
+        finally:
+            del self._running[number]
+
     def signal(self, signal: Signal) -> None:
         """Somebody sent a signal."""
         handler = self._handlers.get(("signal", signal.name))
@@ -89,7 +111,7 @@ class Handlers:
             if not self._loop.replaying:
                 _log.error("signal %r of %r dropped: %s", signal.name, signal.identity, error)
             return
-        self._loop.create_task(self._call_signal(handler, args, kwargs), name=f"signal {signal.name}")
+        self._begin(f"signal {signal.name}", self._call_signal, handler, args, kwargs)
 
     async def _call_signal(self, handler: Handler, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         try:
@@ -98,11 +120,14 @@ class Handlers:
             raise
         except BaseException as error:
             # Nobody else will ever see it: a run that goes on as if nothing were wrong would hide it.
-            self._loop.fail_run(error)
+            if (bug := bug_in(error)) is not None:
+                self._loop.machine.fail(bug)
+            else:
+                self._loop.fail_run(error)
 
     def update(self, received: UpdateReceived) -> None:
         """Somebody asks for an update."""
-        self._loop.create_task(self._call_update(received), name=f"update {received.name}")
+        self._begin(f"update {received.name}", self._call_update, received)
 
     async def _call_update(self, received: UpdateReceived) -> None:
         machine = self._loop.machine
@@ -123,6 +148,9 @@ class Handlers:
         except (GeneratorExit, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
+            if (bug := bug_in(error)) is not None:
+                self._loop.machine.fail(bug)
+                return
             answer.failure.CopyFrom(to_failure(error))
         machine.complete_update(answer)
 

@@ -21,7 +21,7 @@ from romancy._inbox import Inbox
 from romancy._loop import WorkflowLoop
 from romancy._machine import Machine, ends_run, is_command, is_input
 from romancy.context import Recurrence, WorkflowContext, WorkflowInfo, from_ms
-from romancy.errors import ActivityCancelled, ApplicationError, RemoteError, WorkflowTaskError
+from romancy.errors import ActivityCancelled, ApplicationError, RemoteError, WorkflowTaskError, bug_in
 from romancy.workflow import WorkflowDefinition
 
 _log: Final = logging.getLogger("romancy.workflow")
@@ -54,7 +54,7 @@ class WorkflowInstance:
         """Let the code live through `events`, in replay order: the whole history at first, then only what is new.
 
         The commands that are returned count as recorded from then on. Raises Divergence when the code does not fit the
-        history, or another WorkflowTaskError when it did what workflow code must not do.
+        history, another WorkflowTaskError when it did what workflow code must not do, and what it raised by mistake.
         """
         machine, loop = self._loop.machine, self._loop
         if self._main is None and not (events and events[0].HasField("workflow_started")):
@@ -174,6 +174,9 @@ async def _live(
         if isinstance(error, GeneratorExit) and loop.is_closed():
             raise  # the run is put out of memory; raised by the code itself it is an error like any other
         loop.excuse_calls()
+        if (bug := bug_in(error)) is not None:
+            loop.machine.fail(bug)
+            return
         if isinstance(recurrence := only_error(error), Recurrence):
             kind, command = "ContinueWorkflow", Command(continue_workflow=_next_run(recurrence, spec, handlers, inbox))
         elif loop.cancellation is not None and isinstance(
@@ -186,9 +189,20 @@ async def _live(
                 _log.warning("workflow %r fails by an error of its code", context.info.workflow_id, exc_info=error)
     else:
         kind, command = "CompleteWorkflow", Command(complete_workflow=CompleteWorkflow(result=result))
+    if kind in ("CompleteWorkflow", "ContinueWorkflow") and not loop.replaying:
+        _warn_of_handlers(context.info.workflow_id, handlers)
     await loop.close_generators()
     inbox.give_back()
     loop.machine.end(kind, command)
+
+
+def _warn_of_handlers(workflow_id: str, handlers: Handlers) -> None:
+    if handlers.running:
+        _log.warning(
+            "workflow %r ends its run while %s half done, and the rest of it never runs; before it returns or recurs: "
+            "await ctx.wait_condition(ctx.all_handlers_finished)",
+            *(workflow_id, ", ".join(handlers.running) + (" is" if len(handlers.running) == 1 else " are")),
+        )
 
 
 def _next_run(recurrence: Recurrence, spec: WorkflowSpec, handlers: Handlers, inbox: Inbox) -> ContinueWorkflow:

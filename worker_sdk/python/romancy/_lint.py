@@ -26,6 +26,7 @@ _ENVIRONMENT: Final = (
     "os.environ gives something else on replay: pass it to the workflow as an argument, or read it in an activity"
 )
 _UNGUARDED: Final = "romancy.workflow.unguarded"
+_STEP: Final = "WorkflowContext.step"
 _SET: Final = "the order of a set differs between processes: iterate over sorted(...)"
 
 
@@ -143,8 +144,17 @@ class _Source:
             node = waiting.pop()
             if isinstance(node, ast.With) and any(self._vouches(item.context_expr) for item in node.items):
                 continue
-            waiting += ast.iter_child_nodes(node)
+            step = self._step_function(node)
+            waiting += (child for child in ast.iter_child_nodes(node) if child is not step)
             yield node
+
+    def _step_function(self, node: ast.AST) -> ast.expr | None:
+        """What `ctx.step(...)` calls: it is not called again on replay."""
+        match node:
+            case ast.Call(func=ast.Attribute(attr="step") as func, args=[function, *_]):
+                found = self._resolve(func)
+                return function if found is None or getattr(found, "__qualname__", "") == _STEP else None
+        return None
 
     def _vouches(self, node: ast.expr) -> bool:
         found = self._resolve(node.func) if isinstance(node, ast.Call) else None

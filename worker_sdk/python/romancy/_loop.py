@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import logging
 import sys
 from collections import deque
@@ -27,10 +28,11 @@ from romancy.v1.history_pb2 import HistoryEvent, WorkflowCancelRequested
 from romancy.v1.payload_pb2 import Payload
 
 from romancy import _drop
+from romancy._asked import check_timer
 from romancy._failure import from_failure, to_failure
 from romancy._frames import place, user_place
 from romancy._machine import Machine
-from romancy.errors import ChannelModeConflict, NonDeterminism, OutsideWorkflow, WorkflowTaskError
+from romancy.errors import ChannelModeConflict, NonDeterminism, OutsideWorkflow, WorkflowTaskError, bug_in
 from romancy.options import to_duration
 
 _log: Final = logging.getLogger("romancy.workflow")
@@ -181,8 +183,11 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         waiting, self._conditions = self._conditions, []
         for condition, answer in waiting:
             try:
-                met = answer.done() or condition()
+                met = answer.done() or _met(condition)
             except Exception as error:
+                if (bug := bug_in(error)) is not None:
+                    self.machine.fail(bug)
+                    break
                 answer.set_exception(error)
                 continue
             if not met:
@@ -288,7 +293,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     async def run_timer(self, duration: Duration) -> None:
         """Wait for a durable timer."""
         answer = self.create_future()
-        timer_id = self.machine.start_timer(duration, answer.set_result)
+        timer_id = self.machine.start_timer(check_timer(duration), answer.set_result)
         try:
             await answer
         except asyncio.CancelledError:
@@ -317,10 +322,19 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
     async def run_condition(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition is met. It is when this returns: what another waiter undid meanwhile is waited for."""
-        while not condition():
+        while not self._is_met(condition):
             answer = self.create_future()
             self._conditions.append((condition, answer))
             await answer
+
+    def _is_met(self, condition: Callable[[], bool]) -> bool:
+        """Whether it is. Raises what it raises; where that is a mistake, so that it cannot be caught."""
+        try:
+            return _met(condition)
+        except Exception as error:
+            if (bug := bug_in(error)) is not None:
+                self.machine.fail(bug)
+            raise
 
     async def run_step(self, name: str, make: Callable[[], RecordStep]) -> RecordStep:
         """Make a local step, or take it from the history."""
@@ -362,7 +376,9 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         handle = _TimerHandle(self.time() + delay, callback, args, self, context)
         handle.timer_id = ""
         if delay > 0:
-            handle.timer_id = self.machine.start_timer(to_duration(delay), lambda _: self._ready.append(handle))
+            handle.timer_id = self.machine.start_timer(
+                check_timer(to_duration(delay)), lambda _: self._ready.append(handle)
+            )
         else:
             self._ready.append(handle)
         return handle
@@ -417,6 +433,17 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
     def default_exception_handler(self, context: dict[str, Any]) -> None:
         self.call_exception_handler(context)
+
+
+def _met(condition: Callable[[], bool]) -> bool:
+    """What a condition says now. Raises TypeError when that is no answer."""
+    met: Any = condition()
+    if inspect.iscoroutine(met):
+        met.close()
+        raise TypeError(
+            f"the condition {condition!r} is async, but must be a plain function that returns True or False"
+        )
+    return bool(met)
 
 
 _ACTIVITY_CALL: Final = WorkflowLoop._run_activity.__code__

@@ -41,7 +41,7 @@ from romancy.v1.history_pb2 import HistoryEvent
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CANCELLED
 
 from romancy._frames import user_place
-from romancy.errors import Divergence, NonDeterminism, WorkflowTaskError
+from romancy.errors import Divergence, NonDeterminism
 
 Resolve = Callable[[HistoryEvent], None]
 """Called once, with the input that answers a command."""
@@ -114,8 +114,8 @@ class Machine:
     def __init__(self) -> None:
         self.commands: list[Command] = []
         """New ones: beyond the end of the history."""
-        self.failure: WorkflowTaskError | None = None
-        """Set at the first difference, or by whoever runs the code when that broke a rule."""
+        self.failure: BaseException | None = None
+        """Set at the first difference, or by whoever runs the code when that broke a rule, or is broken itself."""
         self.closed = False
         """The code ended the run, or the service did: it asks for nothing any more."""
         self.halted = False
@@ -380,8 +380,8 @@ class Machine:
         """The code must not run on: it ended the run, or the service took it out of its hands."""
         self.closed = self.halted = True
 
-    def fail(self, error: WorkflowTaskError) -> None:
-        """The code must not run on: it broke a rule. Only the first error counts."""
+    def fail(self, error: BaseException) -> None:
+        """The code must not run on: it broke a rule, or is broken itself. Only the first error counts."""
         if self.failure is None:
             self.failure = error
             self.halted = True

@@ -30,6 +30,7 @@ from romancy.v1.worker_service_pb2 import (
     WorkflowTaskMiss,
 )
 
+from romancy._compensations import Compensations
 from romancy._failure import to_failure
 from romancy._instance import Activation, WorkflowInstance
 from romancy._interrupt import Interrupt
@@ -94,10 +95,15 @@ class Workflows:
     """The runs of a worker. Its methods may be called from any thread and do not block."""
 
     def __init__(
-        self, definitions: Mapping[str, WorkflowDefinition[..., Any]], cached_runs: int, outlet: Outlet
+        self,
+        definitions: Mapping[str, WorkflowDefinition[..., Any]],
+        compensations: Compensations,
+        cached_runs: int,
+        outlet: Outlet,
     ) -> None:
         """`cached_runs` is how many runs are kept in memory; with 0 each task is replayed from the beginning."""
         self._definitions = definitions
+        self._compensations = compensations
         self._cached_runs = cached_runs
         self._outlet = outlet
         self._runs: OrderedDict[str, _Held] = OrderedDict()
@@ -255,6 +261,7 @@ class Workflows:
                 case "activity_cancelled":
                     opened.discard(event.activity_cancelled.activity_id)
         for command in activation.commands:
+            self._compensations.check(command)
             if command.HasField("schedule_activity"):
                 opened.add(command.schedule_activity.activity_id)
         return activation

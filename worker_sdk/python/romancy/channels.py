@@ -17,7 +17,7 @@ from romancy.v1.channel_pb2 import ChannelMode as ModeNumber
 from romancy.v1.channel_service_pb2 import Channel
 from romancy.v1.event_pb2 import CloudEvent
 
-from romancy._checks import check_type
+from romancy._checks import check_text, check_type
 from romancy.events import CHANNEL, attribute_text, data_of
 
 _T = TypeVar("_T")
@@ -94,8 +94,10 @@ def to_channel_info(channel: Channel) -> ChannelInfo:
 
 
 def check_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
-    """The metadata as they are sent. Raises TypeError."""
+    """The metadata as they are sent. Raises TypeError and ValueError."""
     for name, value in (metadata or {}).items():
         check_type("a name in metadata", name, str, "a text")
         check_type(f"metadata[{name!r}]", value, str, "a text")
+        check_text(f"the name {name!r} in metadata", name)
+        check_text(f"metadata[{name!r}]", value)
     return dict(metadata or {})

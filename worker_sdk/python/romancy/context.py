@@ -17,9 +17,11 @@ from romancy.v1.command_pb2 import RecordStep, Send, SendMessage, StartChild
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.workflow_pb2 import AttributeValue, WorkflowSpec
 
-from romancy._checks import check_choice, check_type, refuse_unknown
+from romancy._asked import check_name, check_timer, check_where
+from romancy._checks import check_choice, refuse_unknown
 from romancy._failure import from_failure, step_error, to_failure
-from romancy._handlers import Handlers, handler_of
+from romancy._frames import user_place
+from romancy._handlers import Handlers, handler_of, handling
 from romancy._inbox import Inbox
 from romancy._loop import WorkflowLoop, shielded
 from romancy._signature import Signature, local_names
@@ -28,7 +30,7 @@ from romancy.attributes import Attribute, attributes_command
 from romancy.channels import MODE_NUMBERS, MODES, ChannelMode, Message, check_metadata, to_message
 from romancy.children import CLOSE_POLICIES, Child, ChildOptions, OtherWorkflow
 from romancy.converter import codec
-from romancy.errors import CompensationError, MessageTimeout, SendError
+from romancy.errors import CompensationError, MessageTimeout, SendError, WorkflowTaskError
 from romancy.events import Event, EventStream, Scalar, next_event, where_of
 from romancy.options import Seconds, check_seconds, to_duration
 from romancy.outbox import DEFAULT_SINK, outgoing
@@ -205,11 +207,20 @@ class WorkflowContext:
 
         Raises TimeoutError when that takes longer than `timeout`.
         """
+        if inspect.iscoroutinefunction(condition):
+            raise TypeError(f"the condition {condition!r} is async, but must be a plain function: wait before it")
         if timeout is None:
             await self._loop.run_condition(condition)
             return
         async with asyncio.timeout(to_duration(timeout).ToMilliseconds() / 1000):
             await self._loop.run_condition(condition)
+
+    def all_handlers_finished(self) -> bool:
+        """Whether no handler of a signal or an update is half done: what waits in one is lost when the run ends.
+
+        Before the workflow function returns or recurs: `await ctx.wait_condition(ctx.all_handlers_finished)`.
+        """
+        return not self._handlers.running
 
     @overload
     async def step(
@@ -297,8 +308,8 @@ class WorkflowContext:
         Raises EventTimeout (a TimeoutError) when none came within `timeout`, and ConversionError when the event's data
         do not fit `model`.
         """
-        check_type("event_type", event_type, str, "a text")
-        listener = self._inbox.listen(event_type, where_of(where), once=True)
+        check_name("event_type", event_type)
+        listener = self._inbox.listen(event_type, check_where(where_of(where)), once=True)
         try:
             return await next_event(listener, timeout, model)
         finally:
@@ -320,8 +331,8 @@ class WorkflowContext:
         Read them with `async for` or `receive`. What is not read when the workflow recurs goes to the next run, and so
         does the subscription: the next run takes it on by subscribing to the same again.
         """
-        check_type("event_type", event_type, str, "a text")
-        return EventStream(self._inbox.listen(event_type, where_of(where), once=False), model)
+        check_name("event_type", event_type)
+        return EventStream(self._inbox.listen(event_type, check_where(where_of(where)), once=False), model)
 
     def send_event(self, event: Event[Any], sink: str = DEFAULT_SINK) -> None:
         """Have an event delivered outside: `ctx.send_event(Event("order.paid", {"order_id": 7}))`.
@@ -341,7 +352,7 @@ class WorkflowContext:
         receives. "direct": only what `send_to` sends to this workflow. What the next run gets when this one recurs goes
         on, if it subscribes to the same again. Raises ChannelModeConflict when others are subscribed in another mode.
         """
-        check_type("channel", channel, str, "a text")
+        check_name("channel", channel)
         check_choice("mode", mode, MODES)
         await self._inbox.join(channel, mode)
 
@@ -385,13 +396,13 @@ class WorkflowContext:
 
         Raises SendError when no such workflow is open.
         """
-        check_type("workflow_id", workflow_id, str, "a text")
+        check_name("workflow_id", workflow_id)
         await self._send_message(workflow_id, channel, data, metadata)
 
     async def _send_message(
         self, workflow_id: str, channel: str, data: Any, metadata: Mapping[str, str] | None
     ) -> None:
-        check_type("channel", channel, str, "a text")
+        check_name("channel", channel)
         payload = codec(Any).encode(data, f"a message for channel {channel}")
         message = SendMessage(channel=channel, data=payload, metadata=check_metadata(metadata))
         sent = await self._loop.run_send(Send(workflow_id=workflow_id, channel_message=message))
@@ -446,6 +457,8 @@ class WorkflowContext:
         if not hasattr(definition, "encode_arguments"):
             raise TypeError(f"{workflow!r} is no workflow: decorate it with @workflow")
         timeout = options.get("run_timeout")
+        if "id" in options:
+            check_name("id", options["id"], may_be_empty=True)
         arguments = definition.encode_arguments(args, {})
         command = StartChild(
             workflow_id=options.get("id", ""),
@@ -453,7 +466,7 @@ class WorkflowContext:
                 workflow_type=definition.name,
                 task_queue=options.get("task_queue") or self.info.task_queue,
                 arguments=arguments,
-                run_timeout=None if timeout is None else to_duration(timeout),
+                run_timeout=None if timeout is None else check_timer(to_duration(timeout)),
                 priority=options.get("priority", self.info.priority),
                 headers=self.info.headers,
             ),
@@ -467,7 +480,7 @@ class WorkflowContext:
 
     def workflow(self, workflow_id: str, run_id: str = "") -> OtherWorkflow:
         """Another workflow, to tell it something; its newest run, if no run is given."""
-        check_type("workflow_id", workflow_id, str, "a text")
+        check_name("workflow_id", workflow_id)
         return OtherWorkflow(self._loop, workflow_id, run_id)
 
     # Changing code ----------------------------------------------------------------------------------------------------
@@ -479,15 +492,23 @@ class WorkflowContext:
         good; all others the new one, which is recorded. When no run is open that took the old branch, delete it
         together with this call.
         """
-        check_type("patch_id", patch_id, str, "a text")
+        check_name("patch_id", patch_id)
         return self._loop.machine.mark_patch(patch_id)
 
     async def recur(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Go on in a new run of the same workflow id, with new arguments and an empty history.
 
         Write `return await ctx.recur(...)`. Signals and updates that were not read go along; compensations and what
-        is open do not. Raises TypeError and ConversionError when the arguments do not fit.
+        is open do not, nor do handlers that are half done (`all_handlers_finished`). Only the workflow function can:
+        in a handler it is a mistake of the code. Raises TypeError and ConversionError when the arguments do not fit.
         """
+        if handler := handling.get():
+            error = WorkflowTaskError(
+                f"ctx.recur was called{user_place()} in the handler of {handler}, but only the workflow function can "
+                "recur: set something there that the function waits for, and call ctx.recur in the function"
+            )
+            self._loop.machine.fail(error)
+            raise error
         recurrence = Recurrence(self._definition.encode_arguments(args, kwargs))
         self._inbox.recurs = True
         raise recurrence

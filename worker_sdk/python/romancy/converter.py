@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from functools import lru_cache
 from types import NoneType, UnionType
@@ -18,10 +20,13 @@ from romancy.errors import ConversionError
 MAX_PAYLOAD_BYTES: Final = 2 * 1024 * 1024
 """The service refuses larger ones. Checked here, so that the error names the value."""
 
-# JSON has neither bytes nor NaN. Types with a configuration of their own (models, dataclasses) keep it.
-_CONFIG: Final = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
+# JSON has no bytes. It has no NaN and no Infinity either: they are written as such here, so as to be found and refused.
+# Types with a configuration of their own (models, dataclasses) keep it.
+_CONFIG: Final = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants")
 _PLAIN: Final = (str, int, bool, NoneType)
 _NULL: Final = b"null"
+_NOT_FINITE: Final = re.compile(rb"NaN|Infinity|null")
+"""Where none of these is, all numbers are finite. Models and dataclasses write null instead of NaN."""
 _INPUT_VALUE: Final = re.compile(r"(?<=input_value=)(.*(?=, input_type=)|.*)")
 """The value in pydantic's warnings; from the first one to the last, since values may hold anything."""
 
@@ -39,6 +44,7 @@ class Codec:
             adapter = TypeAdapter(annotation)
         self._to_json = adapter.serializer.to_json
         self._from_json = adapter.validator.validate_json
+        self._to_python = adapter.serializer.to_python
         self._plain: Any = annotation if annotation in _PLAIN else None
 
     def encode(self, value: Any, what: str) -> Payload:
@@ -48,8 +54,20 @@ class Codec:
             data = self._to_json(value) if type(value) is self._plain else self._to_json(value, warnings="error")
         except PydanticSerializationError:
             data = self._encode_coerced(value, what)
+        if data != _NULL and _NOT_FINITE.search(data) and type(value) is not str:
+            self._refuse_not_finite(data, value, what)
         _check_size(len(data), what)
         return Payload(json=data.decode())
+
+    def _refuse_not_finite(self, data: bytes, value: Any, what: str) -> None:
+        try:
+            json.loads(data, parse_constant=_refuse_constant)
+            if _NULL in data and (number := _not_finite(self._to_python(value, warnings=False))) is not None:
+                _refuse_constant(str(number))
+        except _NotFinite as found:
+            raise ConversionError(
+                f"{what} cannot be encoded: it has {found}, which JSON has not; give None or a text instead"
+            ) from None
 
     def _encode_coerced(self, value: Any, what: str) -> bytes:
         """Encode what is not of the annotated type but can be made so, such as a tuple for a list."""
@@ -170,6 +188,28 @@ def _without_none(annotation: Any) -> Any:
         if len(others) == 1:
             return others[0]
     return annotation
+
+
+class _NotFinite(Exception):
+    """A number that JSON has not."""
+
+
+def _refuse_constant(name: str) -> Any:
+    raise _NotFinite(name)
+
+
+def _not_finite(value: Any) -> float | None:
+    """The first number in a value that is not finite."""
+    waiting = [value]
+    while waiting:
+        match waiting.pop():
+            case float() as number if not math.isfinite(number):
+                return number
+            case dict() as named:
+                waiting += named.values()
+            case list() | tuple() | set() | frozenset() as many:
+                waiting += many
+    return None
 
 
 def _check_size(size: int, what: str) -> None:

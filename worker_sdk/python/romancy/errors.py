@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import FrozenInstanceError
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from romancy.v1.failure_pb2 import Failure
 
@@ -202,9 +204,44 @@ class WorkflowTaskError(RomancyError):
     """Workflow code cannot be run as it stands. The run stays open, and goes on once the code is put right."""
 
 
+class InvalidCall(RomancyError, ValueError):
+    """Workflow code asked for something with a value that is never allowed, such as a sleep that has no end."""
+
+
 class NonDeterminism(WorkflowTaskError):
     """Workflow code did something whose outcome would be another one on replay."""
 
 
 class Divergence(WorkflowTaskError):
     """Workflow code no longer asks for what its history says that it asked for."""
+
+
+BUGS: Final[frozenset[type[BaseException]]] = frozenset(
+    {
+        NameError, UnboundLocalError, AttributeError, FrozenInstanceError, TypeError,
+        ImportError, ModuleNotFoundError, SyntaxError, IndentationError, TabError, InvalidCall,
+    }
+)  # fmt: skip
+"""What workflow code raises by mistake only. The run stays open until the code is put right; nothing is undone.
+
+Exactly these classes: one of the user's that derives from them is raised on purpose, and fails the run as others do.
+"""
+_OUTCOME: Final = "_romancy_outcome"
+
+
+def mark_outcome(error: BaseException) -> None:
+    """Note that something else than the workflow's own code raised it: it is an outcome, whatever its class."""
+    vars(error)[_OUTCOME] = True
+
+
+def bug_in(error: BaseException) -> BaseException | None:
+    """The mistake of the workflow's own code that the error is, or that a group holds; None: it is an outcome."""
+    return next((each for each in _leaves(error) if type(each) in BUGS and _OUTCOME not in vars(each)), None)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        yield error
+        return
+    for each in error.exceptions:
+        yield from _leaves(each)

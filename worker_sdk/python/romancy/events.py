@@ -18,7 +18,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from romancy.v1.event_pb2 import CloudEvent
 from romancy.v1.payload_pb2 import Payload
 
-from romancy._checks import check_type
+from romancy._checks import check_text, check_type
 from romancy.converter import Codec, MessageCodec, codec
 from romancy.errors import ConversionError, EventTimeout
 
@@ -34,6 +34,7 @@ RUN_ID: Final = "romancyrunid"
 CHANNEL: Final = "romancychannel"
 _KNOWN: Final = ("subject", "time", "datacontenttype", WORKFLOW_ID, RUN_ID)
 _JSON: Final = "application/json"
+_INTEGERS: Final = 2**31
 _ABSENT: Final = object()
 
 
@@ -243,6 +244,10 @@ def _set_attribute(sent: CloudEvent, name: str, value: Scalar | datetime) -> Non
         case bool():
             sent.attributes[name].ce_boolean = value
         case int():
+            if not -_INTEGERS <= value < _INTEGERS:
+                raise ValueError(
+                    f"the attribute {name!r} is {value}: events have numbers of 32 bits; give it as a text"
+                )
             sent.attributes[name].ce_integer = value
         case float():
             raise TypeError(f"the attribute {name!r} is a float: events have whole numbers, texts and booleans")
@@ -253,6 +258,8 @@ def _set_attribute(sent: CloudEvent, name: str, value: Scalar | datetime) -> Non
             moment.FromDatetime(value)
             sent.attributes[name].ce_timestamp.CopyFrom(moment)
         case _:
+            check_type(f"the attribute {name!r}", value, str, "a text, a whole number or a boolean")
+            check_text(f"the attribute {name!r}", value)
             sent.attributes[name].ce_string = value
 
 

@@ -11,14 +11,18 @@ from romancy.v1 import retry_pb2
 from romancy.v1.command_pb2 import Compensation, ScheduleActivity
 
 from romancy._checks import check_type
+from romancy.errors import InvalidCall
 
 Seconds = timedelta | float
 """A span of time: a timedelta, or a number of seconds."""
 
 
 def to_duration(seconds: Seconds) -> duration_pb2.Duration:
-    """The span in the contract's form, in whole microseconds: floats carry noise below that."""
-    delta = seconds if isinstance(seconds, timedelta) else timedelta(seconds=seconds)
+    """The span in the contract's form, in whole microseconds: floats carry noise below that. Raises InvalidCall."""
+    try:
+        delta = seconds if isinstance(seconds, timedelta) else timedelta(seconds=seconds)
+    except (OverflowError, ValueError):
+        raise InvalidCall(f"a time is {seconds!r} seconds, but must be one that ends") from None
     microseconds = delta // timedelta(microseconds=1)
     seconds_part = abs(microseconds) // 1_000_000 * (1 if microseconds >= 0 else -1)
     # Both parts have the same sign, as the contract wants it.

@@ -29,6 +29,7 @@ from romancy.v1.worker_service_pb2 import (
 from romancy._activities import Activities
 from romancy._channel import DEFAULT_TARGET, Endpoint
 from romancy._checks import check_choice, check_type
+from romancy._compensations import Compensations
 from romancy._session import Received, Session
 from romancy._stream import Stream, StreamRefused
 from romancy._workflows import Results, Workflows
@@ -96,6 +97,7 @@ class Worker:
         """
         check_choice("lease_lost", lease_lost, ("go_on", "cancel"))
         check_seconds("drain_timeout", drain_timeout)
+        self._task_queues = _queues(task_queues)
         self._workflow_definitions = _by_name("workflow", _listed("workflows", workflows))
         self._activity_definitions = _by_name("activity", _implemented(_listed("activities", activities)))
         for definition in (*self._workflow_definitions.values(), *self._activity_definitions.values()):
@@ -104,7 +106,7 @@ class Worker:
         hello = Hello(
             namespace=namespace,
             worker_id=worker_id or f"{socket.gethostname()}-{os.getpid()}",
-            task_queues=_queues(task_queues),
+            task_queues=self._task_queues,
             workflow_types=sorted(self._workflow_definitions),
             activity_types=sorted(self._activity_definitions),
             workflow_slots=workflow_slots if self._workflow_definitions else 0,
@@ -187,7 +189,8 @@ class Worker:
             raise RuntimeError("a worker is started once; make a new one")
         self._started = True
         self._activities = Activities(self._activity_definitions, self._activity_slots, self)
-        self._workflows = Workflows(self._workflow_definitions, self._cached_runs, self)
+        compensations = Compensations(self._activity_definitions, self._task_queues)
+        self._workflows = Workflows(self._workflow_definitions, compensations, self._cached_runs, self)
         self._stream.start()
 
     async def _give_up(self) -> None:

@@ -120,10 +120,14 @@ async def result(
     return await _print_outcome(output, client.get_handle(workflow_id, run_id), timeout)
 
 
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"it has no {name}")
+
+
 def to_argument(number: int, text: str) -> Any:
     """What an --input says."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_refuse_constant)
     except ValueError as error:
         raise click.UsageError(f"--input number {number} is no JSON: {error}; text needs quotes: '\"text\"'") from error
 

@@ -254,8 +254,8 @@ class WorkflowServiceServicer:
     def UpdateWorkflow(self, request, context):
         """UpdateWorkflow asks a run's code to change something, and waits for its answer. Durable before it waits: the same
         request id asks nothing again and waits for the same answer.
-        Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_CLOSED), ABORTED (UPDATE_ABORTED: the run
-        ended, or began to undo itself, before it answered).
+        Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_CLOSED; UPDATE_ABORTED: the run ended,
+        or began to undo itself, before it answered, and asking again is of no use).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -91,8 +91,8 @@ class WorkflowServiceStub:
     UpdateWorkflow: _grpc.UnaryUnaryMultiCallable[_workflow_service_pb2.UpdateWorkflowRequest, _workflow_service_pb2.UpdateWorkflowResponse]
     """UpdateWorkflow asks a run's code to change something, and waits for its answer. Durable before it waits: the same
     request id asks nothing again and waits for the same answer.
-    Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_CLOSED), ABORTED (UPDATE_ABORTED: the run
-    ended, or began to undo itself, before it answered).
+    Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_CLOSED; UPDATE_ABORTED: the run ended,
+    or began to undo itself, before it answered, and asking again is of no use).
     """
     QueryWorkflow: _grpc.UnaryUnaryMultiCallable[_workflow_service_pb2.QueryWorkflowRequest, _workflow_service_pb2.QueryWorkflowResponse]
     """QueryWorkflow asks a run's code for something without changing anything; nothing is recorded. A worker answers that
@@ -171,8 +171,8 @@ class WorkflowServiceAsyncStub(WorkflowServiceStub):
     UpdateWorkflow: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.UpdateWorkflowRequest, _workflow_service_pb2.UpdateWorkflowResponse]  # type: ignore[assignment]
     """UpdateWorkflow asks a run's code to change something, and waits for its answer. Durable before it waits: the same
     request id asks nothing again and waits for the same answer.
-    Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_CLOSED), ABORTED (UPDATE_ABORTED: the run
-    ended, or began to undo itself, before it answered).
+    Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_CLOSED; UPDATE_ABORTED: the run ended,
+    or began to undo itself, before it answered, and asking again is of no use).
     """
     QueryWorkflow: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.QueryWorkflowRequest, _workflow_service_pb2.QueryWorkflowResponse]  # type: ignore[assignment]
     """QueryWorkflow asks a run's code for something without changing anything; nothing is recorded. A worker answers that
@@ -338,8 +338,8 @@ class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_workflow_service_pb2.UpdateWorkflowResponse, _abc.Awaitable[_workflow_service_pb2.UpdateWorkflowResponse]]:
         """UpdateWorkflow asks a run's code to change something, and waits for its answer. Durable before it waits: the same
         request id asks nothing again and waits for the same answer.
-        Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_CLOSED), ABORTED (UPDATE_ABORTED: the run
-        ended, or began to undo itself, before it answered).
+        Fails with NOT_FOUND (WORKFLOW_NOT_FOUND), FAILED_PRECONDITION (WORKFLOW_CLOSED; UPDATE_ABORTED: the run ended,
+        or began to undo itself, before it answered, and asking again is of no use).
         """
 
     @_abc_1.abstractmethod
