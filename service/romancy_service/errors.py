@@ -62,13 +62,14 @@ class InvalidField(RomancyError):
 
 
 class RequestIdReused(RomancyError):
-    """The request id was used before, for a different rpc."""
+    """The request id was used before, for something else."""
 
     reason = "REQUEST_ID_REUSED"
 
-    def __init__(self, request_id: str, method: str) -> None:
-        text = f"request id {shown(request_id)} was used for {method} before; give each request an id of its own"
-        super().__init__(text, request_id=request_id, method=method)
+    def __init__(self, request_id: str, used_for: str) -> None:
+        """`used_for` begins with the rpc."""
+        text = f"request id {shown(request_id)} was used for {used_for} before; give each request an id of its own"
+        super().__init__(text, request_id=request_id, method=used_for.partition(" ")[0])
 
 
 # The thing is not there, or not in the state for this: look again. --------------------------------------------------

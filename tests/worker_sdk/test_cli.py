@@ -558,3 +558,8 @@ async def test_a_rule_is_made_shown_paused_and_deleted(romancy: Romancy) -> None
 @pytest.mark.parametrize("where", ["data.order", "data.order=[7]"])
 async def test_a_value_that_no_event_could_have_is_no_rule(romancy: Romancy, where: str) -> None:
     assert (await romancy("rule", "set", "ship", "paid", "trip", "--where", where)).code == 2
+
+
+async def test_an_id_of_an_event_needs_its_source(romancy: Romancy) -> None:
+    answer = await romancy("event", "publish", "paid", "--id", "1")
+    assert (answer.code, "--source" in answer.err) == (2, True), answer

@@ -30,6 +30,7 @@ from romancy import _drop
 from romancy._failure import from_failure, to_failure
 from romancy._frames import place, user_place
 from romancy._machine import Machine
+from romancy._time_limit import limited_by
 from romancy.errors import ChannelModeConflict, NonDeterminism, OutsideWorkflow, WorkflowTaskError
 from romancy.options import to_duration
 
@@ -362,7 +363,9 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         handle = _TimerHandle(self.time() + delay, callback, args, self, context)
         handle.timer_id = ""
         if delay > 0:
-            handle.timer_id = self.machine.start_timer(to_duration(delay), lambda _: self._ready.append(handle))
+            handle.timer_id = self.machine.start_timer(
+                to_duration(delay), lambda _: self._ready.append(handle), limited_by(callback)
+            )
         else:
             self._ready.append(handle)
         return handle

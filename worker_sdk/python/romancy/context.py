@@ -23,6 +23,7 @@ from romancy._handlers import Handlers, handler_of
 from romancy._inbox import Inbox
 from romancy._loop import WorkflowLoop, shielded
 from romancy._signature import Signature, local_names
+from romancy._time_limit import time_limit
 from romancy.activity import ActivityDefinition
 from romancy.attributes import Attribute, attributes_command
 from romancy.channels import MODE_NUMBERS, MODES, ChannelMode, Message, check_metadata, to_message
@@ -208,7 +209,7 @@ class WorkflowContext:
         if timeout is None:
             await self._loop.run_condition(condition)
             return
-        async with asyncio.timeout(to_duration(timeout).ToMilliseconds() / 1000):
+        async with time_limit("wait_condition", timeout):
             await self._loop.run_condition(condition)
 
     @overload
