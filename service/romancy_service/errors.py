@@ -101,7 +101,9 @@ class WorkflowAlreadyOpen(RomancyError):
     reason = "WORKFLOW_ALREADY_OPEN"
 
     def __init__(self, workflow_id: str, run_id: str) -> None:
-        text = f"workflow {shown(workflow_id)} is open as run {run_id}; choose another id or an id_conflict_policy"
+        text = (
+            f"workflow {shown(workflow_id)} is open as run {run_id}; choose another id, or say what then (id_conflict)"
+        )
         super().__init__(text, workflow_id=workflow_id, run_id=run_id)
 
 

@@ -246,7 +246,7 @@ def test_lengths_of_time_have_two_units_at_most(ms: int, text: str) -> None:
         (f'{OWN}  File "/venv/lib/python3.11/site-packages/romancy/_guard.py", line 124, in f\n', "order.py:31"),
         (f'{OWN}  File "/venv/lib/python3.11/site-packages/httpx/_client.py", line 5, in f\n', "order.py:31"),
         (
-            'File "/v/lib/python3.11/site-packages/shop/order.py", line 31, in f\n  File "/s/romancy/context.py", line 9',
+            'File "/lib/python3/site-packages/shop/order.py", line 31, in f\n  File "/s/romancy/context.py", line 9',
             "order.py:31",
         ),
         ('File "/usr/lib/python3.11/json/decoder.py", line 3, in f\n', "decoder.py:3"),

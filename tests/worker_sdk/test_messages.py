@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from google.protobuf.any_pb2 import Any as ProtoAny
 
@@ -32,7 +34,7 @@ def test_metadata_that_are_none_cannot_be_converted(metadata: str) -> None:
 
 
 GARBAGE = ProtoAny(type_url=f"type.googleapis.com/{Payload.DESCRIPTOR.full_name}", value=b"\xff")
-UNREADABLE = {
+UNREADABLE: dict[str, dict[str, Any]] = {
     "no JSON": {"text_data": "{"},
     "no UTF-8": {"binary_data": b"\xff"},
     "nested deeply": {"text_data": "[" * 100_000 + "]" * 100_000},
@@ -41,7 +43,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("data", UNREADABLE.values(), ids=UNREADABLE.keys())
-def test_data_that_cannot_be_read_cannot_be_converted(data: dict[str, object]) -> None:
+def test_data_that_cannot_be_read_cannot_be_converted(data: dict[str, Any]) -> None:
     with pytest.raises(ConversionError, match="message 1 of channel jobs cannot be decoded"):
         to_message(a_message(**data), None, None)
     with pytest.raises(ConversionError, match="the data of event job 1 cannot be decoded"):

@@ -1,4 +1,4 @@
-"""Time limit: `asyncio.timeout` whose timer says what it is the timeout of, for those who ask what a workflow waits for."""
+"""Time limit: `asyncio.timeout` whose timer says what it is the timeout of, so that `why` can tell."""
 
 from __future__ import annotations
 

@@ -19,10 +19,11 @@ _OTHERS: Final = re.compile(r"([^\s()]+\.(?:[cm]?[jt]sx?|java|kt|scala|go|rb|cs|
 
 
 def raised_at(stack_trace: str) -> str:
-    """File and line, as in order.py:31, of the user's own code where that can be told; empty if the trace does not say."""
+    """File and line, as in order.py:31, of the user's own code where that can be told; empty if the trace is mute."""
     if calls := _PYTHON.findall(stack_trace):
         path, line = next(
-            (call for ours in (_LIBRARIES, _INTERNAL) for call in reversed(calls) if not ours.search(call[0])), calls[-1]
+            (call for ours in (_LIBRARIES, _INTERNAL) for call in reversed(calls) if not ours.search(call[0])),
+            calls[-1],
         )
     elif call := _OTHERS.search(stack_trace):
         path, line = call.groups()
