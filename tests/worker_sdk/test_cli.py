@@ -321,7 +321,7 @@ async def test_what_is_not_there_is_exit_code_3(romancy: Romancy) -> None:
         ["list", "--patience", "inf"],
         ["signal", "a"],
         ["signal", "a", "go", "--input", "{x"],
-        ["query", "a", "state", "--timeout", "1"],
+        ["query", "a", "state", "--timeout", "-1"],
         ["update", "a", "add", "--timeout", "-1"],
         ["list", "--limit", "-1"],
         ["list", "--address", ""],
