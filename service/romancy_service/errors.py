@@ -62,13 +62,14 @@ class InvalidField(RomancyError):
 
 
 class RequestIdReused(RomancyError):
-    """The request id was used before, for a different rpc."""
+    """The request id was used before, for something else."""
 
     reason = "REQUEST_ID_REUSED"
 
-    def __init__(self, request_id: str, method: str) -> None:
-        text = f"request id {shown(request_id)} was used for {method} before; give each request an id of its own"
-        super().__init__(text, request_id=request_id, method=method)
+    def __init__(self, request_id: str, used_for: str) -> None:
+        """`used_for` begins with the rpc."""
+        text = f"request id {shown(request_id)} was used for {used_for} before; give each request an id of its own"
+        super().__init__(text, request_id=request_id, method=used_for.partition(" ")[0])
 
 
 # The thing is not there, or not in the state for this: look again. --------------------------------------------------
@@ -100,7 +101,9 @@ class WorkflowAlreadyOpen(RomancyError):
     reason = "WORKFLOW_ALREADY_OPEN"
 
     def __init__(self, workflow_id: str, run_id: str) -> None:
-        text = f"workflow {shown(workflow_id)} is open as run {run_id}; choose another id, or what becomes of it"
+        text = (
+            f"workflow {shown(workflow_id)} is open as run {run_id}; choose another id, or say what then (id_conflict)"
+        )
         super().__init__(text, workflow_id=workflow_id, run_id=run_id)
 
 

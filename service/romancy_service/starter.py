@@ -51,10 +51,13 @@ class Starter:
         identity: str,
         signal: Signal | None = None,
         parent: Parent | None = None,
+        *,
+        exact: bool = False,
     ) -> StartWorkflowResponse:
         """Start the run, or find the one that the request id or the policies name.
 
-        With `signal`, the run that was started, or was open, gets it. With `parent`, it is that run's child.
+        With `signal`, the run that was started, or was open, gets it. With `parent`, it is that run's child. With
+        `exact`, the request id is one of a client's own, and must not have been used for another workflow or type.
 
         Tries first and looks only when that was refused: nearly every start is of an id that was never used.
         Raises WorkflowAlreadyOpen, WorkflowIdUsed, RequestIdReused.
@@ -62,7 +65,7 @@ class Starter:
         run = Run(namespace, request.workflow_id or new_id(), new_id(), memo=_memo(request))
         response = StartWorkflowResponse(workflow_id=run.workflow_id, run_id=run.run_id, started=True)
         # A start without a request id gets one, so that an unknown outcome is resolved by it and not by a second start.
-        method = _METHOD if signal is None else _WITH_SIGNAL
+        method = (_METHOD if signal is None else _WITH_SIGNAL) + (_of(request, signal) if exact else "")
         key = RequestKey(namespace, request.request_id or run.run_id, method, lambda _: response.SerializeToString())
         trigger = StartRun(request.spec, identity, [] if signal is None else [signal], parent=parent)
         look = request.id_reuse_policy not in (ID_REUSE_POLICY_UNSPECIFIED, ID_REUSE_POLICY_ALLOW)
@@ -93,7 +96,7 @@ class Starter:
         if latest is None:
             return None
         run_id, status = latest
-        if status == WORKFLOW_STATUS_COMPENSATING and key.method == _WITH_SIGNAL:
+        if status == WORKFLOW_STATUS_COMPENSATING and trigger.inputs:
             raise WorkflowAlreadyOpen(run.workflow_id, run_id)  # its code has ended: nobody would read the signal
         if status in OPEN_STATUSES:
             return await self._conflict(run, run_id, key, request, trigger)
@@ -111,7 +114,7 @@ class Starter:
         """The answer when `run_id` is open; None: it closed meanwhile."""
         workflow_id = run.workflow_id
         try:
-            if key.method == _WITH_SIGNAL or request.id_conflict_policy == ID_CONFLICT_POLICY_USE_EXISTING:
+            if trigger.inputs or request.id_conflict_policy == ID_CONFLICT_POLICY_USE_EXISTING:
                 answer = StartWorkflowResponse(workflow_id=workflow_id, run_id=run_id, started=False)
                 noted = RequestKey(key.namespace, key.request_id, key.method, lambda _: answer.SerializeToString())
                 told = [SendSignal(signal) for signal in trigger.inputs if isinstance(signal, Signal)]
@@ -131,6 +134,12 @@ def _recorded(recorded: Recorded, key: RequestKey) -> StartWorkflowResponse:
     if recorded.method != key.method:
         raise RequestIdReused(key.request_id, recorded.method)
     return StartWorkflowResponse.FromString(recorded.reply)
+
+
+def _of(request: StartWorkflowRequest, signal: Signal | None) -> str:
+    """What a request id is used for, besides the rpc."""
+    told = f" with {signal.name}" if signal is not None else ""
+    return f" of {request.spec.workflow_type}" + (f" as {request.workflow_id}" if request.workflow_id else "") + told
 
 
 def _memo(request: StartWorkflowRequest) -> bytes:

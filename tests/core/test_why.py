@@ -8,7 +8,8 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from romancy.v1 import wait_pb2 as why
-from romancy.v1.failure_pb2 import Failure
+from romancy.v1.command_pb2 import Command
+from romancy.v1.failure_pb2 import FAILURE_SOURCE_SERVICE, Failure
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_RUNNING
 
 from romancy_service.core.limits import Limits
@@ -24,6 +25,7 @@ from tests.core.talk import begun, child, update
 from tests.core.test_subscription import subscribe
 
 PAY = ("default", TaskKind.ACTIVITY, "pay")
+OWN = 'Traceback:\n  File "/app/order.py", line 31, in order\n'
 
 
 def facts(life: Life, after_ms: int = 0, **more: object) -> Facts:
@@ -129,6 +131,46 @@ def test_code_that_fails_is_in_trouble_until_it_gets_through() -> None:
     assert [wait.kind for wait in waits(facts(life))] == [why.WAIT_KIND_NO_WORKER]
 
 
+def test_code_that_did_what_would_be_another_thing_on_replay_is_to_be_put_right_not_undone() -> None:
+    life = Life.begin()
+    stack = OWN + '  File "/sdk/romancy/_guard.py", line 124, in _refuse_in_run\n'
+    message = "workflow code called random.random() at order.py:31: use ctx.random()"
+    failure = Failure(message=message, type="NonDeterminism", source=FAILURE_SOURCE_SERVICE, stack_trace=stack)
+    life.do(FailWorkflowTask(life.fence(life.run.tasks[WORKFLOW_TASK_ID]), failure))
+    (wait,) = waits(facts(life, 500))
+    assert (wait.kind, wait.state) == (why.WAIT_KIND_CODE_FAILS, why.WAIT_STATE_BLOCKED)
+    assert wait.sentence.startswith(f"its code fails since 1 attempt (0.5 s): NonDeterminism: {message}; ")
+    assert "patched" not in wait.remedy
+
+
+def limit(number: int, of_what: str) -> Command:
+    started = timer(str(number), 60)
+    started.start_timer.timeout_of = of_what
+    return started
+
+
+def test_a_timeout_stands_behind_what_it_is_the_timeout_of() -> None:
+    life = begin(limit(1, "wait_event paid"), subscribe(1, "paid", order="7"))
+    event, fires = waits(facts(life))
+    assert (event.kind, fires.kind) == (why.WAIT_KIND_EVENT, why.WAIT_KIND_TIMER)
+    assert fires.sentence.endswith(": the timeout of wait_event paid")
+    assert (fires.type, fires.id) == ("wait_event paid", "1")
+
+
+def test_a_condition_is_not_hidden_by_its_own_timeout() -> None:
+    life = begin(limit(1, "wait_condition"))
+    condition, fires = waits(facts(life))
+    assert (condition.kind, fires.type) == (why.WAIT_KIND_CONDITION, "wait_condition")
+    assert "a signal or an update wakes it" in condition.remedy
+    assert [wait.kind for wait in waits(facts(begin(timer("1", 60))))] == [why.WAIT_KIND_TIMER], "the code sleeps"
+
+
+def test_what_a_timer_is_the_timeout_of_has_a_limit() -> None:
+    (wait,) = waits(facts(begin(limit(1, "x" * 256)), 500))
+    assert wait.kind == why.WAIT_KIND_COMMANDS_REFUSED
+    assert "start_timer.timeout_of: has 256 bytes" in wait.sentence
+
+
 def test_a_child_that_nobody_says_is_open_is_said_to_be_open_without_its_status() -> None:
     life = begin(child("kid:1", workflow_id="junior"))
     life.do(begun(life, "kid:1"))
@@ -200,6 +242,14 @@ def test_lengths_of_time_have_two_units_at_most(ms: int, text: str) -> None:
     ("stack", "place"),
     [
         ('Traceback:\n  File "/app/a.py", line 7, in f\n  File "/app/order.py", line 31, in g\n', "order.py:31"),
+        (f'{OWN}  File "/usr/lib/python3.11/random.py", line 9, in f\n', "order.py:31"),
+        (f'{OWN}  File "/venv/lib/python3.11/site-packages/romancy/_guard.py", line 124, in f\n', "order.py:31"),
+        (f'{OWN}  File "/venv/lib/python3.11/site-packages/httpx/_client.py", line 5, in f\n', "order.py:31"),
+        (
+            'File "/lib/python3/site-packages/shop/order.py", line 31, in f\n  File "/s/romancy/context.py", line 9',
+            "order.py:31",
+        ),
+        ('File "/usr/lib/python3.11/json/decoder.py", line 3, in f\n', "decoder.py:3"),
         ("Error: no\n    at pay (/app/src/pay.ts:12:9)\n    at run (/app/src/main.ts:3:1)", "pay.ts:12"),
         ("java.lang.Error: no\n\tat io.shop.Pay.run(Pay.java:44)\n\tat io.shop.Main.main(Main.java:9)", "Pay.java:44"),
         ("main.pay(...)\n\t/app/pay.go:19 +0x1b\nmain.main()\n\t/app/main.go:7", "pay.go:19"),

@@ -308,6 +308,7 @@ BAD = [
     ("message.data", {"channel": "a", "data": Payload(json="{")}),
     ("message.data", {"channel": "a", "data": Payload(json="NaN")}),
     ("message.data", {"channel": "a", "data": Payload(json="[" * 100_000)}),
+    ("message.data", {"channel": "a", "data": Payload(json="[" * 101 + "]" * 101)}),
     ("message", {"channel": "a", "data": Payload(json=f'"{"x" * 1_100_000}"')}),
     ("metadata", {"channel": "a", "metadata": {"x" * 129: ""}}),
 ]

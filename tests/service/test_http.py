@@ -192,6 +192,10 @@ REFUSED: dict[str, tuple[dict[str, str], Any, int, str, str]] = {
     "data that is as good as infinite": (HEADERS | JSON, b"1e999", 400, "INVALID_FIELD", "event.data"),
     "data with a name twice": (HEADERS | JSON, b'{"x": 1, "x": 2}', 400, "INVALID_FIELD", "event.data"),
     "data that is nested deeply": (HEADERS | JSON, b"[" * 100_000, 400, "INVALID_FIELD", "event.data"),
+    "data that is nested 101 deep": (HEADERS | JSON, b"[" * 101 + b"]" * 101, 400, "INVALID_FIELD", "event.data"),
+    "metadata that are no JSON": (HEADERS | {"ce-romancymetadata": "notjson"}, b"", 400, "INVALID_FIELD", "event.attributes"),
+    "metadata that are no object": (HEADERS | {"ce-romancymetadata": "[]"}, b"", 400, "INVALID_FIELD", "event.attributes"),
+    "metadata that are no texts": (STRUCTURED, EVENT | {"romancymetadata": '{"n": 1}'}, 400, "INVALID_FIELD", "event.attributes"),
     "data that is no UTF-8": (HEADERS | JSON, b'"\xff"', 400, "INVALID_FIELD", "event.data"),
     "a document that is no JSON": (STRUCTURED, b'{"id": ', 400, "INVALID_FIELD", "body"),
     "a document that is nothing": (STRUCTURED, b"", 400, "INVALID_FIELD", "body"),
@@ -206,6 +210,9 @@ REFUSED: dict[str, tuple[dict[str, str], Any, int, str, str]] = {
     "data that is no text in base64": (STRUCTURED, EVENT | {"data_base64": 5}, 400, "INVALID_FIELD", "event.data_base64"),
     "an object of plain text": (
         STRUCTURED, EVENT | {"datacontenttype": "text/plain", "data": {}}, 400, "INVALID_FIELD", "event.data"
+    ),
+    "a document whose data is nested 101 deep": (
+        STRUCTURED, EVENT | {"data": json.loads('{"x":' * 101 + "1" + "}" * 101)}, 400, "INVALID_FIELD", "event.data"
     ),
     "a document that is nested deeply": (STRUCTURED, DEEP, 400, "INVALID_FIELD", "body"),
     "attributes that are nested deeply": (
@@ -276,3 +283,13 @@ async def test_a_quoted_header_is_read_as_what_it_says(tenant: Tenant, sender: S
     assert event.attributes["subject"].ce_string == 'a "b"'
     assert event.attributes["tenant"].ce_string == "100%"
     assert set(event.attributes) == {"subject", "tenant"}, "what was not sent is not made up"
+
+
+async def test_what_is_nested_as_deeply_as_is_allowed_is_kept(tenant: Tenant, sender: Sender) -> None:
+    """Breadth is no depth, and the document and the batch around the data count for nothing."""
+    await waiting(tenant, subscribe(1, "paid", False))
+    deep, wide = "[" * 100 + "]" * 100, "[" + ",".join(["[]"] * 1_000) + "]"
+    assert (await sender.send(HEADERS | JSON, deep.encode()))[0] == 202
+    assert (await sender.send(HEADERS | {"ce-id": "2"} | JSON, wide.encode()))[0] == 202
+    assert (await sender.send(BATCH, [EVENT | {"id": "3", "data": json.loads(deep)}]))[0] == 202
+    assert (await sender.send(HEADERS | {"ce-id": "4", "ce-romancymetadata": '{"n": "1"}'}))[0] == 202

@@ -124,6 +124,23 @@ async def test_a_request_id_of_another_rpc_is_refused(tenant: Tenant) -> None:
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "REQUEST_ID_REUSED")
 
 
+async def test_a_request_id_of_another_start_is_refused(tenant: Tenant) -> None:
+    """Else its client would take the run of another workflow for its own."""
+    first = await tenant.start("order", request_id="mine")
+    others = [
+        tenant.start("other", request_id="mine"),
+        tenant.start("order", request_id="mine", workflow_type="refund"),
+        tenant.start("", request_id="mine"),
+    ]
+    for other in others:
+        refusal = await refused(other)
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "REQUEST_ID_REUSED")
+        assert refusal.metadata["method"] == "StartWorkflow"
+    assert await tenant.start("order", request_id="mine") == first
+    made_up = await tenant.start("", request_id="nameless")
+    assert await tenant.start("", request_id="nameless") == made_up
+
+
 async def test_an_open_workflow_id_is_refused_unless_the_request_says_what_then(tenant: Tenant) -> None:
     run = await tenant.start("order")
     refusal = await refused(tenant.start("order"))

@@ -99,6 +99,21 @@ async def test_a_request_id_of_another_call_is_refused(tenant: Tenant) -> None:
     assert (await refused(tenant.cancel(run_id, request_id="r1"))).reason == "REQUEST_ID_REUSED"
 
 
+async def test_a_request_id_of_another_workflow_or_another_name_is_refused(tenant: Tenant) -> None:
+    _, run_id = await begin(tenant)
+    other = (await tenant.start("other")).run_id
+    await tenant.signal(run_id, request_id="r1")
+    for reused in (
+        tenant.signal(other, request_id="r1"),
+        tenant.signal("", workflow_id="other", request_id="r1"),
+        tenant.signal(run_id, "another", request_id="r1"),
+    ):
+        assert (await refused(reused)).reason == "REQUEST_ID_REUSED"
+    workflow_id = (await tenant.get(run_id)).info.workflow_id
+    assert await tenant.signal("", workflow_id=workflow_id, request_id="r1") == run_id, "the same run by its other name"
+    assert (await tenant.signals(run_id), await tenant.signals(other)) == (["hello"], [])
+
+
 async def test_a_run_that_is_closed_or_undoes_itself_is_told_nothing(tenant: Tenant) -> None:
     worker, run_id = await begin(tenant, schedule("pay:1", "refund"))
     await worker.complete(await worker.activity())

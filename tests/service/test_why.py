@@ -173,6 +173,19 @@ async def test_who_had_a_type_last_is_remembered_and_when(tenant: Tenant) -> Non
     assert wait.last_served.ToMilliseconds() >= before_ms - 1_000
 
 
+async def test_of_a_worker_that_is_gone_just_now_it_is_said_at_once(tenant: Tenant) -> None:
+    worker = await tenant.worker(workflows=[], activities=["pay"], worker_id="gone-1")
+    before_ms = tenant.cluster.replicas[0].node.clock.now_ms()
+    coder, run_id = await begin(tenant, schedule("pay:1"), activities=["other"])
+    await worker.complete(await worker.activity())
+    await worker.cut()
+    await coder.command(await coder.workflow_task(), schedule("pay:2"))
+    wait = await told(tenant, run_id, why.WAIT_KIND_NO_WORKER)
+    assert "no worker of queue queue has type pay, last seen at 20" in wait.sentence
+    assert wait.worker_id == "gone-1"
+    assert wait.last_served.ToMilliseconds() >= before_ms - 1_000
+
+
 async def test_of_a_worker_that_was_lost_it_is_remembered_too(tenant: Tenant) -> None:
     lost = await tenant.worker(workflows=[], activities=["pay"], worker_id="lost-1")
     _, run_id = await begin(tenant, schedule("pay:1"), activities=["other"])

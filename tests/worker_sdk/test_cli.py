@@ -323,7 +323,7 @@ async def test_what_is_not_there_is_exit_code_3(romancy: Romancy) -> None:
         ["list", "--patience", "inf"],
         ["signal", "a"],
         ["signal", "a", "go", "--input", "{x"],
-        ["query", "a", "state", "--timeout", "1"],
+        ["query", "a", "state", "--timeout", "-1"],
         ["update", "a", "add", "--timeout", "-1"],
         ["list", "--limit", "-1"],
         ["list", "--address", ""],
@@ -560,3 +560,30 @@ async def test_a_rule_is_made_shown_paused_and_deleted(romancy: Romancy) -> None
 @pytest.mark.parametrize("where", ["data.order", "data.order=[7]"])
 async def test_a_value_that_no_event_could_have_is_no_rule(romancy: Romancy, where: str) -> None:
     assert (await romancy("rule", "set", "ship", "paid", "trip", "--where", where)).code == 2
+
+
+async def test_an_id_of_an_event_needs_its_source(romancy: Romancy) -> None:
+    answer = await romancy("event", "publish", "paid", "--id", "1")
+    assert (answer.code, "--source" in answer.err) == (2, True), answer
+
+
+async def test_a_query_that_nobody_answers_in_time_is_exit_code_6(romancy: Romancy) -> None:
+    await romancy("workflow", "start", "unserved", "--id", "u")
+    late = await romancy("workflow", "query", "u", "content", "--timeout", "0.2", "--json")
+    assert (late.code, json.loads(late.err)["reason"]) == (6, "TIMEOUT")
+
+
+async def test_a_closed_workflow_is_not_to_be_cancelled_any_more(romancy: Romancy) -> None:
+    await romancy("workflow", "start", "unserved", "--id", "u")
+    await romancy("workflow", "cancel", "u")
+    assert "to be cancelled" in (await romancy("workflow", "get", "u")).out
+    await romancy("workflow", "terminate", "u")
+    shown = (await romancy("workflow", "get", "u")).out
+    assert "TERMINATED" in shown
+    assert "to be cancelled" not in shown
+
+
+async def test_an_attribute_that_is_no_number_is_wrong_on_the_command_line(romancy: Romancy) -> None:
+    for value in ("NaN", "-Infinity"):
+        answer = await romancy("workflow", "list", "--attribute", f"x>={value}")
+        assert (answer.code, "no number" in answer.err) == (2, True), answer

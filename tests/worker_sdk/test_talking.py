@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from romancy.v1.payload_pb2 import Payload
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPLETED, WORKFLOW_STATUS_FAILED, WorkflowOutcome
 
 from romancy import (
+    Attribute,
     ChildError,
     ChildNotStarted,
     DefinitionError,
@@ -387,6 +389,51 @@ def test_a_child_is_started_and_awaited() -> None:
     assert run.child_started("kid:1") == []
     run.child_closed("kid:1", GROWN)
     assert run.result() == "grown 7"
+
+
+STAGE = Attribute("stage", str)
+
+
+@workflow
+async def guardian(ctx: WorkflowContext) -> int:
+    return await ctx.run_child(
+        kid, 1, memo={"who": "Ann"}, attributes={STAGE: "new"}, start_delay=5, execution_timeout=60, run_timeout=30
+    )
+
+
+def test_a_child_is_started_with_all_that_a_client_can_start_a_workflow_with() -> None:
+    run = Driver(guardian)
+    run.start()
+    spec = run.commands[0].start_child.spec
+    assert {name: value.json for name, value in spec.memo.items()} == {"who": '"Ann"'}
+    assert {name: value.text for name, value in spec.attributes.items()} == {"stage": "new"}
+    assert (spec.start_delay.seconds, spec.execution_timeout.seconds, spec.run_timeout.seconds) == (5, 60, 30)
+
+
+@workflow
+async def patient(ctx: WorkflowContext) -> None:
+    bids = ctx.subscribe_event("bid")
+    for wait in (
+        ctx.wait_event("x" * 250, timeout=60),
+        ctx.wait_condition(lambda: False, timeout=60),
+        bids.receive(timeout=60),
+    ):
+        with contextlib.suppress(TimeoutError):
+            await wait
+    async with asyncio.timeout(60):
+        await ctx.sleep(5)
+
+
+def test_a_timer_says_what_it_is_the_timeout_of() -> None:
+    run = Driver(patient)
+    run.start()
+    told = []
+    for number in range(1, 5):
+        told += [each.start_timer.timeout_of for each in run.commands if each.HasField("start_timer")]
+        run.fire(str(number))
+    assert told == [
+        f"wait_event {'x' * 244}", "wait_condition", "receive of event bid", "an asyncio.timeout block", "",
+    ]  # fmt: skip
 
 
 def test_a_childs_failure_is_caught_as_the_same_type_on_replay() -> None:

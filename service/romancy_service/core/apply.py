@@ -120,7 +120,7 @@ def apply(run: Run, event: HistoryEvent) -> None:
             timer = event.timer_started
             run.counters.timers += 1
             due_ms = timestamp_ms(timer.fire_time)
-            run.put_task(Task(timer_task_id(timer.timer_id), TaskKind.TIMER, due_ms=due_ms))
+            run.put_task(Task(timer_task_id(timer.timer_id), TaskKind.TIMER, type=timer.timeout_of, due_ms=due_ms))
         case "timer_fired":
             run.drop_task(timer_task_id(event.timer_fired.timer_id))
         case "timer_cancelled":

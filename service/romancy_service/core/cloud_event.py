@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 
 from romancy.v1.event_pb2 import CloudEvent
 
-from romancy_service.core.check import check_id, check_text, check_timestamp
+from romancy_service.core.check import check_count, check_id, check_text, check_timestamp
 from romancy_service.core.limits import Limits
 from romancy_service.core.times import rfc3339, timestamp_ms
 from romancy_service.errors import InvalidField
@@ -47,7 +47,7 @@ def check_cloud_event(field: str, event: CloudEvent, limits: Limits, *, left_ope
     if event.HasField("data"):
         content_type = attribute(event, "datacontenttype")
         if is_json(content_type) if content_type is not ABSENT else event.HasField("text_data"):
-            _check_json(f"{field}.data", event)
+            _check_json(f"{field}.data", data_bytes(event), limits)
 
 
 def check_attribute_name(field: str, name: str) -> None:
@@ -78,16 +78,50 @@ def _check_attributes(field: str, event: CloudEvent, limits: Limits) -> None:
             check_timestamp(at, value.ce_timestamp)
         elif kind in ("ce_string", "ce_uri", "ce_uri_ref"):
             check_text(at, getattr(value, kind), limits.event_attribute_bytes)
+            if name == METADATA:
+                _check_metadata(at, getattr(value, kind), limits)
 
 
-def _check_json(field: str, event: CloudEvent) -> None:
+def _check_json(field: str, data: bytes, limits: Limits) -> None:
     try:
-        strict_json(data_bytes(event).decode())
+        text = data.decode()
+        _check_depth(field, text, strict_json(text), limits.json_depth)
     except RecursionError:
-        raise InvalidField(field, "is JSON that is nested too deeply", "make it flatter") from None
+        raise too_deep(field, limits.json_depth) from None
     except ValueError as error:
         problem = f"is no JSON: {error}"
         raise InvalidField(field, problem, "send JSON, or say in datacontenttype what it is") from None
+
+
+def _check_depth(field: str, text: str, read: Any, most: int) -> None:
+    if text.count("[") + text.count("{") <= most:
+        return
+    level, depth = [read], 0
+    while level := [each for each in level if isinstance(each, dict | list)]:
+        depth += 1
+        if depth > most:
+            raise too_deep(field, most)
+        level = [within for each in level for within in (each.values() if isinstance(each, dict) else each)]
+
+
+def too_deep(field: str, most: int) -> InvalidField:
+    """What is said of JSON that nobody should have to read."""
+    problem = f"has more than {most} lists and objects within each other"
+    return InvalidField(field, problem, "make it flatter", limit=most)
+
+
+def _check_metadata(field: str, text: str, limits: Limits) -> None:
+    remedy = "send a JSON object of texts"
+    try:
+        read = strict_json(text)
+    except (ValueError, RecursionError):
+        raise InvalidField(field, "is no JSON", remedy, value=text) from None
+    if not isinstance(read, dict):
+        raise InvalidField(field, "is no JSON object", remedy, value=text)
+    for name, value in read.items():
+        if not isinstance(value, str):
+            raise InvalidField(f"{field}[{name!r}]", "is no text", remedy, value=str(value))
+    check_count(field, len(read), limits.event_attributes)
 
 
 def strict_json(text: str) -> Any:

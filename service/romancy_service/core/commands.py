@@ -163,6 +163,8 @@ def _check(draft: _Draft, command: Command) -> None:
             expected = str(draft.run.counters.timers + draft.timers)
             _check_counted("start_timer.timer_id", command.start_timer.timer_id, expected)
             check_duration("start_timer.duration", command.start_timer.duration, allow_negative=True)
+            if command.start_timer.timeout_of:
+                check_id("start_timer.timeout_of", command.start_timer.timeout_of, draft.limits)
             draft.opened.add(timer_task_id(expected))
         case "cancel_timer":
             _check_cancel_timer(draft, command.cancel_timer.timer_id)
@@ -427,7 +429,10 @@ def record_command(emit: Emitter, command: Command, limits: Limits) -> None:
             fire_ms = emit.now_ms + max(duration_ms(timer.duration), 0)
             emit.command(
                 timer_started=TimerStarted(
-                    timer_id=timer.timer_id, duration=timer.duration, fire_time=timestamp(fire_ms)
+                    timer_id=timer.timer_id,
+                    duration=timer.duration,
+                    fire_time=timestamp(fire_ms),
+                    timeout_of=timer.timeout_of,
                 )
             )
         case "cancel_timer":

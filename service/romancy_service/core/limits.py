@@ -109,6 +109,9 @@ class Limits:
     """Attributes and extensions of an event."""
     event_attribute_bytes: int = 4 * KIB
     """One of them."""
+    json_depth: int = 100
+    """Lists and objects within each other in an event's data: readers of JSON stop at 128 or so, and what no worker can
+    read fails each run that gets it."""
     metadata_name_bytes: int = 128
     """A name in a message's metadata."""
     message_retention_ms: int = 7 * 86_400_000

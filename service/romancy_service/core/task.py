@@ -93,6 +93,7 @@ class Task:
     kind: TaskKind
     queue: str = ""
     type: str = ""
+    """Of a timer: what it is the timeout of."""
     priority: int = 0
     attempt: int = 1
     due_ms: int = 0

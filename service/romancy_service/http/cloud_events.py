@@ -21,7 +21,7 @@ from multidict import CIMultiDictProxy
 
 from romancy.v1.event_pb2 import CloudEvent
 
-from romancy_service.core.cloud_event import is_json, strict_json
+from romancy_service.core.cloud_event import is_json, strict_json, too_deep
 from romancy_service.core.limits import Limits
 from romancy_service.errors import InvalidField
 from romancy_service.http.errors import UnsupportedMedia
@@ -67,7 +67,7 @@ def events_of(headers: CIMultiDictProxy[str], body: bytes, limits: Limits) -> tu
     try:
         return _events_of(headers, body, limits)
     except RecursionError:
-        raise InvalidField("body", "is JSON that is nested too deeply", "make it flatter") from None
+        raise too_deep("body", limits.json_depth) from None
 
 
 def _events_of(headers: CIMultiDictProxy[str], body: bytes, limits: Limits) -> tuple[list[CloudEvent], bool]:

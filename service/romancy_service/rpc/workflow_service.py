@@ -158,7 +158,8 @@ class WorkflowService(WorkflowServiceServicer):
     async def _start(self, request: StartWorkflowRequest, identity: str) -> StartWorkflowResponse:
         check_start(request, self._node.limits)
         request.spec.task_queue = task_queue_of("spec.task_queue", request.spec.task_queue, self._node.limits)
-        return await self._starter.start(namespace_of(request.namespace, self._node.limits), request, identity)
+        namespace = namespace_of(request.namespace, self._node.limits)
+        return await self._starter.start(namespace, request, identity, exact=bool(request.request_id))
 
     # Reading ------------------------------------------------------------------------------------------------------
 
@@ -291,16 +292,20 @@ class WorkflowService(WorkflowServiceServicer):
         namespace = namespace_of(request.workflow.namespace, self._node.limits)
         request_id = request.request_id or new_id()
 
+        method = f"{_DELETE} of {request.workflow.workflow_id or request.workflow.run_id}"
+
         async def carry_out() -> DeleteWorkflowResponse:
-            return await self._delete(request, namespace, request_id)
+            return await self._delete(request, namespace, request_id, method)
 
-        return await once(self._node.store, namespace, request_id, _DELETE, DeleteWorkflowResponse, carry_out)
+        return await once(self._node.store, namespace, request_id, method, DeleteWorkflowResponse, carry_out)
 
-    async def _delete(self, request: DeleteWorkflowRequest, namespace: str, request_id: str) -> DeleteWorkflowResponse:
+    async def _delete(
+        self, request: DeleteWorkflowRequest, namespace: str, request_id: str, method: str
+    ) -> DeleteWorkflowResponse:
         store = self._node.store
         run_id = await self._find(request.workflow)
         response = DeleteWorkflowResponse(run_id=run_id)
-        asked = Request(namespace, request_id, run_id, _DELETE, response.SerializeToString())
+        asked = Request(namespace, request_id, run_id, method, response.SerializeToString())
         faults.point("removal.before")
         workflow_id = await store.remove_run(asked, self._node.clock.latest_ms())
         faults.point("removal.after")
@@ -325,7 +330,8 @@ class WorkflowService(WorkflowServiceServicer):
         """Tell a run's code something."""
         check_signal_request(request, self._node.limits)
         trigger = SendSignal(_signal(request.signal, request.identity))
-        return await self._submit("SignalWorkflow", request, trigger, SignalWorkflowResponse, lambda _: {})
+        method = f"SignalWorkflow {request.signal.name}"
+        return await self._submit(method, request, trigger, SignalWorkflowResponse, lambda _: {})
 
     async def SignalWithStart(self, request: SignalWithStartRequest, context: Context) -> SignalWithStartResponse:
         """Tell a run's code something, and start it if it is not there."""
@@ -334,7 +340,8 @@ class WorkflowService(WorkflowServiceServicer):
         namespace = namespace_of(start.namespace, self._node.limits)
         start.spec.task_queue = task_queue_of("start.spec.task_queue", start.spec.task_queue, self._node.limits)
         signal = _signal(request.signal, start.identity)
-        told = await self._starter.start(namespace, start, identity_of(start.identity), signal)
+        identity, exact = identity_of(start.identity), bool(start.request_id)
+        told = await self._starter.start(namespace, start, identity, signal, exact=exact)
         return SignalWithStartResponse(workflow_id=told.workflow_id, run_id=told.run_id, started=told.started)
 
     async def UpdateWorkflow(self, request: UpdateWorkflowRequest, context: Context) -> UpdateWorkflowResponse:
@@ -350,7 +357,7 @@ class WorkflowService(WorkflowServiceServicer):
             identity=identity_of(request.identity),
         )
         recorded = await self._submit(
-            "UpdateWorkflow",
+            f"UpdateWorkflow {request.name}",
             request,
             RequestUpdate(received),
             UpdateWorkflowResponse,
@@ -411,9 +418,16 @@ class WorkflowService(WorkflowServiceServicer):
                     raise
         if not isinstance(done, Recorded):
             return answer(done)
-        if done.method != method:
+        if done.method != method or not await self._is_of(request.workflow, done.run_id):
             raise RequestIdReused(key.request_id, done.method)
         return response.FromString(done.reply)
+
+    async def _is_of(self, ref: WorkflowRef, run_id: str) -> bool:
+        """Whether the run is one that the request names; of one that is deleted that is not known any more."""
+        if ref.run_id:
+            return run_id == ref.run_id
+        found = (await self._node.store.load([run_id])).get(run_id)
+        return found is None or found.workflow_id == ref.workflow_id
 
     async def _find(self, ref: WorkflowRef) -> str:
         check_ref("workflow", ref, self._node.limits)

@@ -26,6 +26,12 @@ _SERVING: Final = (
     .where(sessions.c.namespace == bindparam("namespace", type_=TEXT), sessions.c.connected)
     .limit(bindparam("limit", type_=Integer))
 )
+_SILENT: Final = (
+    select(sessions.c.worker_id, sessions.c.lease_ms, sessions.c.hello)
+    .where(sessions.c.namespace == bindparam("namespace", type_=TEXT), ~sessions.c.connected)
+    .order_by(sessions.c.lease_ms.desc())
+    .limit(bindparam("limit", type_=Integer))
+)
 _SOME_IN_HAND: Final = (
     select(tasks.c.owner, tasks.c.kind)
     .where(text(OWNED), among(tasks.c.owner, "session_ids"))
@@ -73,8 +79,18 @@ class Workers(Offers):
         in_hand = await self._in_hand(taking)
         serving = {key: _serving(key, found, in_hand) for key, found in able.items()}
         unserved = {key for key in wanted if key not in serving}
-        last = await self.last_offers(namespace, unserved, limits.shown_offers) if unserved else {}
+        last = await self._last_served(namespace, unserved, limits) if unserved else {}
         return Workforce(serving, last, all_workers=len(rows) < limits.shown_sessions)
+
+    async def _last_served(
+        self, namespace: str, wanted: set[TypeKey], limits: Limits
+    ) -> dict[TypeKey, tuple[str, int]]:
+        """Who took these types last: also one that was lost just now, and may come back."""
+        found: dict[TypeKey, tuple[str, int]] = {}
+        for row in await self._show(_SILENT, namespace=namespace, limit=limits.shown_sessions):
+            for key in wanted.intersection(served_types(row["hello"])):
+                found.setdefault(key, (row["worker_id"], row["lease_ms"]))
+        return await self.last_offers(namespace, wanted, limits.shown_offers) | found
 
     async def _in_hand(self, session_ids: Collection[str]) -> dict[tuple[str, int], int] | None:
         """By session and kind: how many tasks they have; None when that is too much to be counted."""

@@ -19,9 +19,10 @@ from romancy.v1.command_pb2 import Send, Subscribe
 from romancy.v1.event_pb2 import CloudEvent
 from romancy.v1.history_pb2 import EventReceived
 
+from romancy._time_limit import time_limit
 from romancy.channels import MODE_NUMBERS, ChannelMode, channel_of
 from romancy.events import fits
-from romancy.options import Seconds, to_duration
+from romancy.options import Seconds
 
 if TYPE_CHECKING:
     from romancy._loop import WorkflowLoop
@@ -72,7 +73,7 @@ class Listener:
 
     async def next(self, timeout: Seconds | None) -> Arrival:
         """The next event that nobody who came before waits for. Raises TimeoutError."""
-        async with asyncio.timeout(None if timeout is None else to_duration(timeout).ToMilliseconds() / 1000):
+        async with time_limit(self._name(), timeout):
             # An event stays here until its waiter runs: one whose waiter gives up is for the next, and none is lost.
             if len(self.came) > len(self._waiters):
                 return self._give_out(len(self._waiters))
@@ -94,6 +95,12 @@ class Listener:
     def lasts(self) -> bool:
         """The code has left for the next run, which is to have what this one subscribed to."""
         return self._inbox.recurs
+
+    def _name(self) -> str:
+        """As the code says it."""
+        if self.command.channel:
+            return f"receive from channel {self.command.channel}"
+        return f"{'wait_event' if self.command.once else 'receive of event'} {self.command.event_type}"
 
     def close(self) -> None:
         """It wants no more."""

@@ -32,6 +32,7 @@ from romancy._asked import check_timer
 from romancy._failure import from_failure, to_failure
 from romancy._frames import place, user_place
 from romancy._machine import Machine
+from romancy._time_limit import limited_by
 from romancy.errors import ChannelModeConflict, NonDeterminism, OutsideWorkflow, WorkflowTaskError, bug_in
 from romancy.options import to_duration
 
@@ -377,7 +378,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         handle.timer_id = ""
         if delay > 0:
             handle.timer_id = self.machine.start_timer(
-                check_timer(to_duration(delay)), lambda _: self._ready.append(handle)
+                check_timer(to_duration(delay)), lambda _: self._ready.append(handle), limited_by(callback)
             )
         else:
             self._ready.append(handle)

@@ -238,11 +238,12 @@ class Machine:
             command = Command(cancel_activity=CancelActivity(activity_id=activity_id))
             self._issue("CancelActivity", activity_id, command)
 
-    def start_timer(self, duration: Duration, resolve: Resolve) -> str:
+    def start_timer(self, duration: Duration, resolve: Resolve, timeout_of: str = "") -> str:
         """Ask for a timer."""
         self._timer_count += 1
         timer_id = str(self._timer_count)
-        if self._issue("StartTimer", timer_id, Command(start_timer=StartTimer(timer_id=timer_id, duration=duration))):
+        command = StartTimer(timer_id=timer_id, duration=duration, timeout_of=timeout_of)
+        if self._issue("StartTimer", timer_id, Command(start_timer=command)):
             self._timers[timer_id] = resolve
         return timer_id
 

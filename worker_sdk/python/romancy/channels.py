@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Literal, TypeVar, get_args
@@ -16,8 +15,10 @@ from romancy.v1.channel_pb2 import (
 from romancy.v1.channel_pb2 import ChannelMode as ModeNumber
 from romancy.v1.channel_service_pb2 import Channel
 from romancy.v1.event_pb2 import CloudEvent
+from romancy.v1.payload_pb2 import Payload
 
 from romancy._checks import check_text, check_type
+from romancy.converter import codec
 from romancy.events import CHANNEL, attribute_text, data_of
 
 _T = TypeVar("_T")
@@ -32,6 +33,7 @@ MODE_NUMBERS: Final[Mapping[ChannelMode, ModeNumber.ValueType]] = {
 }
 MODE_NAMES: Final[Mapping[ModeNumber.ValueType, ChannelMode]] = {number: name for name, number in MODE_NUMBERS.items()}
 _METADATA: Final = "romancymetadata"
+_METADATA_CODEC: Final = codec(dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +73,11 @@ def channel_of(event: CloudEvent) -> str:
 
 def to_message(event: CloudEvent, delivery: Delivery | None, model: Any) -> Message[Any]:
     """The message as code sees it, its data as `model` says (None: as it came). Raises ConversionError."""
-    metadata = attribute_text(event, _METADATA)
+    what = f"message {event.id} of channel {channel_of(event)}"
     return Message(
         channel=channel_of(event),
-        data=data_of(event, model, f"message {event.id} of channel {channel_of(event)}"),
-        metadata=json.loads(metadata) if metadata else {},
+        data=data_of(event, model, what),
+        metadata=_METADATA_CODEC.decode(Payload(json=attribute_text(event, _METADATA) or "{}"), f"metadata of {what}"),
         id=event.id,
         sender=event.source,
         deliveries=1 if delivery is None else delivery.count,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Generic, Literal, ParamSpec, TypedDict, TypeVar, overload
 
 from romancy.v1.command_pb2 import (
@@ -23,6 +23,7 @@ from romancy._calls_by_name import encode_call
 from romancy._failure import child_error, from_failure
 from romancy._loop import WorkflowLoop
 from romancy._methods import HandlerMethod
+from romancy.attributes import Attribute
 from romancy.errors import ChildNotStarted, SendError
 from romancy.options import Seconds
 
@@ -47,6 +48,14 @@ class ChildOptions(TypedDict, total=False):
     """Longest time until it is undone; without one, no limit."""
     priority: int
     """Smaller is sooner; the parent's unless said."""
+    execution_timeout: Seconds | None
+    """The same as `run_timeout` through all runs that continue it."""
+    start_delay: Seconds | None
+    """Its code runs so much later, and timeouts count from then on."""
+    memo: Mapping[str, Any]
+    """Values for people, shown with the workflow."""
+    attributes: Mapping[Attribute[Any], Any]
+    """Typed values that lists can be filtered on; its code can change them. The parent's are the parent's alone."""
     when_parent_closes: Literal["cancel", "terminate", "abandon"]
     """What becomes of it when its parent closes first; "cancel" unless said: it is asked to stop, and undoes itself."""
 

@@ -25,8 +25,9 @@ from romancy._handlers import Handlers, handler_of, handling
 from romancy._inbox import Inbox
 from romancy._loop import WorkflowLoop, shielded
 from romancy._signature import Signature, local_names
+from romancy._time_limit import time_limit
 from romancy.activity import ActivityDefinition
-from romancy.attributes import Attribute, attributes_command
+from romancy.attributes import Attribute, attributes_command, encode_attributes
 from romancy.channels import MODE_NUMBERS, MODES, ChannelMode, Message, check_metadata, to_message
 from romancy.children import CLOSE_POLICIES, Child, ChildOptions, OtherWorkflow
 from romancy.converter import codec
@@ -212,7 +213,7 @@ class WorkflowContext:
         if timeout is None:
             await self._loop.run_condition(condition)
             return
-        async with asyncio.timeout(to_duration(timeout).ToMilliseconds() / 1000):
+        async with time_limit("wait_condition", timeout):
             await self._loop.run_condition(condition)
 
     def all_handlers_finished(self) -> bool:
@@ -452,24 +453,14 @@ class WorkflowContext:
         refuse_unknown("a child", options, ChildOptions.__annotations__)
         policy = options.get("when_parent_closes", "cancel")
         check_choice("when_parent_closes", policy, CLOSE_POLICIES)
-        check_seconds("run_timeout", options.get("run_timeout"))
         definition = getattr(workflow, "__romancy_workflow__", workflow)
         if not hasattr(definition, "encode_arguments"):
             raise TypeError(f"{workflow!r} is no workflow: decorate it with @workflow")
-        timeout = options.get("run_timeout")
         if "id" in options:
             check_name("id", options["id"], may_be_empty=True)
-        arguments = definition.encode_arguments(args, {})
         command = StartChild(
             workflow_id=options.get("id", ""),
-            spec=WorkflowSpec(
-                workflow_type=definition.name,
-                task_queue=options.get("task_queue") or self.info.task_queue,
-                arguments=arguments,
-                run_timeout=None if timeout is None else check_timer(to_duration(timeout)),
-                priority=options.get("priority", self.info.priority),
-                headers=self.info.headers,
-            ),
+            spec=self._child_spec(definition, args, options),
             parent_close_policy=CLOSE_POLICIES[policy],
             compensation=None if compensation is None else definition.undoing(compensation),
             shielded=shielded.get(),
@@ -477,6 +468,22 @@ class WorkflowContext:
         child: Child[Any] = Child(self._loop, definition.decode_result)
         child.request(command)
         return child
+
+    def _child_spec(self, definition: Any, args: tuple[Any, ...], options: Any) -> WorkflowSpec:
+        spec = WorkflowSpec(
+            workflow_type=definition.name,
+            task_queue=options.get("task_queue") or self.info.task_queue,
+            arguments=definition.encode_arguments(args, {}),
+            priority=options.get("priority", self.info.priority),
+            headers=self.info.headers,
+            memo={name: codec(Any).encode(value, f"memo {name!r}") for name, value in options.get("memo", {}).items()},
+            attributes=encode_attributes(options.get("attributes", {})),
+        )
+        for name in ("run_timeout", "execution_timeout", "start_delay"):
+            check_seconds(name, options.get(name))
+            if options.get(name) is not None:
+                getattr(spec, name).CopyFrom(check_timer(to_duration(options[name])))
+        return spec
 
     def workflow(self, workflow_id: str, run_id: str = "") -> OtherWorkflow:
         """Another workflow, to tell it something; its newest run, if no run is given."""

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, get_args
 
 from google.protobuf.any_pb2 import Any as ProtoAny
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from romancy.v1.event_pb2 import CloudEvent
@@ -47,8 +47,9 @@ class Event(Generic[_T]):
     data: _T
     """What is known about it. Sent as JSON, unless it is bytes, a text of another `content_type`, or a message."""
     source: str = ""
-    """Where it happened, a URI reference; empty: "/", or "/workflows/TYPE" for what a workflow sends. With `id` it
-    names the event: the same pair is the same event."""
+    """Where it happened, a URI reference. With `id` it names the event: the same pair is the same event, whatever its
+    type. A client that publishes an event with an id must say it; empty otherwise: "/", or "/workflows/TYPE" for what a
+    workflow sends."""
     id: str = ""
     """Give one that the next try of the same publication has too; a new one is made otherwise. What a workflow sends
     has one by itself, which stays the same."""
@@ -203,7 +204,13 @@ def _data_bytes(event: CloudEvent) -> bytes:
 
 
 def to_published(event: Event[Any]) -> CloudEvent:
-    """The event as a client publishes it. Raises ConversionError."""
+    """The event as a client publishes it. Raises ConversionError, and ValueError for an id that nothing goes with."""
+    if event.id and not event.source:
+        # With a source that all have in common, another event of that id would be taken for this one, and dropped.
+        raise ValueError(
+            f"event {event.type!r} has the id {event.id!r} and no source, but only together they name an event: give a "
+            f"source, as in Event({event.type!r}, ..., source='/shop/orders', id={event.id!r})"
+        )
     sent = to_cloud_event(event)
     sent.id = sent.id or str(uuid.uuid4())
     sent.source = sent.source or "/"
@@ -293,15 +300,26 @@ def data_of(event: CloudEvent, model: Any, what: str) -> Any:
     if event.HasField("proto_data"):
         return _unpack(event.proto_data, model, what)
     if not content_type or _is_json(content_type):
-        return codec(Any if model is None else model).decode(Payload(json=_data_bytes(event).decode() or "null"), what)
+        return codec(Any if model is None else model).decode(Payload(json=_json_text(event, what)), what)
     if model is None:
         return event.text_data if event.HasField("text_data") else event.binary_data
     return codec(model).decode(Payload(binary=_data_bytes(event)), what)
 
 
+def _json_text(event: CloudEvent, what: str) -> str:
+    try:
+        return _data_bytes(event).decode() or "null"
+    except UnicodeDecodeError as error:
+        raise ConversionError(f"{what} cannot be decoded: JSON that is no UTF-8: {error}") from None
+
+
 def _unpack(packed: ProtoAny, model: Any, what: str) -> Any:
     payload = Payload()
-    if packed.Unpack(payload):
+    try:
+        is_payload = packed.Unpack(payload)
+    except DecodeError as error:
+        raise ConversionError(f"{what} cannot be decoded as {Payload.DESCRIPTOR.full_name}: {error}") from None
+    if is_payload:
         return codec(Any if model is None else model).decode(payload, what)
     if model is None:
         return packed.value

@@ -13,17 +13,20 @@ from romancy_service.core.subscription import event_type_of, is_answered
 from romancy_service.core.task import Task
 from romancy_service.core.times import timestamp
 from romancy_service.core.why.facts import Facts
-from romancy_service.core.why.words import clock, cut, name, say, span
+from romancy_service.core.why.words import clock, cut, name, one_line, say, span
 
 
 def of_timer(facts: Facts, task: Task) -> Wait:
-    """A wait of its time."""
+    """A wait of its time, or the timeout of another wait."""
     sentence = f"timer {name(task)} fires in {span(task.due_ms - facts.now_ms)}, at {clock(task.due_ms)}"
+    if task.type:
+        sentence += f": the timeout of {one_line(task.type)}"
     return Wait(
         kind=kinds.WAIT_KIND_TIMER,
         state=kinds.WAIT_STATE_WAITING,
         sentence=sentence,
         id=name(task),
+        type=task.type,
         due=timestamp(task.due_ms),
     )
 

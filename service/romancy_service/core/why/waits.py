@@ -34,12 +34,21 @@ def waits(facts: Facts) -> list[Wait]:
     found = [wait for task in run.tasks.values() if (wait := _of_task(facts, task)) is not None]
     found += [failed_for_good(run, failed) for failed in facts.failed]
     found += of_run(facts)
-    if run.status == WORKFLOW_STATUS_RUNNING and not any(wait.kind not in _NOT_AWAITED for wait in found):
+    if run.status == WORKFLOW_STATUS_RUNNING and not any(_is_awaited(wait) for wait in found):
         found.append(condition(facts))
     if (unseen := sum(facts.counts.values()) - len(run.tasks)) > 0:
         sentence = f"and {unseen} more activities, timers, children, messages and subscriptions are open"
         found.append(Wait(kind=kinds.WAIT_KIND_MORE, state=kinds.WAIT_STATE_WAITING, sentence=sentence, count=unseen))
-    return sorted(found, key=lambda wait: (wait.state, wait.kind in _LAST))
+    return sorted(found, key=lambda wait: (wait.state, wait.kind in _LAST, _is_limit(wait)))
+
+
+def _is_awaited(wait: Wait) -> bool:
+    return wait.kind not in _NOT_AWAITED and not _is_limit(wait)
+
+
+def _is_limit(wait: Wait) -> bool:
+    """Whether it is a timer that is there for the sake of another wait, which says more."""
+    return wait.kind == kinds.WAIT_KIND_TIMER and bool(wait.type)
 
 
 def _of_task(facts: Facts, task: Task) -> Wait | None:

@@ -65,7 +65,7 @@ def condition(facts: Facts) -> Wait:
     run = facts.run
     sentence = (
         "its code waits for something that only the code knows, such as wait_condition, since "
-        f"{clock(run.last_event_ms)} ({span(facts.now_ms - run.last_event_ms)}): no activity, timer or child is open"
+        f"{clock(run.last_event_ms)} ({span(facts.now_ms - run.last_event_ms)}): no activity, event or child is awaited"
     )
     wait = Wait(since=timestamp(run.last_event_ms))
     remedy = "a signal or an update wakes it; a query tells what state it is in"

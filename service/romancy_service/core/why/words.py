@@ -19,7 +19,7 @@ def failure_text(failure: Failure) -> str:
     """A failure in a line: type, message, and where it was raised if its stack says so."""
     text = ": ".join(filter(None, (failure.type, one_line(failure.message))))
     place = raised_at(failure.stack_trace)
-    return f"{text or 'a failure without a word'}{f' at {place}' if place else ''}"
+    return f"{text or 'a failure without a word'}{f' at {place}' if place and place not in text else ''}"
 
 
 def span(ms: int) -> str:

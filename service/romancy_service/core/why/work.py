@@ -14,7 +14,7 @@ from romancy_service.core.times import timestamp
 from romancy_service.core.why.facts import Facts, Holder, Serving
 from romancy_service.core.why.words import clock, cut, failure_text, name, say, span, times
 
-_DIVERGENCES: Final = ("Divergence", "NonDeterminism")
+_DIVERGENCE: Final = "Divergence"
 _PROGRESS_CHARACTERS: Final = 200
 _LOST_OFTEN: Final = 3
 """A workflow task that was lost so often is trouble of its own, not of its workers."""
@@ -163,7 +163,7 @@ def _failing_code(facts: Facts, task: Task, wait: Wait) -> Wait:
         remedy = "look into the workers' logs: code that computes for long or blocks belongs into an activity"
         return say(wait, kinds.WAIT_KIND_CODE_FAILS, kinds.WAIT_STATE_TROUBLED, sentence, remedy)
     told = failure_text(failure)
-    if failure.type in _DIVERGENCES:
+    if failure.type == _DIVERGENCE:
         kind, what = kinds.WAIT_KIND_CODE_DIVERGES, "its code does not fit its history"
         remedy = (
             "deploy code that does again what is recorded: undo the change, or guard it with patched(); the run then "
@@ -221,8 +221,9 @@ def _unserved(facts: Facts, task: Task, wait: Wait, need: str, failure: str) -> 
     last = facts.last_served.get(key)
     if last is not None:
         wait.worker_id = last[0]
-        wait.last_served.CopyFrom(timestamp(last[1]))
-        seen = f"last seen at {clock(last[1])} on worker {last[0]}"
+        seen_ms = min(last[1], facts.now_ms)
+        wait.last_served.CopyFrom(timestamp(seen_ms))
+        seen = f"last seen at {clock(seen_ms)} on worker {last[0]}"
     else:
         seen = f"none was seen in the last {span(facts.limits.offer_kept_ms)}"
     sentence = f"{need}no worker of queue {task.queue} has type {task.type}, {seen}{failure}"

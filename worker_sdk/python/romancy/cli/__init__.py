@@ -43,7 +43,8 @@ def romancy() -> None:
     """Start workflows, look at them and stop them.
 
     Every command takes --json for output that programs can read: one document, or one line for each item of a list.
-    The service is at --address or ROMANCY_ADDRESS, localhost:7233 unless said.
+    The service is at ROMANCY_ADDRESS, or where --address behind a command says, as in `romancy workflow list --address
+    HOST:PORT`; at localhost:7233 unless said.
     """
 
 

@@ -6,6 +6,7 @@ A value is what it looks like as JSON, or a time, or else a text; in quotes it i
 from __future__ import annotations
 
 import json
+import math
 import re
 from datetime import datetime
 from typing import Any, Final
@@ -75,6 +76,8 @@ def _value(name: str, text: str) -> tuple[Attribute[Any], Any]:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return Attribute(name, str), text
+    if isinstance(value, float) and not math.isfinite(value):
+        raise click.BadParameter(f"{text!r} is no number that an attribute can have; a text needs quotes")
     if isinstance(value, bool | int | float | str):
         return Attribute(name, type(value)), value
     return Attribute(name, str), text

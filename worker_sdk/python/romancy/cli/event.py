@@ -22,8 +22,8 @@ def event() -> None:
 @event.command()
 @click.argument("event_type", metavar="TYPE")
 @click.option("--data", metavar="JSON", default="null", show_default=True, help="What is known about it.")
-@click.option("--source", default="/cli", show_default=True, help="Where it happened, a URI reference.")
-@click.option("--id", "event_id", default=None, help="With the source it names the event; a new one unless given.")
+@click.option("--source", metavar="URI", help="Where it happened, a URI reference; /cli unless said.")
+@click.option("--id", "event_id", help="With --source it names the event; a new one unless given.")
 @click.option("--subject", default="", help="What it happened to.")
 @click.option("--workflow-id", default="", help="The workflow that it is for.  [default: all that wait for it]")
 @click.option("--run-id", default="", help="The run of that workflow.  [default: the open one]")
@@ -34,7 +34,7 @@ async def publish(
     output: Output,
     event_type: str,
     data: str,
-    source: str,
+    source: str | None,
     event_id: str | None,
     subject: str,
     workflow_id: str,
@@ -42,10 +42,12 @@ async def publish(
     attributes: tuple[str, ...],
 ) -> None:
     """Publish an event of TYPE. It is stored when this returns; one with the same source and id happens once."""
+    if event_id and not source:
+        raise click.UsageError("--id names an event only together with --source: give it too")
     published: Event[Any] = Event(
         event_type,
         to_argument(1, data),
-        source=source,
+        source=source or "/cli",
         id=event_id or str(uuid.uuid4()),
         subject=subject,
         workflow_id=workflow_id,

@@ -97,7 +97,7 @@ async def get(client: Client, output: Output, workflow_id: str, run_id: str | No
             ("Run", info.run_id),
             ("Type", info.workflow_type),
             ("Queue", info.task_queue),
-            ("Status", status_name(info.status) + (", to be cancelled" if answer.HasField("cancellation") else "")),
+            ("Status", status_name(info.status) + _is_to_stop(answer)),
             ("Asked to stop", _cancellation(answer)),
             ("Started", moment(info, "start_time")),
             ("Closed", moment(info, "close_time")),
@@ -140,6 +140,10 @@ async def get(client: Client, output: Output, workflow_id: str, run_id: str | No
 def _length(info: WorkflowInfo) -> str:
     long = ": so long that the run may be ended" if info.history_warning else ""
     return f"{info.history_length}, {info.history_bytes} bytes{long}"
+
+
+def _is_to_stop(answer: GetWorkflowResponse) -> str:
+    return ", to be cancelled" if answer.HasField("cancellation") and not answer.info.HasField("close_time") else ""
 
 
 def _cancellation(answer: GetWorkflowResponse) -> str | None:

@@ -48,13 +48,25 @@ async def signal(
 @_name
 @_inputs
 @run_id_option
+@_timeout
 @connected
 async def query(
-    client: Client, output: Output, workflow_id: str, name: str, inputs: tuple[str, ...], run_id: str | None
+    client: Client,
+    output: Output,
+    workflow_id: str,
+    name: str,
+    inputs: tuple[str, ...],
+    run_id: str | None,
+    timeout: float | None,
 ) -> int | None:
     """Ask the query NAME and print the answer. Needs a worker that has the workflow's type."""
     handle = client.get_handle(workflow_id, run_id)
-    return await _answer(output, lambda: handle.query(name, *_values(inputs)), QueryError)
+    try:
+        async with asyncio.timeout(timeout):
+            return await _answer(output, lambda: handle.query(name, *_values(inputs)), QueryError)
+    except TimeoutError as error:
+        text = f"workflow {workflow_id} did not answer the query {name} within {timeout} s"
+        raise Failed(text, EXIT_TIMEOUT, "TIMEOUT", {"workflow_id": workflow_id}) from error
 
 
 @workflow.command()

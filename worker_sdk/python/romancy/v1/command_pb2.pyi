@@ -483,8 +483,13 @@ class StartTimer(_message.Message):
 
     TIMER_ID_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
+    TIMEOUT_OF_FIELD_NUMBER: _builtins.int
     timer_id: _builtins.str
     """The run's timers, counted from 1, as decimal text. The service refuses any other value."""
+    timeout_of: _builtins.str
+    """What it is the timeout of, for people: "wait_event payment.completed". Empty: it is waited for by itself. At most 255
+    bytes.
+    """
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
         """How long from now, by the service's clock; zero or less fires at once."""
@@ -494,10 +499,11 @@ class StartTimer(_message.Message):
         *,
         timer_id: _builtins.str = ...,
         duration: _duration_pb2.Duration | None = ...,
+        timeout_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "timer_id", b"timer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "timeout_of", b"timeout_of", "timer_id", b"timer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -791,8 +791,11 @@ class TimerStarted(_message.Message):
     TIMER_ID_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
     FIRE_TIME_FIELD_NUMBER: _builtins.int
+    TIMEOUT_OF_FIELD_NUMBER: _builtins.int
     timer_id: _builtins.str
     """Which timer."""
+    timeout_of: _builtins.str
+    """What it is the timeout of; empty: it is waited for by itself."""
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
         """How long it was asked to wait."""
@@ -807,10 +810,11 @@ class TimerStarted(_message.Message):
         timer_id: _builtins.str = ...,
         duration: _duration_pb2.Duration | None = ...,
         fire_time: _timestamp_pb2.Timestamp | None = ...,
+        timeout_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "fire_time", b"fire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "fire_time", b"fire_time", "timer_id", b"timer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "fire_time", b"fire_time", "timeout_of", b"timeout_of", "timer_id", b"timer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

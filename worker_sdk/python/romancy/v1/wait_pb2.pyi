@@ -262,7 +262,9 @@ class Wait(_message.Message):
     id: _builtins.str
     """The id of the activity, compensation, timer, child, message, subscription or update."""
     type: _builtins.str
-    """The registered name of the workflow or activity; the type of the event; the channel."""
+    """The registered name of the workflow or activity; the type of the event; the channel; of a timer what it is the timeout
+    of, empty if it is waited for by itself.
+    """
     task_queue: _builtins.str
     """The queue whose workers are needed."""
     attempt: _builtins.int

@@ -129,8 +129,9 @@ class StartWorkflowRequest(_message.Message):
     workflow_id: _builtins.str
     """The name of the workflow; empty: the service makes one."""
     request_id: _builtins.str
-    """Makes the call safe to repeat: the same id gets the same answer, and starts nothing again. SDKs fill it in; empty
-    means that a repeated call is a new one. 1-255 bytes.
+    """Makes the call safe to repeat: the same id gets the same answer, and starts nothing again; used before for another
+    rpc, workflow id or type, it is refused (REQUEST_ID_REUSED). SDKs fill it in; empty means that a repeated call is a
+    new one. 1-255 bytes.
     """
     id_reuse_policy: Global___IdReusePolicy.ValueType
     """What to do when a run of this workflow id was there before."""
