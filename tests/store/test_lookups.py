@@ -81,6 +81,15 @@ async def test_runs_are_found_by_run_id_and_by_the_newest_of_a_workflow_id(store
     }
 
 
+async def test_the_open_run_is_the_newest_whatever_the_clock_said_when_it_started(store: Store) -> None:
+    ended = begin(run_id="run-b", now_ms=T0 + 500)
+    await store_all(store, Change(ended))
+    await store_all(store, terminated(ended))
+    await store_all(store, Change(begin(run_id="run-a", now_ms=T0)))
+    assert await store.find_runs([(NAMESPACE, "order-1", "")]) == ["run-a"]
+    assert await store.latest([(NAMESPACE, "order-1")]) == {(NAMESPACE, "order-1"): ("run-a", WORKFLOW_STATUS_RUNNING)}
+
+
 async def test_of_runs_that_started_in_the_same_millisecond_the_later_id_is_the_newest(store: Store) -> None:
     for run_id in ("a", "b", "c"):
         run = begin("order-1", run_id=run_id)

@@ -168,7 +168,8 @@ class Drafting:
     def _succeed(self, draft: Draft, new: Run, start: StartRun) -> Draft:
         """Open another run together with what the draft does."""
         draft.successor = successor = Draft(new, Change(new, after=draft.run.run_id))
-        decide(new, start, self._clock.latest_ms(), self._limits)
+        # After all that its predecessor went through, also if another replica's clock told the times of that.
+        decide(new, start, max(self._clock.latest_ms(), draft.run.last_event_ms + 1), self._limits)
         return successor
 
 

@@ -19,9 +19,11 @@ from sqlalchemy import (
     bindparam,
     case,
     func,
+    literal,
     select,
     text,
     tuple_,
+    union_all,
 )
 
 from romancy.v1.command_pb2 import StartChild
@@ -127,12 +129,17 @@ _OPEN_CHILDREN: Final = select(runs.c.workflow_id, runs.c.status).where(
     text(OPEN), runs.c.namespace == bindparam("namespace", type_=TEXT), among(runs.c.workflow_id, "workflow_ids")
 )
 _NAMED_RUNS: Final = select(runs.c.namespace, runs.c.workflow_id, runs.c.run_id).where(among(runs.c.run_id, "run_ids"))
-_LATEST: Final = (
-    select(runs.c.run_id, runs.c.status)
-    .where(runs.c.namespace == bindparam("namespace"), runs.c.workflow_id == bindparam("workflow_id"))
+_OF_WORKFLOW: Final = (runs.c.namespace == bindparam("namespace"), runs.c.workflow_id == bindparam("workflow_id"))
+_OPEN_RUN: Final = select(runs.c.run_id, runs.c.status, literal(0).label("rank")).where(text(OPEN), *_OF_WORKFLOW)
+_LAST_RUN: Final = (
+    select(runs.c.run_id, runs.c.status, literal(1).label("rank"))
+    .where(*_OF_WORKFLOW)
     .order_by(runs.c.start_ms.desc(), runs.c.run_id.desc())
-    .limit(1)
 )
+LATEST: Final = (
+    union_all(select(_OPEN_RUN.limit(1).subquery()), select(_LAST_RUN.limit(1).subquery())).order_by("rank").limit(1)
+)
+"""The open run, whatever the others' times say: two replicas' clocks may have told them."""
 _OUTCOMES: Final = select(runs.c.run_id, runs.c.namespace, runs.c.outcome).where(among(runs.c.run_id, "run_ids"))
 
 
@@ -227,7 +234,7 @@ class Lookups(Workers):
         return {key: newest for key, newest in found.items() if newest is not None}
 
     async def _newest(self, namespace: str, workflow_id: str) -> tuple[str, WorkflowStatus.ValueType] | None:
-        rows = await self._show(_LATEST, namespace=namespace, workflow_id=workflow_id)
+        rows = await self._show(LATEST, namespace=namespace, workflow_id=workflow_id)
         return (rows[0]["run_id"], rows[0]["status"]) if rows else None
 
     async def outcomes(self, run_ids: Sequence[str]) -> dict[str, tuple[str, WorkflowOutcome | None]]:
