@@ -7,7 +7,7 @@ import io
 import json
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
+from structlog.testing import capture_logs
 
 from romancy.v1.worker_service_pb2 import ActivityCompletion, ActivityHeartbeat, ActivityTask
 
@@ -258,6 +259,14 @@ async def test_events_reach_their_sinks_and_operators_see_to_the_rest() -> None:
         await outbox.delete_sink()
 
 
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """What a service logs in this process is not taken for what a command prints."""
+    with capture_logs():
+        yield
+
+
+@pytest.mark.usefixtures("quiet")
 async def test_the_command_looks_after_the_outbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def run(*arguments: str) -> tuple[int, str]:
         out = io.StringIO()
