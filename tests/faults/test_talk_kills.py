@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import pytest
 
 from romancy.v1.history_pb2 import HistoryEvent
+from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CONTINUED, WORKFLOW_STATUS_RUNNING
 
 from romancy import Client
 from tests.faults.actor import Actor
@@ -30,12 +31,17 @@ def talker(stage: Scene, name: str, **environment: str) -> Actor:
 async def be_host(client: Client, name: str) -> list[int]:
     """Start a host and ask it to go on, as often as it recurs."""
     handle = await client.start_workflow(host, name, id=name)
-    for _ in range(ROUNDS):
-        run_id = (await handle.describe()).info.run_id
-        assert await client.get_handle(name).update("proceed", 7) == 7
-        while (await client.get_handle(name).describe()).info.run_id == run_id and _ < ROUNDS - 1:
+    newest = client.get_handle(name)
+    run_ids = {(await handle.describe()).info.run_id}
+    for round_ in range(1, ROUNDS + 1):
+        assert await newest.update("proceed", 7) == 7
+        while len(run_ids) == round_ < ROUNDS:
+            info = (await newest.describe()).info
+            run_ids.add(info.run_id)
+            # It may go on between being found and being read.
+            assert info.status in (WORKFLOW_STATUS_RUNNING, WORKFLOW_STATUS_CONTINUED), await newest.result()
             await asyncio.sleep(0.05)
-    result: list[int] = await client.get_handle(name).result()
+    result: list[int] = await newest.result()
     return result
 
 
@@ -66,14 +72,15 @@ async def test_whichever_commit_the_service_dies_at_all_that_was_said_is_heard_o
     worker = None
     hosts: list[asyncio.Task[list[int]]] = []
     async with stage.client() as client:
-        starting = asyncio.create_task(client.start_workflow(guest, id="guest"))
+        unharmed = await stage.service()
+        await client.start_workflow(guest, id="guest")  # before anybody tells it something
+        unharmed.kill()
         for number, point in enumerate(points):
             service = await stage.service(ROMANCY_CRASH_AT=point)
             worker = worker or talker(stage, "worker-1")
             hosts.append(asyncio.create_task(be_host(client, f"host-{number}")))
             await until(lambda: not service.alive, f"the service died at {point}", worker)  # noqa: B023
         await stage.service()
-        await starting
         results = await asyncio.gather(*hosts)
         await check(stage, client, [f"host-{number}" for number in range(len(points))], results)
 
