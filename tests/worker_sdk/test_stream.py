@@ -143,6 +143,22 @@ async def test_a_silent_service_is_left_after_three_missed_heartbeats(service: S
         await asyncio.wait_for(silent.over.wait(), PATIENCE_S)
 
 
+async def test_a_worker_that_has_said_nothing_for_half_an_interval_answers_whatever_it_hears(
+    service: ScriptedService,
+) -> None:
+    async with running(service.target) as (stream, session, recorder):
+        connected = await service.connected(interval_s=60, lease_s=180)
+        await connected.send(task("a"))
+        await recorder.until(lambda: recorder.tasks)
+        stream.post(lambda passed_s: setattr(stream, "_written_at", stream._written_at - passed_s), 31)
+        for token in ("b", "c"):
+            await connected.send(task(token))
+            await recorder.until(lambda: recorder.tasks[-1].token == token)  # noqa: B023
+        stream.post(session.complete, done("a"))
+        assert (await connected.frame()).activity_completions
+        assert connected.empty_frames == 1
+
+
 async def test_a_service_that_never_welcomes_is_left(service: ScriptedService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("romancy._stream._FIRST_INTERVAL_S", 0.1)
     async with running(service.target):

@@ -142,6 +142,7 @@ class _Connection:
         self._returns: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._written_at = self._heard_at = self._loop.time()
+        self._is_beat_due = False
         self._author = Author(name=session.hello.worker_id, build_id=session.hello.build_id)
 
     async def serve(self, frames: AsyncIterator[ConnectRequest]) -> bool:
@@ -159,16 +160,20 @@ class _Connection:
             await asyncio.gather(*parts, return_exceptions=True)
 
     async def _watch(self) -> bool:
-        """Have something written when nothing was for an interval. Raises PeerSilent when nothing is heard for long."""
+        """Have something written when nothing was for nearly an interval. Raises PeerSilent after a long silence.
+
+        In step with all other streams: what is woken together costs a fraction of what is woken one by one.
+        """
+        step_s = self._interval_s / 2
         while True:
             now = self._loop.time()
             if now >= self._heard_at + self._silence_s:
                 raise PeerSilent(self._silence_s)
-            if now >= self._written_at + self._interval_s:
+            next_at = (now // step_s + 1) * step_s
+            if next_at > self._written_at + self._interval_s:
+                self._is_beat_due = True
                 self._session.wake.set()
-            # From the last frame on: what was written meanwhile puts off the next sign of life.
-            beat_at = max(self._written_at, now if self._session.wake.is_set() else 0) + self._interval_s
-            await asyncio.sleep(min(beat_at, self._heard_at + self._silence_s) - now)
+            await asyncio.sleep(min(next_at, self._heard_at + self._silence_s) - now)
 
     # Down ---------------------------------------------------------------------------------------------------------
 
@@ -182,7 +187,7 @@ class _Connection:
                     raise session.closed_why or Draining()
                 if session.has_left:
                     return True
-                if clock() < self._written_at + self._interval_s:
+                if not self._is_beat_due:
                     session.wake.clear()
                     await session.wake.wait()
                     # What else this round of the event loop has to say joins the frame: an answer, the task after it.
@@ -191,6 +196,7 @@ class _Connection:
                 frame = ConnectResponse()
             await self.write(frame)
             self._written_at = clock()
+            self._is_beat_due = False
 
     async def write(self, frame: ConnectResponse) -> None:
         """Send one frame, in pieces if it is large and the worker joins them."""

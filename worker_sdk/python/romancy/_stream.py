@@ -194,6 +194,8 @@ class Stream:
             received = self._session.receive(frame, now)
             if not self._welcomed.is_set() and self._session.is_welcomed:
                 self._be_welcomed()
+            if self._welcomed.is_set() and now - self._written_at >= self._interval_s / 2:
+                self._beat()  # both ends are awake now; a timer would wake them again
             self._handler.received(received)
 
     def _be_welcomed(self) -> None:
@@ -230,24 +232,30 @@ class Stream:
     # Silence --------------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """Several times in a heartbeat interval: send one if it is time, and listen whether the service does."""
-        welcome = self._session.welcome
-        interval_s = welcome.heartbeat_interval.ToMilliseconds() / 1000 or _FIRST_INTERVAL_S
+        """Several times in a heartbeat interval: beat if nobody asked for it, and listen whether the service does."""
+        interval_s = self._interval_s
         now = time.monotonic()
         if now - self._ticked_at > interval_s:
             self._stream_began_at = now  # we did not run ourselves: first hear what came meanwhile
         self._ticked_at = now
-        if self._welcomed.is_set() and now - self._written_at >= 0.7 * interval_s:
-            self._session.beat()
-            self._wake.set()
+        if self._welcomed.is_set() and now - self._written_at >= interval_s:
+            self._beat()
         if self._reader is not None and self._silent_for(self._stream_began_at) > _MISSES * interval_s:
             self._drop_stream()
-        lease_s = welcome.lease.ToMilliseconds() / 1000
+        lease_s = self._session.welcome.lease.ToMilliseconds() / 1000
         if lease_s and not self._lease_lost and now - self._heard_at > lease_s:
             self._lease_lost = True
             self._handler.lease_lost()
         self._handler.tick()
         self._ticking = self._loop.call_later(min(interval_s, lease_s or interval_s) / 4, self._tick)
+
+    def _beat(self) -> None:
+        self._session.beat()
+        self._wake.set()
+
+    @property
+    def _interval_s(self) -> float:
+        return self._session.welcome.heartbeat_interval.ToMilliseconds() / 1000 or _FIRST_INTERVAL_S
 
     def _silent_for(self, since: float) -> float:
         return time.monotonic() - max(self._heard_at, since)

@@ -91,9 +91,7 @@ Global___AcknowledgementResult: _TypeAlias = AcknowledgementResult  # noqa: Y015
 
 @_typing.final
 class ConnectRequest(_message.Message):
-    """ConnectRequest is one frame from the worker. All lists may be used together; an empty frame is a sign of life, due
-    every `heartbeat_interval`.
-    """
+    """ConnectRequest is one frame from the worker. All lists may be used together; an empty frame is a sign of life."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -374,7 +372,9 @@ class Welcome(_message.Message):
     """The largest frame, in bytes."""
     @_builtins.property
     def heartbeat_interval(self) -> _duration_pb2.Duration:
-        """Send a frame at least this often, and expect one; three intervals of silence end the stream."""
+        """The service sends a frame at least this often. Answer it, or send one by yourself as often: either side ends the
+        stream after three intervals of silence.
+        """
 
     @_builtins.property
     def lease(self) -> _duration_pb2.Duration:
