@@ -30,7 +30,7 @@ from romancy_service.core.times import duration, duration_ms, timestamp
 from romancy_service.node import Node
 from romancy_service.rpc.auth import CALLER, identity_of
 from romancy_service.rpc.once import once
-from romancy_service.rpc.pages import page_token, read_page_token
+from romancy_service.rpc.pages import name_token, read_name_token
 from romancy_service.rpc.validate import check_namespace, namespace_of, page_size, task_queue_of
 from romancy_service.starter import new_id
 from romancy_service.store.namespaces import Namespace as NamespaceRow
@@ -87,14 +87,14 @@ class AdminService(AdminServiceServicer):
         """One page of the namespaces that the caller may act in."""
         limits = self._node.limits
         size = page_size("page_size", request.page_size, limits.page_runs, limits.max_page_runs)
-        after = read_page_token(request.page_token, _ALL, limits)
+        after = read_name_token(request.page_token, _ALL, limits)
         grant, page = CALLER.get(), list[Namespace]()
         while rows := await self._node.store.list_namespaces(after, size + 1):
             page += [self._namespace(row) for row in rows if grant is None or grant.has(row.name)]
             after = rows[-1].name
             if len(page) > size:
                 return ListNamespacesResponse(
-                    namespaces=page[:size], next_page_token=page_token(_ALL, page[size - 1].name)
+                    namespaces=page[:size], next_page_token=name_token(_ALL, page[size - 1].name)
                 )
         return ListNamespacesResponse(namespaces=page)
 

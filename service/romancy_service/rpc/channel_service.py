@@ -24,7 +24,7 @@ from romancy_service.errors import ChannelNotFound
 from romancy_service.node import Node
 from romancy_service.publisher import Publisher
 from romancy_service.rpc.auth import identity_of
-from romancy_service.rpc.pages import page_token, read_page_token
+from romancy_service.rpc.pages import name_token, read_name_token
 from romancy_service.rpc.validate import namespace_of, page_size
 from romancy_service.starter import new_id
 from romancy_service.store.channels import ChannelInfo
@@ -79,9 +79,9 @@ class ChannelService(ChannelServiceServicer):
         limits = self._node.limits
         namespace = namespace_of(request.namespace, limits)
         size = page_size("page_size", request.page_size, limits.page_runs, limits.max_page_runs)
-        after = read_page_token(request.page_token, namespace, limits)
+        after = read_name_token(request.page_token, namespace, limits)
         found = await self._node.store.list_channels(namespace, after, size + 1)
-        token = page_token(namespace, found[size - 1].name) if len(found) > size else ""
+        token = name_token(namespace, found[size - 1].name) if len(found) > size else ""
         return ListChannelsResponse(channels=map(_channel, found[:size]), next_page_token=token)
 
 

@@ -10,6 +10,8 @@ import structlog
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
+from romancy.v1.workflow_service_pb2 import Error
+
 from romancy_service.errors import (
     AnswersUnread,
     BatchRejected,
@@ -129,3 +131,10 @@ def hidden(error: RomancyError, cause: BaseException | None = None, method: str 
     facts = {"error_id": error_id, "method": method, "reason": error.reason, "error": str(error)}
     _log.error("call failed", exc_info=cause or error, **facts)
     return InternalError(f"the service failed; its log says why under error_id {error_id}", error_id=error_id)
+
+
+def error_of(error: RomancyError) -> Error:
+    """The same error where it does not end the call: as one answer of many."""
+    if status_of(error) is grpc.StatusCode.INTERNAL:
+        error = hidden(error)
+    return Error(code=status_of(error).value[0], reason=error.reason, message=str(error), metadata=error.metadata)

@@ -36,7 +36,7 @@ from romancy_service.errors import EventRuleNotFound, TooManyEventRules
 from romancy_service.node import Node
 from romancy_service.publisher import Publisher
 from romancy_service.rpc.once import once
-from romancy_service.rpc.pages import page_token, read_page_token
+from romancy_service.rpc.pages import name_token, read_name_token
 from romancy_service.rpc.validate import check_events, namespace_of, page_size, task_queue_of
 from romancy_service.starter import new_id
 from romancy_service.store.store import Request
@@ -117,12 +117,12 @@ class EventService(EventServiceServicer):
         limits = self._node.limits
         namespace = namespace_of(request.namespace, limits)
         size = page_size("page_size", request.page_size, limits.page_runs, limits.max_page_runs)
-        after = read_page_token(request.page_token, namespace, limits)
+        after = read_name_token(request.page_token, namespace, limits)
         found = await self._node.store.list_event_rules(namespace, after, size + 1)
         rules = [_info(each) for each in found[:size]]
         sizes = accumulate(each.ByteSize() for each in rules)
         fitting = 1 + sum(so_far <= limits.page_bytes for so_far in islice(sizes, 1, None))
-        token = page_token(namespace, rules[fitting - 1].rule_id) if len(found) > len(rules[:fitting]) else ""
+        token = name_token(namespace, rules[fitting - 1].rule_id) if len(found) > len(rules[:fitting]) else ""
         return ListEventRulesResponse(rules=rules[:fitting], next_page_token=token)
 
     async def PauseEventRule(

@@ -36,7 +36,7 @@ from romancy_service.errors import DeadLetterNotFound, InvalidField, SinkNotFoun
 from romancy_service.node import Node
 from romancy_service.outbox import Outbox
 from romancy_service.rpc.auth import identity_of
-from romancy_service.rpc.pages import page_token, read_page_token
+from romancy_service.rpc.pages import name_token, read_name_token
 from romancy_service.rpc.validate import namespace_of, page_size
 from romancy_service.store.outbox import SinkRow, Undelivered, Waiting
 
@@ -143,7 +143,7 @@ class OutboxService(OutboxServiceServicer):
             shown = _event(each)
             left -= shown.ByteSize()
             if len(response.events) == size or (left < 0 and response.events):
-                response.next_page_token = page_token(listed, str(response.events[-1].position))
+                response.next_page_token = name_token(listed, str(response.events[-1].position))
                 break
             response.events.append(shown)
         return response
@@ -214,7 +214,7 @@ def _check_found(which: int | str, count: int) -> None:
 
 
 def _position_after(token: str, listed: str, limits: Limits) -> int:
-    name = read_page_token(token, listed, limits) or "0"
+    name = read_name_token(token, listed, limits) or "0"
     if not (name.isascii() and name.isdecimal() and len(name) <= 18):
         remedy = "give next_page_token as it was, with the same namespace"
         raise InvalidField("page_token", "is not of this list", remedy, reason="INVALID_PAGE_TOKEN")

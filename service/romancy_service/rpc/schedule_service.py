@@ -36,7 +36,7 @@ from romancy_service.core.schedule import ScheduleRecord
 from romancy_service.core.task import NEVER_MS
 from romancy_service.core.times import timestamp, timestamp_ms
 from romancy_service.node import Node
-from romancy_service.rpc.pages import page_token, read_page_token
+from romancy_service.rpc.pages import name_token, read_name_token
 from romancy_service.rpc.validate import namespace_of, page_size, task_queue_of
 from romancy_service.rpc.validate_schedule import Change, check_schedule_change
 from romancy_service.schedules import Key, Schedules
@@ -81,12 +81,12 @@ class ScheduleService(ScheduleServiceServicer):
         limits = self._node.limits
         namespace = namespace_of(request.namespace, limits)
         size = page_size("page_size", request.page_size, limits.page_runs, limits.max_page_runs)
-        after = read_page_token(request.page_token, namespace, limits)
+        after = read_name_token(request.page_token, namespace, limits)
         found = await self._node.store.list_schedules(namespace, after, size + 1)
         sizes = accumulate(_info(each).ByteSize() for each in found[:size])
         fitting = 1 + sum(so_far <= limits.page_bytes for so_far in islice(sizes, 1, None))
         page = found[:fitting]
-        token = page_token(namespace, page[-1].schedule_id) if len(found) > len(page) else ""
+        token = name_token(namespace, page[-1].schedule_id) if len(found) > len(page) else ""
         return ListSchedulesResponse(schedules=map(_info, page), next_page_token=token)
 
     # Changing -----------------------------------------------------------------------------------------------------

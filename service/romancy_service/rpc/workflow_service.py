@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
-from collections.abc import AsyncIterator, Callable, Sequence
-from hashlib import sha256
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, TypeVar
 
 import grpc
 import structlog
 
 from romancy.v1.history_pb2 import HistoryEvent, UpdateReceived
-from romancy.v1.workflow_pb2 import Signal, WorkflowInfo, WorkflowOutcome
+from romancy.v1.workflow_pb2 import Signal
 from romancy.v1.workflow_service_pb2 import (
     UPDATE_STAGE_COMPLETED,
     CancelWorkflowRequest,
@@ -22,7 +19,6 @@ from romancy.v1.workflow_service_pb2 import (
     CountWorkflowsResponse,
     DeleteWorkflowRequest,
     DeleteWorkflowResponse,
-    Error,
     GetHistoryRequest,
     GetHistoryResponse,
     GetWorkflowRequest,
@@ -35,7 +31,6 @@ from romancy.v1.workflow_service_pb2 import (
     QueryWorkflowResponse,
     ResolveCompensationRequest,
     ResolveCompensationResponse,
-    RunResult,
     SignalWithStartRequest,
     SignalWithStartResponse,
     SignalWorkflowRequest,
@@ -53,17 +48,13 @@ from romancy.v1.workflow_service_pb2 import (
     WaitResultsResponse,
     WatchHistoryRequest,
     WatchHistoryResponse,
-    WorkflowFilter,
     WorkflowRef,
 )
 from romancy.v1.workflow_service_pb2_grpc import WorkflowServiceServicer
 
 from romancy_service import faults
-from romancy_service.core.check import check_id
 from romancy_service.core.decide import Reply
-from romancy_service.core.limits import Limits
 from romancy_service.core.run import OPEN_STATUSES
-from romancy_service.core.task import NEVER_MS
 from romancy_service.core.triggers import (
     RequestCancel,
     RequestUpdate,
@@ -74,7 +65,6 @@ from romancy_service.core.triggers import (
 )
 from romancy_service.describe import describe, describe_summary
 from romancy_service.errors import (
-    Draining,
     InvalidField,
     RequestIdReused,
     RomancyError,
@@ -84,10 +74,10 @@ from romancy_service.errors import (
     WorkflowUnsettled,
 )
 from romancy_service.node import Node
-from romancy_service.results import Waiter
 from romancy_service.rpc.auth import identity_of
-from romancy_service.rpc.errors import hidden, status_of
+from romancy_service.rpc.errors import error_of
 from romancy_service.rpc.once import once
+from romancy_service.rpc.pages import fit, read_runs_token, runs_token
 from romancy_service.rpc.validate import (
     check_change,
     check_filter,
@@ -102,6 +92,7 @@ from romancy_service.rpc.validate import (
     task_queue_of,
     wait_ms,
 )
+from romancy_service.rpc.waiting import Waiting
 from romancy_service.starter import Starter, new_id
 from romancy_service.store.store import Request
 from romancy_service.submission import Recorded, RequestKey
@@ -184,7 +175,7 @@ class WorkflowService(WorkflowServiceServicer):
         self, request_iterator: AsyncIterator[WaitResultsRequest], context: Context
     ) -> AsyncIterator[WaitResultsResponse]:
         """Answer each run once, when it has an outcome; many in one message when they come together."""
-        wait = _Waiting(self._node)
+        wait = Waiting(self._node)
         reader = asyncio.create_task(wait.read(request_iterator))
         try:
             with self._node.results.leaving(wait.leave):
@@ -202,13 +193,13 @@ class WorkflowService(WorkflowServiceServicer):
         namespace = namespace_of(request.namespace, limits)
         check_filter("filter", request.filter, limits)
         size = page_size("page_size", request.page_size, limits.page_runs, limits.max_page_runs)
-        after = _read_page_token(request.page_token, namespace, request.filter, limits) if request.page_token else None
+        after = read_runs_token(request.page_token, namespace, request.filter, limits) if request.page_token else None
         runs = await self._node.store.list_runs(namespace, request.filter, after, size + 1)
         token = ""
-        page = _fit([describe_summary(run, limits) for run in runs[:size]], limits.page_bytes)
+        page = fit([describe_summary(run, limits) for run in runs[:size]], limits.page_bytes)
         if len(runs) > len(page):
             last = runs[len(page) - 1]
-            token = _page_token(namespace, request.filter, last.start_ms, last.run_id)
+            token = runs_token(namespace, request.filter, last.start_ms, last.run_id)
         return ListWorkflowsResponse(workflows=page, next_page_token=token)
 
     async def CountWorkflows(self, request: CountWorkflowsRequest, context: Context) -> CountWorkflowsResponse:
@@ -226,7 +217,7 @@ class WorkflowService(WorkflowServiceServicer):
         events = await self._node.store.show_history(
             run_id, request.after_event_id, size + 1, max_bytes=limits.page_bytes
         )
-        page = _fit(events[:size], limits.page_bytes)
+        page = fit(events[:size], limits.page_bytes)
         more = len(events) > len(page)
         if not more and page:
             more = bool(await self._node.store.show_history(run_id, page[-1].event_id, 1, max_bytes=1))
@@ -244,7 +235,7 @@ class WorkflowService(WorkflowServiceServicer):
                 grown.clear()
                 events = await store.show_history(run_id, after, limits.page_events, max_bytes=limits.page_bytes)
                 if events:
-                    page = _fit(events, limits.page_bytes)
+                    page = fit(events, limits.page_bytes)
                     after = page[-1].event_id
                     yield WatchHistoryResponse(run_id=run_id, events=page)
                     if _ends(page[-1]):
@@ -443,127 +434,12 @@ def _signal(signal: Signal, identity: str) -> Signal:
     return Signal(name=signal.name, arguments=signal.arguments, identity=identity_of(identity))
 
 
-class _Waiting:
-    """The runs that one WaitResults stream waits for."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._open: dict[str, Waiter] = {}
-        self._ready: list[RunResult] = []
-        self._wake = asyncio.Event()
-        self._complete = False
-        self._broken: Exception | None = None
-
-    async def read(self, requests: AsyncIterator[WaitResultsRequest]) -> None:
-        """Take in what the client waits for, until it half-closes."""
-        try:
-            async for request in requests:
-                namespace = namespace_of(request.namespace, self._node.limits)
-                for run_id in request.run_ids:
-                    check_id("run_ids", run_id, self._node.limits)
-                await self._add(namespace, [run_id for run_id in request.run_ids if run_id not in self._open])
-        except Exception as error:
-            self._broken = error
-            raise
-        finally:
-            self._complete = True
-            self._wake.set()
-
-    async def _add(self, namespace: str, run_ids: Sequence[str]) -> None:
-        unknown = [run_id for run_id in run_ids if not self._runs_here(namespace, run_id)]
-        if unknown:
-            await self._look_up(namespace, unknown)
-
-    def _runs_here(self, namespace: str, run_id: str) -> bool:
-        """Whether this replica is carrying the run, so that nothing has to be read to wait for it."""
-        run = None if self._node.results.has_peers else self._node.engine.held(run_id)
-        if run is None or run.namespace != namespace or run.outcome is not None:
-            return False
-        self._open[run_id] = waiter = self._waiter(run_id)
-        self._node.results.wait(run_id, waiter)
-        return True
-
-    async def _look_up(self, namespace: str, run_ids: Sequence[str]) -> None:
-        known = await self._node.store.find_runs([(namespace, "", run_id) for run_id in run_ids])
-        # Nothing is waited for before it is known to be the caller's to see.
-        for run_id, found in zip(run_ids, known, strict=True):
-            if found is None:
-                self._ready.append(RunResult(run_id=run_id, error=_error(WorkflowNotFound(run_id))))
-                self._wake.set()
-            elif run_id not in self._open:
-                self._open[run_id] = waiter = self._waiter(run_id)
-                self._node.results.wait(run_id, waiter)
-        waited_for = [run_id for run_id in run_ids if run_id in self._open]
-        kept = await self._node.store.outcomes(waited_for)
-        for run_id in waited_for:
-            _, outcome = kept.get(run_id, ("", None))
-            if outcome is not None or run_id not in kept:
-                self._waiter(run_id)(outcome)
-
-    def _waiter(self, run_id: str) -> Waiter:
-        def answer(outcome: WorkflowOutcome | None) -> None:
-            error = _error(WorkflowNotFound(run_id)) if outcome is None else None
-            self._answer(RunResult(run_id=run_id, outcome=outcome, error=error))
-
-        return answer
-
-    def _answer(self, result: RunResult) -> None:
-        waiter = self._open.pop(result.run_id, None)
-        if waiter is not None:
-            self._node.results.forget(result.run_id, waiter)
-            self._ready.append(result)
-            self._wake.set()
-
-    async def answers(self) -> AsyncIterator[list[RunResult]]:
-        """What is ready, as often as something is, until all are answered and no more can come."""
-        while not (self._complete and not self._open and not self._ready):
-            await self._wake.wait()
-            self._wake.clear()
-            if self._broken is not None:
-                raise self._broken  # now, and not only when the runs that are waited for have ended
-            while self._ready:
-                page = _fit(self._ready, self._node.limits.page_bytes)
-                del self._ready[: len(page)]
-                yield page
-
-    def leave(self) -> None:
-        """This replica stops: the client asks another one for what is still open."""
-        self._broken = Draining()
-        self._wake.set()
-
-    def stop(self) -> None:
-        """The stream ended."""
-        for run_id, waiter in self._open.items():
-            self._node.results.forget(run_id, waiter)
-
-
 def _start_result(outcome: StartWorkflowResponse | BaseException) -> StartWorkflowResult:
     if isinstance(outcome, StartWorkflowResponse):
         return StartWorkflowResult(response=outcome)
     if isinstance(outcome, RomancyError):
-        return StartWorkflowResult(error=_error(outcome))
+        return StartWorkflowResult(error=error_of(outcome))
     raise outcome
-
-
-def _error(error: RomancyError) -> Error:
-    if status_of(error) is grpc.StatusCode.INTERNAL:
-        error = hidden(error)
-    return Error(code=status_of(error).value[0], reason=error.reason, message=str(error), metadata=error.metadata)
-
-
-Item = TypeVar("Item", HistoryEvent, RunResult, WorkflowInfo)
-
-
-def _fit(items: Sequence[Item], most_bytes: int) -> list[Item]:
-    """As many of the first as fit, but at least one: what a client's message can hold."""
-    page: list[Item] = []
-    room = most_bytes
-    for item in items:
-        room -= item.ByteSize()
-        if room < 0 and page:
-            break
-        page.append(item)
-    return page
 
 
 _ENDS = frozenset(
@@ -573,28 +449,3 @@ _ENDS = frozenset(
 
 def _ends(event: HistoryEvent) -> bool:
     return event.WhichOneof("attributes") in _ENDS
-
-
-def _digest(namespace: str, wanted: WorkflowFilter) -> str:
-    return sha256(namespace.encode() + b"\0" + wanted.SerializeToString(deterministic=True)).hexdigest()[:16]
-
-
-def _page_token(namespace: str, wanted: WorkflowFilter, start_ms: int, run_id: str) -> str:
-    # Not a secret: whoever forges one sees only what the list shows anyway.
-    return base64.urlsafe_b64encode(json.dumps([_digest(namespace, wanted), start_ms, run_id]).encode()).decode()
-
-
-def _read_page_token(token: str, namespace: str, wanted: WorkflowFilter, limits: Limits) -> tuple[int, str]:
-    try:
-        digest, start_ms, run_id = json.loads(base64.urlsafe_b64decode(token))
-        if digest == _digest(namespace, wanted) and type(start_ms) is int and abs(start_ms) < NEVER_MS:
-            check_id("page_token", run_id, limits)
-            return start_ms, run_id
-    except (ValueError, TypeError, RecursionError, InvalidField):
-        pass
-    raise InvalidField(
-        "page_token",
-        "is not of this list",
-        "give next_page_token with the same namespace and filter",
-        reason="INVALID_PAGE_TOKEN",
-    )
