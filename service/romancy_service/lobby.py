@@ -75,6 +75,9 @@ class Lobby:
             hello=_without_secrets(hello),
         )
         await node.store.open_session(row)
+        if hello.workflow_types:
+            # It may bring code that is put right; nobody should wait for what the old code earned.
+            await node.store.retry_failing(hello.namespace, hello.task_queues, hello.workflow_types, now_ms)
         return open_session(row.session_id, row.epoch, hello)
 
     async def _come_back(self, hello: Hello) -> Session | None:

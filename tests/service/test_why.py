@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import update
 from structlog.testing import capture_logs
 
 from romancy.v1 import wait_pb2 as why
 from romancy.v1.channel_pb2 import CHANNEL_MODE_BROADCAST
 from romancy.v1.command_pb2 import Command
 from romancy.v1.failure_pb2 import FAILURE_SOURCE_SERVICE, Failure
+from romancy.v1.history_pb2 import COMPENSATION_RESOLUTION_MARK_DONE
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.retry_pb2 import RetryPolicy
 from romancy.v1.wait_pb2 import WAIT_STATE_BLOCKED, WAIT_STATE_TROUBLED, WAIT_STATE_WAITING, WAIT_STATE_WORKING, Wait
@@ -24,9 +26,16 @@ from romancy.v1.worker_service_pb2 import (
     ConnectRequest,
     WorkflowTaskCompletion,
 )
-from romancy.v1.workflow_service_pb2 import UPDATE_STAGE_RECEIVED
+from romancy.v1.workflow_service_pb2 import (
+    UPDATE_STAGE_RECEIVED,
+    CountWorkflowsRequest,
+    ListWorkflowsRequest,
+    ResolveCompensationRequest,
+    WorkflowFilter,
+)
 
 from romancy_service.courier import Courier
+from romancy_service.store.tables import tasks
 from tests.core.life import cancel_activity, compensate, complete, fail, schedule, timer
 from tests.core.talk import accept, cancel_child, child, recur, send
 from tests.core.test_channel import join, receive
@@ -587,3 +596,48 @@ async def test_a_chain_of_runs_is_seen_from_each_of_them(tenant: Tenant) -> None
     assert [each.info.first_run_id for each in shown] == [first] * 3
     assert [each.info.continued_from_run_id for each in shown] == ["", *run_ids[:2]]
     assert [each.outcome.continued_run_id for each in shown] == [*run_ids[1:], ""]
+
+
+async def listed_as_blocked(tenant: Tenant) -> set[str]:
+    where = WorkflowFilter(blocked=True)
+    page = await tenant.workflows.ListWorkflows(ListWorkflowsRequest(namespace=tenant.namespace, filter=where))
+    counted = await tenant.workflows.CountWorkflows(CountWorkflowsRequest(namespace=tenant.namespace, filter=where))
+    assert counted.count == len(page.workflows)
+    return {run.workflow_id for run in page.workflows}
+
+
+async def test_lists_find_those_that_wait_for_somebody_to_mend_something(tenant: Tenant) -> None:
+    worker, _ = await undoing(tenant)
+    task = await worker.activity()
+    await tenant.start("order-2")
+    broken = await worker.workflow_task()
+    assert await listed_as_blocked(tenant) == set(), "one is being undone, the other one's code runs"
+    failed = WorkflowTaskCompletion(token=broken.token, seen_event_id=1, failure=NAME_ERROR)
+    await worker.answer(failed)
+    assert await listed_as_blocked(tenant) == {"order-2"}
+    await worker.fail(task, "CardClosed", final=True)
+    assert await listed_as_blocked(tenant) == {"order-1", "order-2"}
+    await worker.command(await worker.workflow_task(), complete())
+    assert await listed_as_blocked(tenant) == {"order-1"}
+    resolve = ResolveCompensationRequest(
+        workflow=tenant.ref(workflow_id="order-1"),
+        compensation_id="undo/pay:1",
+        resolution=COMPENSATION_RESOLUTION_MARK_DONE,
+    )
+    await tenant.workflows.ResolveCompensation(resolve)
+    assert await listed_as_blocked(tenant) == set()
+
+
+async def test_a_worker_that_comes_anew_tries_at_once_what_code_before_it_failed_at(tenant: Tenant) -> None:
+    worker = await tenant.worker(worker_id="old")
+    run_id = (await tenant.start("order-1")).run_id
+    task = await worker.workflow_task()
+    await worker.answer(WorkflowTaskCompletion(token=task.token, seen_event_id=1, failure=NAME_ERROR))
+    later_ms = tenant.cluster.replicas[0].node.clock.now_ms() + 3_600_000
+    store = tenant.cluster.store
+    await store._write(update(tasks).where(tasks.c.run_id == run_id).values(due_ms=later_ms))
+    await worker.goodbye()
+    mended = await tenant.worker(worker_id="new")
+    again = await mended.workflow_task()
+    assert (again.run_id, again.attempt) == (run_id, 2)
+    await mended.command(again, complete())

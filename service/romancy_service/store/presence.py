@@ -7,18 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import BigInteger, Text, bindparam, cast, delete, exists, func, insert, select, text, update
+from sqlalchemy import BigInteger, Text, bindparam, cast, delete, exists, func, insert, select, text, tuple_, update
 
 from romancy_service.store.offers import Offers
 from romancy_service.store.rows import Row
 from romancy_service.store.sql import among
-from romancy_service.store.tables import OWNED, replicas, sessions, tasks
+from romancy_service.store.tables import FAILING, OWNED, TEXT, replicas, sessions, tasks
 
 REPLICA_SEEN_MS: Final = 5_000
 """A replica that was not seen for so long does not count: others look at its part of the runs."""
 REPLICA_KEPT_MS: Final = 3_600_000
 EXPIRED_AT_A_TIME: Final = 500
 """Sessions: what each of them took is looked at, which is some kilobytes."""
+RETRIED_AT_ONCE: Final = 1_000
+"""Enough to see what new code makes of them; the others follow at their times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,25 @@ _LIST: Final = (
     .where(sessions.c.namespace == bindparam("namespace"))
     .order_by(sessions.c.worker_id, sessions.c.session_id)
 )
+_FAILING: Final = (
+    select(tasks.c.run_id, tasks.c.task_id)
+    .where(
+        text(FAILING),
+        tasks.c.namespace == bindparam("of_namespace", type_=TEXT),
+        among(tasks.c.queue, "queues"),
+        among(tasks.c.type, "types"),
+        tasks.c.owner == "",
+        tasks.c.due_ms > bindparam("now_ms", type_=BigInteger),
+    )
+    .order_by(tasks.c.due_ms)
+    .limit(RETRIED_AT_ONCE)
+    .with_for_update(skip_locked=True)
+)
+_RETRY: Final = (
+    update(tasks)
+    .where(tuple_(tasks.c.run_id, tasks.c.task_id).in_(_FAILING))
+    .values(due_ms=bindparam("now_ms", type_=BigInteger))
+)
 _LEAVE: Final = delete(replicas).where(replicas.c.replica_id == bindparam("id"))
 
 
@@ -121,6 +142,10 @@ class Presence(Offers):
     async def open_session(self, session: SessionRow) -> None:
         """A worker said hello for the first time."""
         await self._write(_OPEN, **{name: getattr(session, name) for name in SessionRow.__slots__})
+
+    async def retry_failing(self, namespace: str, queues: Sequence[str], types: Sequence[str], now_ms: int) -> None:
+        """Workflow tasks of these types that code could not carry out are due at once, `RETRIED_AT_ONCE` at most."""
+        await self._write(_RETRY, of_namespace=namespace, queues=list(queues), types=list(types), now_ms=now_ms)
 
     async def resume_session(
         self, session_id: str, namespace: str, replica_id: str, hello: bytes, lease_ms: int

@@ -8,14 +8,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, assert_never
 
-from sqlalchemy import BigInteger, Column, ColumnElement, FromClause, Select, literal, select, tuple_
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    CompoundSelect,
+    FromClause,
+    Select,
+    exists,
+    literal,
+    select,
+    text,
+    tuple_,
+    union_all,
+)
 
-from romancy.v1.workflow_pb2 import AttributeValue
+from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPENSATING, AttributeValue
 from romancy.v1.workflow_service_pb2 import AttributeFilter, WorkflowFilter
 
 from romancy_service.core.attributes import AttributeType, Comparable, comparables
+from romancy_service.core.task import TaskKind
 from romancy_service.core.times import timestamp_ms
-from romancy_service.store.tables import TEXT, attributes, runs
+from romancy_service.store.tables import FAILING, TEXT, attributes, runs, tasks
 
 _Compare = Callable[[Any, Any], ColumnElement[bool]]
 _ORDER: Final[dict[str, _Compare]] = {
@@ -24,6 +38,9 @@ _ORDER: Final[dict[str, _Compare]] = {
     "greater": operator.gt,
     "greater_or_equal": operator.ge,
 }
+
+_WORK: Final = (int(TaskKind.WORKFLOW), int(TaskKind.ACTIVITY), int(TaskKind.CHILD))
+"""What a run that is undone waits for, or does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +177,8 @@ def _conditions(namespace: str, wanted: WorkflowFilter) -> list[ColumnElement[bo
         conditions.append(runs.c.workflow_id >= prefix)
         if (end := _end_of_prefix(prefix)) is not None:
             conditions.append(runs.c.workflow_id < end)
+    if wanted.blocked:
+        conditions.append(runs.c.run_id.in_(_blocked(namespace)))
     if wanted.HasField("started_from"):
         conditions.append(runs.c.start_ms >= timestamp_ms(wanted.started_from))
     if wanted.HasField("started_before"):
@@ -171,6 +190,18 @@ def _conditions(namespace: str, wanted: WorkflowFilter) -> list[ColumnElement[bo
     if wanted.HasField("closed_before"):
         conditions.append(runs.c.close_ms < timestamp_ms(wanted.closed_before))
     return conditions
+
+
+def _blocked(namespace: str) -> CompoundSelect[str]:
+    """Runs whose code fails, and those whose rollback goes on by nobody's work."""
+    failing = select(tasks.c.run_id).where(text(FAILING), tasks.c.namespace == namespace)
+    undone = runs.alias()
+    held_up = select(undone.c.run_id).where(
+        undone.c.namespace == namespace,
+        undone.c.status == int(WORKFLOW_STATUS_COMPENSATING),
+        ~exists().where(tasks.c.run_id == undone.c.run_id, tasks.c.kind.in_(_WORK)),
+    )
+    return union_all(failing, held_up)
 
 
 def _end_of_prefix(prefix: str) -> str | None:

@@ -50,6 +50,8 @@ OWNED: Final = f"owner not in ('', '{ELSEWHERE}')"
 """Tasks that a session has."""
 ERRAND: Final = f"kind >= 5 and relay_ms < {NEVER_MS}"
 """What is to be done in other runs."""
+FAILING: Final = "kind = 1 and failures > 0"
+"""Workflow tasks that code could not carry out."""
 SUBSCRIBED: Final = "kind = 8"
 """Subscriptions: what events are matched with."""
 UNDELIVERED: Final = "open"
@@ -239,6 +241,7 @@ Index(
 )
 Index("tasks_relay", tasks.c.relay_ms, **_where(RELAYED))
 Index("tasks_errands", tasks.c.run_id, tasks.c.scheduled_ms, tasks.c.task_id, **_where(ERRAND))
+Index("tasks_failing", tasks.c.namespace, tasks.c.queue, tasks.c.type, tasks.c.due_ms, **_where(FAILING))
 Index("tasks_owner", tasks.c.owner, **_where(OWNED))
 Index(
     "tasks_subscribed",

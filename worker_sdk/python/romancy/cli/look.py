@@ -29,6 +29,7 @@ _FILTERS: Final = (
     click.option("--type", "workflow_type", default="", help="Exactly this type."),
     click.option("--id", "workflow_id", default="", help="Exactly this workflow id."),
     click.option("--id-prefix", default="", help="Workflow ids that begin so."),
+    click.option("--blocked", is_flag=True, help="Only those that wait for somebody to mend something."),
     click.option("--started-from", type=TIMES, metavar="TIME", help=TIME_HELP),
     click.option("--started-before", type=TIMES, metavar="TIME", help=TIME_HELP),
     click.option(
@@ -51,6 +52,7 @@ def _filtered(command: Callable[..., int | None]) -> Callable[..., int | None]:
         workflow_type: str,
         workflow_id: str,
         id_prefix: str,
+        blocked: bool,
         started_from: datetime | None,
         started_before: datetime | None,
         attributes: Any,
@@ -61,6 +63,7 @@ def _filtered(command: Callable[..., int | None]) -> Callable[..., int | None]:
             workflow_type=workflow_type,
             workflow_id=workflow_id,
             workflow_id_prefix=id_prefix,
+            blocked=blocked,
             started_from=_timestamp(started_from),
             started_before=_timestamp(started_before),
             attributes=attributes,

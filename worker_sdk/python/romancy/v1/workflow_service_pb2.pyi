@@ -634,12 +634,17 @@ class WorkflowFilter(_message.Message):
     CLOSED_FROM_FIELD_NUMBER: _builtins.int
     CLOSED_BEFORE_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    BLOCKED_FIELD_NUMBER: _builtins.int
     workflow_type: _builtins.str
     """Exactly this type."""
     workflow_id: _builtins.str
     """Exactly this workflow id."""
     workflow_id_prefix: _builtins.str
     """Workflow ids that begin with this."""
+    blocked: _builtins.bool
+    """Only those that wait for somebody to mend something: their code fails, or a compensation failed for good. Not those
+    that wait for a worker.
+    """
     @_builtins.property
     def statuses(self) -> _containers.RepeatedScalarFieldContainer[_workflow_pb2.WorkflowStatus.ValueType]:
         """Any of these; empty: all."""
@@ -676,10 +681,11 @@ class WorkflowFilter(_message.Message):
         closed_from: _timestamp_pb2.Timestamp | None = ...,
         closed_before: _timestamp_pb2.Timestamp | None = ...,
         attributes: _abc.Iterable[Global___AttributeFilter] | None = ...,
+        blocked: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["closed_before", b"closed_before", "closed_from", b"closed_from", "started_before", b"started_before", "started_from", b"started_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "closed_before", b"closed_before", "closed_from", b"closed_from", "started_before", b"started_before", "started_from", b"started_from", "statuses", b"statuses", "workflow_id", b"workflow_id", "workflow_id_prefix", b"workflow_id_prefix", "workflow_type", b"workflow_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "blocked", b"blocked", "closed_before", b"closed_before", "closed_from", b"closed_from", "started_before", b"started_before", "started_from", b"started_from", "statuses", b"statuses", "workflow_id", b"workflow_id", "workflow_id_prefix", b"workflow_id_prefix", "workflow_type", b"workflow_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -366,6 +366,9 @@ def upgrade() -> None:
         ["run_id", "scheduled_ms", "task_id"],
         **_where("kind >= 5 and relay_ms < 4611686018427387904"),
     )
+    op.create_index(
+        "tasks_failing", "tasks", ["namespace", "queue", "type", "due_ms"], **_where("kind = 1 and failures > 0")
+    )
     op.create_index("tasks_owner", "tasks", ["owner"], **_where("owner not in ('', 'elsewhere')"))
     op.create_index("tasks_relay", "tasks", ["relay_ms"], **_where("relay_ms < 4611686018427387904"))
     op.bulk_insert(clock, [{"id": 1, "mark_ms": 0}])
