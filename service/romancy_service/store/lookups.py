@@ -139,7 +139,8 @@ _LAST_RUN: Final = (
 LATEST: Final = (
     union_all(select(_OPEN_RUN.limit(1).subquery()), select(_LAST_RUN.limit(1).subquery())).order_by("rank").limit(1)
 )
-"""The open run, whatever the others' times say: two replicas' clocks may have told them."""
+"""The open run, whatever the others' times say. Closed ones follow the database's clock, as all times do: while that is
+set back, the run that is found may not be the one that was started last."""
 _OUTCOMES: Final = select(runs.c.run_id, runs.c.namespace, runs.c.outcome).where(among(runs.c.run_id, "run_ids"))
 
 
