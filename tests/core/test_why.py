@@ -78,6 +78,19 @@ def test_who_was_asked_to_stop_is_named_also_before_its_code_has_seen_that() -> 
     assert said[why.WAIT_KIND_CANCELLATION] == text
 
 
+def test_a_request_to_stop_waits_for_code_that_fails_and_why_says_so() -> None:
+    life = Life.begin()
+    fence = life.fence(life.run.tasks[WORKFLOW_TASK_ID])
+    life.do(FailWorkflowTask(fence, Failure(message="no name", type="NameError")))
+    life.do(RequestCancel("too late", "ann"))
+    assert life.run.cancel_requested, "it is recorded, and reaches the code that is put right"
+    said = {wait.kind: wait for wait in waits(facts(life))}[why.WAIT_KIND_CANCELLATION]
+    text = "it was asked to stop (cancelled by ann: too late); its code fails, and sees that only when it is put right"
+    assert said.sentence == text
+    assert "deploy code that is put right, and it stops" in said.remedy
+    assert "romancy workflow terminate" in said.remedy
+
+
 def test_a_task_that_a_free_worker_is_about_to_get_is_no_trouble() -> None:
     life = begin(schedule("pay:1"))
     free = {PAY: Serving(workers=2, slots=20, busy=3)}

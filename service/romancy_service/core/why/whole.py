@@ -52,10 +52,16 @@ def _updates(facts: Facts) -> Iterator[Wait]:
 
 def _going_on(run: Run) -> Wait:
     told = f" ({one_line(run.failure.message)})" if run.failure is not None else ""
-    seen = WORKFLOW_TASK_ID not in run.tasks
-    goes_on = "has seen that and goes on, to clean up or in spite of it" if seen else "has something to see yet"
-    sentence = f"it was asked to stop{told}; its code {goes_on}"
     remedy = "if it never ends: romancy workflow terminate, which undoes nothing"
+    task = run.tasks.get(WORKFLOW_TASK_ID)
+    if task is None:
+        goes_on = "has seen that and goes on, to clean up or in spite of it"
+    elif task.last_failure is None:
+        goes_on = "has something to see yet"
+    else:  # only code can stop in good order, and this one does not get that far
+        goes_on = "fails, and sees that only when it is put right"
+        remedy = "deploy code that is put right, and it stops; or romancy workflow terminate, which undoes nothing"
+    sentence = f"it was asked to stop{told}; its code {goes_on}"
     state = kinds.WAIT_STATE_WAITING
     return Wait(kind=kinds.WAIT_KIND_CANCELLATION, state=state, sentence=sentence, remedy=remedy)
 
