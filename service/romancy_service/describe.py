@@ -22,7 +22,7 @@ from romancy_service.core.run import OPEN_STATUSES, Run
 from romancy_service.core.saga import Saga
 from romancy_service.core.task import COMPENSATION_PREFIX, ELSEWHERE, WORKFLOW_TASK_ID, Task, TaskKind
 from romancy_service.core.times import timestamp
-from romancy_service.core.why.facts import Facts, FailedCompensation
+from romancy_service.core.why.facts import Facts, FailedCompensation, Undelivered
 from romancy_service.core.why.waits import waits
 from romancy_service.core.why.whole import is_long
 from romancy_service.ledger import read_saga
@@ -84,7 +84,9 @@ async def describe(node: Node, view: RunView) -> GetWorkflowResponse:
             )
         )
     saga = await _saga(node, run)
-    _add_waits(response, waits(_facts(node, view, saga)))
+    # Most runs send nothing, and most of what is sent is delivered at once: then nothing more is read than an index.
+    undelivered = await node.store.undelivered(run.run_id, node.limits.shown_tasks) if run.counters.events else []
+    _add_waits(response, waits(_facts(node, view, saga, undelivered)))
     _add_activities(response, view, node.limits.client_message_bytes - _ROOM_BYTES)
     return response
 
@@ -100,7 +102,7 @@ async def _saga(node: Node, run: Run) -> Saga | None:
     return await read_saga(run, node.store.history_pages(run.run_id, for_client=True))
 
 
-def _facts(node: Node, view: RunView, saga: Saga | None) -> Facts:
+def _facts(node: Node, view: RunView, saga: Saga | None, undelivered: list[Undelivered]) -> Facts:
     failed = saga.failed if saga is not None else {}
     details = view.heartbeat_details
     return Facts(
@@ -114,6 +116,7 @@ def _facts(node: Node, view: RunView, saga: Saga | None) -> Facts:
         last_served=view.workforce.last_served,
         all_workers=view.workforce.all_workers,
         children=view.children,
+        undelivered=undelivered,
         failed=[
             FailedCompensation(name, each.undo.compensation.activity_type, each.failure)
             for name, each in list(failed.items())[: node.limits.shown_tasks]

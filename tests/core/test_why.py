@@ -15,7 +15,7 @@ from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_RUNNING
 from romancy_service.core.limits import Limits
 from romancy_service.core.task import WORKFLOW_TASK_ID, TaskKind
 from romancy_service.core.triggers import FailWorkflowTask, RequestCancel
-from romancy_service.core.why.facts import Facts, Holder, Serving
+from romancy_service.core.why.facts import Facts, Holder, Serving, Undelivered
 from romancy_service.core.why.place import raised_at
 from romancy_service.core.why.waits import waits
 from romancy_service.core.why.whole import is_long
@@ -209,6 +209,54 @@ def test_what_is_not_shown_is_counted() -> None:
     more = replace(facts(life), counts={TaskKind.TIMER: 9_000, TaskKind.ACTIVITY: 1_000})
     last = waits(more)[-1]
     assert (last.kind, last.count) == (why.WAIT_KIND_MORE, 9_999)
+
+
+def of_sink(life: Life, **fields: object) -> why.Wait:
+    """What is said of events for a sink."""
+    known: dict[str, object] = {"count": 1, "since_ms": T0, "position": 17, "error": "", "is_dead": False, **fields}
+    (wait, _) = waits(facts(life, 60_000, undelivered=[Undelivered("shop", **known)]))  # type: ignore[arg-type]
+    return wait
+
+
+def test_events_that_are_not_delivered_are_named_with_the_next_try_and_the_last_error() -> None:
+    life = begin()
+    on_its_way = of_sink(life, due_ms=T0 + 60_000)
+    assert (on_its_way.kind, on_its_way.state) == (why.WAIT_KIND_DELIVERY, why.WAIT_STATE_WORKING)
+    assert on_its_way.sentence.startswith("1 event for sink shop is not delivered since 20")
+    put_off = of_sink(life, count=3, due_ms=T0 + 72_000, attempts=2, error="answered 500")
+    assert put_off.state == why.WAIT_STATE_TROUBLED
+    assert put_off.sentence.startswith("3 events for sink shop are not delivered since 20")
+    assert put_off.sentence.endswith("; the first one is tried again in 12 s (attempt 3) after answered 500")
+    assert (put_off.type, put_off.count, put_off.attempt) == ("shop", 3, 3)
+    assert (put_off.due.ToMilliseconds(), put_off.last_failure.message) == (T0 + 72_000, "answered 500")
+    assert put_off.remedy.endswith("romancy outbox list --sink shop")
+    tried = of_sink(life, due_ms=T0 + 70_000, is_tried=True, attempts=2, error="answered 500")
+    assert tried.sentence.endswith("; the first one is being sent (attempt 3) after answered 500")
+    behind = of_sink(life, due_ms=T0 + 60_000, is_behind=True)
+    assert behind.sentence.endswith(" (1 min), behind those of a run before")
+    left_alone = of_sink(life, due_ms=T0)
+    assert left_alone.state == why.WAIT_STATE_TROUBLED
+    assert "none was tried yet: the sink takes no more at a time, or cannot be reached" in left_alone.sentence
+
+
+def test_dead_letters_are_named_with_why_and_what_can_be_done() -> None:
+    life = begin()
+    one = of_sink(life, is_dead=True, error="answered 410")
+    assert (one.kind, one.state, one.id) == (why.WAIT_KIND_DEAD_LETTERS, why.WAIT_STATE_BLOCKED, "17")
+    assert one.sentence == "1 event for sink shop is a dead letter since 1 min: answered 410"
+    assert one.remedy == "mend the cause, then: romancy outbox retry 17 (or drop)"
+    many = of_sink(life, is_dead=True, error="answered 410", count=10_000)
+    assert many.sentence == "10000 or more events for sink shop are dead letters since 1 min: answered 410"
+    assert many.remedy.endswith("; of the others: romancy outbox dead --workflow-id order-1")
+
+
+def test_what_is_not_delivered_is_nothing_that_the_code_waits_for() -> None:
+    sent = [Undelivered("shop", dead, 1, T0, 17, "") for dead in (True, False)]
+    assert [wait.kind for wait in waits(facts(begin(), undelivered=sent))] == [
+        why.WAIT_KIND_DEAD_LETTERS,
+        why.WAIT_KIND_DELIVERY,
+        why.WAIT_KIND_CONDITION,
+    ]
 
 
 def test_a_rollback_that_nothing_is_known_of_is_blocked_and_names_the_remedy() -> None:

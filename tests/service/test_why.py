@@ -14,9 +14,11 @@ from structlog.testing import capture_logs
 
 from romancy.v1 import wait_pb2 as why
 from romancy.v1.channel_pb2 import CHANNEL_MODE_BROADCAST
-from romancy.v1.command_pb2 import Command
+from romancy.v1.command_pb2 import Command, SendEvent
+from romancy.v1.event_pb2 import CloudEvent
 from romancy.v1.failure_pb2 import FAILURE_SOURCE_SERVICE, Failure
 from romancy.v1.history_pb2 import COMPENSATION_RESOLUTION_MARK_DONE
+from romancy.v1.outbox_service_pb2 import SetSinkRequest
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.retry_pb2 import RetryPolicy
 from romancy.v1.wait_pb2 import WAIT_STATE_BLOCKED, WAIT_STATE_TROUBLED, WAIT_STATE_WAITING, WAIT_STATE_WORKING, Wait
@@ -42,6 +44,7 @@ from tests.core.test_channel import join, receive
 from tests.core.test_subscription import subscribe
 from tests.service.cluster import QUICK, Tenant, cluster, seconds, until
 from tests.service.scripted_worker import ScriptedWorker
+from tests.service.sink import sink
 
 SLOW_RETRY = RetryPolicy(initial_interval=seconds(60), backoff_coefficient=1, jitter=0)
 NAME_ERROR = Failure(
@@ -506,6 +509,27 @@ async def test_the_code_waits_for_what_it_asked_to_undo(tenant: Tenant) -> None:
     await worker.activity()
     wait = await told(tenant, run_id, why.WAIT_KIND_UNDOING)
     assert "its code asked to undo what it did so far" in wait.sentence
+
+
+# What it sent --------------------------------------------------------------------------------------------------------
+
+
+async def test_events_that_a_sink_does_not_take_are_told_of_open_and_of_closed_runs(tenant: Tenant) -> None:
+    answers = [500, 410]
+    async with sink() as server:
+        server.script = lambda _: answers[0]
+        await tenant.outbox.SetSink(SetSinkRequest(namespace=tenant.namespace, url=server.url))
+        event = CloudEvent(type="paid", spec_version="1.0")
+        worker, run_id = await begin(tenant, Command(send_event=SendEvent(event=event)))
+        waiting = await told(tenant, run_id, why.WAIT_KIND_DELIVERY, "answered 500")
+        assert (waiting.state, waiting.type, waiting.count) == (WAIT_STATE_TROUBLED, "default", 1)
+        assert await kinds(tenant, run_id) == ["DELIVERY", "CONDITION"]
+        answers.pop(0)
+        await tenant.signal(run_id)
+        await worker.command(await worker.workflow_task(), complete())
+        dead = await told(tenant, run_id, why.WAIT_KIND_DEAD_LETTERS, "answered 410")
+        assert f"romancy outbox retry {dead.id} (or drop)" in dead.remedy
+        assert await kinds(tenant, run_id) == ["DEAD_LETTERS"]
 
 
 # All of it -----------------------------------------------------------------------------------------------------------

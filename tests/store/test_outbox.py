@@ -15,6 +15,7 @@ from romancy.v1.workflow_pb2 import Signal
 from romancy_service.core.run import Run
 from romancy_service.core.task import NEVER_MS, WORKFLOW_TASK_ID, Fence, activity_task_id
 from romancy_service.core.triggers import CompleteActivity, SendSignal
+from romancy_service.core.why.facts import Undelivered
 from romancy_service.store.outbox import WITH_WORK, Outgoing, SinkRow, Waiting
 from romancy_service.store.postgres import DIALECT
 from romancy_service.store.sql import compiled
@@ -141,6 +142,37 @@ async def test_what_is_put_off_waits_with_all_behind_it(store: Store) -> None:
     assert (second.attempts, second.error, second.next_ms) == (0, "", NEVER_MS)
     (line,) = await claim(store, now_ms=T0 + 500)
     assert (types([line]), line.attempts) == (["a"], 1)
+
+
+async def test_what_a_run_sent_and_no_sink_has_taken_is_told_by_sink(store: Store) -> None:
+    run = await sent(store, "order", "a", "b", "c")
+    await sent(store, "other", "x")
+    assert await store.undelivered("nobody", 10) == []
+    assert await store.undelivered(run.run_id, 10) == [Undelivered("default", False, 3, T0, 1, "", 0, T0)]
+    line = next(each for each in await claim(store) if each.position == 1)
+    (found,) = await store.undelivered(run.run_id, 10)
+    assert (found.is_tried, found.due_ms) == (True, T0 + LEASE)
+    await store.bury("me", line, "answered 400", T0 + 1, T0 + 1_000)
+    (line,) = await claim(store, now_ms=T0 + 1)
+    await store.put_off("me", line, T0 + 500, "answered 500")
+    await store_all(store, then(run, SendSignal(Signal(name="hello"))))
+    await store_all(store, code(run, sends("d", "shop")), now_ms=T0 + 10)
+    dead, put_off, shop = await store.undelivered(run.run_id, 10)
+    assert dead == Undelivered("default", True, 1, T0 + 1, 1, "answered 400")
+    assert put_off == Undelivered("default", False, 2, T0, 2, "answered 500", 1, T0 + 500)
+    assert (shop.sink, shop.count, shop.is_behind) == ("shop", 1, False)
+    assert await store.undelivered(run.run_id, 2) == [dead, put_off]
+
+
+async def test_what_waits_behind_a_run_before_is_told_so(store: Store) -> None:
+    first, second = begin("order"), begin("order", run_id="run-2")
+    await store_all(store, Change(first))
+    await store_all(store, code(first, sends("a")))
+    await store_all(store, terminated(first))
+    await store_all(store, Change(second))
+    await store_all(store, code(second, sends("b")))
+    assert [each.is_behind for each in await store.undelivered(first.run_id, 10)] == [False]
+    assert [each.is_behind for each in await store.undelivered(second.run_id, 10)] == [True]
 
 
 async def test_a_dead_letter_lets_the_next_one_go_and_can_be_sent_again_before_it(store: Store) -> None:

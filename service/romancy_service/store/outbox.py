@@ -28,6 +28,7 @@ from romancy.v1.event_pb2 import CloudEvent
 
 from romancy_service.core.limits import COUNTED
 from romancy_service.core.task import NEVER_MS
+from romancy_service.core.why.facts import Undelivered as UndeliveredOfRun
 from romancy_service.store.rows import Row
 from romancy_service.store.sql import Statements, among
 from romancy_service.store.tables import TEXT, WAITING, outbox, outbox_lines, sinks
@@ -342,6 +343,29 @@ _SET_SINK: Final = (
 )
 
 
+_FIRST_OF_LINE: Final = f"""(select min(position) from outbox as mine where mine.namespace = line.namespace
+        and mine.sink = line.sink and mine.workflow_id = line.workflow_id and mine.{WAITING})"""
+OF_RUN: Final = text(f"""
+with mine as (
+    select namespace, sink, workflow_id, waiting, position from outbox where run_id = :of_run
+    order by position limit :most
+), counted as (
+    select namespace, sink, workflow_id, waiting, count(*) as count, min(position) as position
+    from mine group by namespace, sink, workflow_id, waiting order by min(position) limit :limit
+)
+select counted.sink, counted.waiting, counted.count, counted.position, first.since_ms, first.dead_ms, first.error,
+    line.attempts as line_attempts, line.error as line_error, line.due_ms as line_due_ms, line.claim,
+    {_FIRST_OF_LINE} as first_position
+from counted join outbox as first on first.position = counted.position
+left join outbox_lines as line on counted.waiting and line.namespace = counted.namespace and line.sink = counted.sink
+    and line.workflow_id = counted.workflow_id
+order by counted.position
+""").bindparams(
+    bindparam("of_run", type_=Text), bindparam("most", COUNTED, type_=Integer), bindparam("limit", type_=Integer)
+)
+"""What waits and what is dead of a run, by sink: one look into an index, and a bounded walk."""
+
+
 class Outbox(Statements):
     """Keeps what commits put into it until it is delivered."""
 
@@ -432,6 +456,10 @@ class Outbox(Statements):
         )
         return [_undelivered(row) for row in rows]
 
+    async def undelivered(self, run_id: str, limit: int) -> list[UndeliveredOfRun]:
+        """For a client: what a run sent and no sink has taken, by sink, the oldest first."""
+        return [_of_run(row) for row in await self._search(OF_RUN, of_run=run_id, limit=limit)]
+
     async def count_outbox(self, namespace: str, sink: str) -> Waiting:
         """For a client: how much there is for a sink."""
         where = {"of_namespace": namespace, "of_sink": sink}
@@ -517,6 +545,23 @@ def _undelivered(row: Row) -> Undelivered:
         next_ms=row["line_due_ms"] if first else NEVER_MS,
         dead_ms=row["dead_ms"],
         forget_ms=row["forget_ms"],
+    )
+
+
+def _of_run(row: Row) -> UndeliveredOfRun:
+    if not row["waiting"]:
+        return UndeliveredOfRun(row["sink"], True, row["count"], row["dead_ms"], row["position"], row["error"])
+    return UndeliveredOfRun(
+        sink=row["sink"],
+        is_dead=False,
+        count=row["count"],
+        since_ms=row["since_ms"],
+        position=row["position"],
+        error=row["line_error"] or "",
+        attempts=row["line_attempts"] or 0,
+        due_ms=row["line_due_ms"] or row["since_ms"],
+        is_tried=bool(row["claim"]),
+        is_behind=row["first_position"] not in (None, row["position"]),
     )
 
 

@@ -324,6 +324,7 @@ when it is kept. Of what waits, only the first one of a line is tried: the line 
 Index("outbox_waiting", outbox.c.namespace, outbox.c.sink, outbox.c.workflow_id, outbox.c.position, **_where(WAITING))
 Index("outbox_by_age", outbox.c.namespace, outbox.c.sink, outbox.c.since_ms, **_where(WAITING))
 Index("outbox_dead", outbox.c.namespace, outbox.c.sink, outbox.c.position, **_where(DEAD))
+Index("outbox_by_run", outbox.c.run_id, outbox.c.position)
 Index("outbox_forget", outbox.c.forget_ms, **_where(DEAD))
 
 NOT_TRIED: Final = {"waiting": "true", "attempts": "0", "error": "''", "dead_ms": "0", "forget_ms": "0"}

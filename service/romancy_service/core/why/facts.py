@@ -49,6 +49,30 @@ class FailedCompensation:
 
 
 @dataclass(frozen=True, slots=True)
+class Undelivered:
+    """Events of the run for one sink: those that wait, or those that are dead letters."""
+
+    sink: str
+    is_dead: bool
+    count: int
+    """At most `COUNTED`."""
+    since_ms: int
+    """Since when the first of them waits, or is dead."""
+    position: int
+    """Of the first of them."""
+    error: str
+    """Why the last try was in vain; empty: there was none."""
+    attempts: int = 0
+    """How often the first one of the line was tried in vain."""
+    due_ms: int = 0
+    """When it is tried."""
+    is_tried: bool = False
+    """Whether somebody is at it."""
+    is_behind: bool = False
+    """Whether the first one of the line is of another run."""
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """All that is known of a run that is looked at. `run` has the tasks that are shown."""
 
@@ -68,6 +92,7 @@ class Facts:
     """Whether all sessions were looked at."""
     children: Mapping[str, WorkflowStatus.ValueType] = field(default_factory=dict)
     """By workflow id: the status of those children that are open."""
+    undelivered: Sequence[Undelivered] = ()
     failed: Sequence[FailedCompensation] = ()
     to_undo: int = 0
     """What is to be undone after what is being undone now."""

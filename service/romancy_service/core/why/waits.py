@@ -9,6 +9,7 @@ from romancy.v1.wait_pb2 import Wait
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_RUNNING
 
 from romancy_service.core.task import Task, TaskKind
+from romancy_service.core.why.delivery import of_undelivered
 from romancy_service.core.why.elsewhere import of_child, of_report, of_send, of_subscription, of_timeout, of_timer
 from romancy_service.core.why.facts import Facts
 from romancy_service.core.why.whole import condition, failed_for_good, of_run
@@ -21,6 +22,8 @@ _NOT_AWAITED: Final = frozenset(
         kinds.WAIT_KIND_UPDATE,
         kinds.WAIT_KIND_CANCELLATION,
         kinds.WAIT_KIND_HISTORY,
+        kinds.WAIT_KIND_DELIVERY,
+        kinds.WAIT_KIND_DEAD_LETTERS,
     )
 )
 """What is there without the code's waiting for it."""
@@ -33,6 +36,7 @@ def waits(facts: Facts) -> list[Wait]:
     run = facts.run
     found = [wait for task in run.tasks.values() if (wait := _of_task(facts, task)) is not None]
     found += [failed_for_good(run, failed) for failed in facts.failed]
+    found += [of_undelivered(facts, events) for events in facts.undelivered]
     found += of_run(facts)
     if run.status == WORKFLOW_STATUS_RUNNING and not any(_is_awaited(wait) for wait in found):
         found.append(condition(facts))

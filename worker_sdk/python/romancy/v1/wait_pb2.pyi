@@ -127,6 +127,12 @@ class _WaitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitKind.Val
     """Its history is so long that the run will be ended when it goes on like this."""
     WAIT_KIND_ELSEWHERE: _WaitKind.ValueType  # 34
     """An activity, or a compensation, left its worker: whoever was given its token, or knows its name, completes it."""
+    WAIT_KIND_DELIVERY: _WaitKind.ValueType  # 35
+    """Events that it sent to a sink are not delivered yet, `count` of them; `type` is the sink."""
+    WAIT_KIND_DEAD_LETTERS: _WaitKind.ValueType  # 36
+    """Events that it sent to a sink could not be delivered, and are dead letters: `count` of them; `id` is the position of the
+    first one.
+    """
     WAIT_KIND_MORE: _WaitKind.ValueType  # 33
     """What is open besides, and not shown: `count` of it."""
 
@@ -201,6 +207,12 @@ WAIT_KIND_HISTORY: WaitKind.ValueType  # 32
 """Its history is so long that the run will be ended when it goes on like this."""
 WAIT_KIND_ELSEWHERE: WaitKind.ValueType  # 34
 """An activity, or a compensation, left its worker: whoever was given its token, or knows its name, completes it."""
+WAIT_KIND_DELIVERY: WaitKind.ValueType  # 35
+"""Events that it sent to a sink are not delivered yet, `count` of them; `type` is the sink."""
+WAIT_KIND_DEAD_LETTERS: WaitKind.ValueType  # 36
+"""Events that it sent to a sink could not be delivered, and are dead letters: `count` of them; `id` is the position of the
+first one.
+"""
 WAIT_KIND_MORE: WaitKind.ValueType  # 33
 """What is open besides, and not shown: `count` of it."""
 Global___WaitKind: _TypeAlias = WaitKind  # noqa: Y015
@@ -262,8 +274,8 @@ class Wait(_message.Message):
     id: _builtins.str
     """The id of the activity, compensation, timer, child, message, subscription or update."""
     type: _builtins.str
-    """The registered name of the workflow or activity; the type of the event; the channel; of a timer what it is the timeout
-    of, empty if it is waited for by itself.
+    """The registered name of the workflow or activity; the type of the event; the channel; the sink; of a timer what it is the
+    timeout of, empty if it is waited for by itself.
     """
     task_queue: _builtins.str
     """The queue whose workers are needed."""
@@ -280,7 +292,9 @@ class Wait(_message.Message):
     workflow_id: _builtins.str
     """The other workflow: a child, a parent, whom a message is for."""
     count: _builtins.int
-    """Of HISTORY: how many events there are. Of MORE: how many things. Of ROLLBACK: how many are waited for."""
+    """Of HISTORY: how many events there are. Of MORE: how many things. Of ROLLBACK: how many are waited for. Of DELIVERY and
+    DEAD_LETTERS: how many events, at most 10,000.
+    """
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp:
         """Since when."""

@@ -229,6 +229,7 @@ def upgrade() -> None:
     op.create_index("outbox_waiting", "outbox", ["namespace", "sink", "workflow_id", "position"], **_where("waiting"))
     op.create_index("outbox_by_age", "outbox", ["namespace", "sink", "since_ms"], **_where("waiting"))
     op.create_index("outbox_dead", "outbox", ["namespace", "sink", "position"], **_where("not waiting"))
+    op.create_index("outbox_by_run", "outbox", ["run_id", "position"])
     op.create_index("outbox_forget", "outbox", ["forget_ms"], **_where("not waiting"))
     op.create_table(
         "outbox_lines",
