@@ -1,59 +1,42 @@
-"""Publisher: keeps events and messages that come, and brings each to the runs that want it.
+"""Publisher: keeps events and messages that come, and has each line of them delivered.
 
-An event is kept first, and answered; then those that wait for it are looked up, and it is submitted to each of them
-under a request id made of the event and of the first run of the chain that asked for it. So it does not matter how
-often, or by how many replicas, an event is delivered, or where somebody dies: what is open is delivered again, and is
-taken once, also when the run that asked for it went on anew. Events of one type are delivered in their order, those of
-other types beside them; with several replicas each delivers its share of the types, and those of others when they are
-late.
-
-A subscription that was stored before the event is found, since it is looked for after the event was stored. One that
-came later may be found too, if it came within some seconds: its time is an estimate of a clock, as the event's is.
-
-A message for which runs compete stays until one waits for it. It is submitted under a request id of its own, whichever
-run it goes to: so only one can record it.
+An event is kept first, and answered; then it is brought to the runs that want it, and is closed. Where somebody dies
+does not matter: what is open is delivered again, by whichever replica, and is taken once. Events of one type are
+delivered in their order, those of other types beside them; with several replicas each delivers its share of the types,
+and those of others when they are late.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 from zlib import crc32
 
 import structlog
 
-from romancy.v1.channel_pb2 import CHANNEL_MODE_BROADCAST, CHANNEL_MODE_COMPETING, CHANNEL_MODE_UNSPECIFIED, Delivery
 from romancy.v1.event_pb2 import CloudEvent
-from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPENSATING
 
 from romancy_service import faults
 from romancy_service.clock import Clock
-from romancy_service.core.channel import MODE_KEYS, RECEIVER, address_of, channel_of, line_of, topic_of_channel
+from romancy_service.core.channel import RECEIVER, address_of, channel_of, line_of
 from romancy_service.core.cloud_event import check_cloud_event
-from romancy_service.core.decide import Reply
 from romancy_service.core.limits import Limits
-from romancy_service.core.own import check_source, own_request_id
-from romancy_service.core.run import OPEN_STATUSES, Run
-from romancy_service.core.subscription import Content
-from romancy_service.core.task import SUBSCRIPTION_PREFIX, TaskKind
-from romancy_service.core.triggers import ReceiveEvent
-from romancy_service.engine import Engine
+from romancy_service.core.own import check_source
+from romancy_service.core.run import Run
+from romancy_service.core.task import TaskKind
 from romancy_service.errors import (
     RomancyError,
-    StaleTask,
     StoreUnavailable,
-    TooMuchContention,
     WorkflowClosed,
     WorkflowNotFound,
 )
-from romancy_service.event_rules import SLACK_MS, EventRules
+from romancy_service.event_rules import EventRules
+from romancy_service.postman import Postman
 from romancy_service.store.event_rules import Outcome
-from romancy_service.store.events import FIRST_LINE, NewEvent, OpenEvent, Subscriber
+from romancy_service.store.events import FIRST_LINE, NewEvent, OpenEvent
 from romancy_service.store.store import Store
-from romancy_service.submission import Recorded, RequestKey
 
 _log = structlog.get_logger("romancy.publisher")
 
@@ -63,51 +46,22 @@ LEFT: Final = 1_000
 """So many lines are looked at each time for events that were left behind; the next time those after them."""
 EVENTS: Final = 64
 """So many events of a type are looked up together."""
-SUBSCRIBERS: Final = 1_000
-"""So many subscriptions are read at a time, and so many runs told before the next are."""
 _LATE_MS: Final = 1_000
 """After so long events of another replica's types are anybody's: that replica may be gone."""
 _CHANNELS: Final = 10_000
 """So many channels are remembered as stored."""
-_TRIES: Final = 3
-"""So often, a second apart, may a run fail to take events until they are given up for it: others wait behind them."""
-_FAILURES: Final = 10_000
-"""Of so many runs is it remembered that they fail."""
-_NOT_NOW: Final = (StoreUnavailable, TooMuchContention)
 
 _Line = tuple[str, str]
 """Namespace and line: a type of events, or a channel."""
-_Keys = Callable[[CloudEvent], Sequence[tuple[str, str]]]
-"""The topics and keys of the subscriptions that want an event."""
-
-
-@dataclass(frozen=True, slots=True)
-class _UnderWay:
-    """An event that is being recorded by a run."""
-
-    event: OpenEvent
-    run_id: str
-    chain: str
-    """The first of the runs that go on one after the other; empty when nobody asks."""
-    future: asyncio.Future[Reply | Recorded]
-
-
-@dataclass(frozen=True, slots=True)
-class _Missed:
-    """What was not recorded: because its run is closed, because its code does not wait any more, or in vain."""
-
-    closed: list[_UnderWay] = field(default_factory=list)
-    stale: list[_UnderWay] = field(default_factory=list)
-    failed: list[_UnderWay] = field(default_factory=list)
 
 
 class Publisher:
     """Takes events in, and delivers them."""
 
-    def __init__(self, store: Store, clock: Clock, engine: Engine, rules: EventRules, limits: Limits) -> None:
+    def __init__(self, store: Store, clock: Clock, postman: Postman, rules: EventRules, limits: Limits) -> None:
         self._store = store
         self._clock = clock
-        self._engine = engine
+        self._postman = postman
         self._rules = rules
         self._limits = limits
         self.part, self.parts = 0, 1
@@ -117,8 +71,6 @@ class Publisher:
         """Where runs that were written here wait."""
         self._channels: dict[tuple[str, str], int] = {}
         """Channels that are known to be stored, by namespace and name, and until when."""
-        self._failures: dict[str, int] = {}
-        """How often in a row runs failed to take something."""
         self._lanes: set[_Line] = set()
         self._wake = asyncio.Event()
         self._look_wanted = asyncio.Event()
@@ -173,23 +125,13 @@ class Publisher:
             return
         known = await self._store.known_events(namespace, [(event.source, event.id) for event, _ in named])
         wanted = list({address: None for event, address in named if (event.source, event.id) not in known})
-        there = await self._addressees(namespace, wanted)
+        there = await self._postman.addressees(namespace, wanted)
         for address in wanted:
             if address not in there:
                 found = (await self._store.find_runs([(namespace, *address)]))[0]
                 if found is None:
                     raise WorkflowNotFound(address[1] or address[0])
                 raise WorkflowClosed(address[0], found)
-
-    async def _addressees(self, namespace: str, addresses: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
-        """The runs that take what is sent to them: of each workflow the newest one, if it is open."""
-        found = await self._store.latest(sorted({(namespace, workflow_id) for workflow_id, _ in addresses}))
-        runs = {}
-        for workflow_id, run_id in addresses:
-            newest, status = found.get((namespace, workflow_id), ("", WORKFLOW_STATUS_COMPENSATING))
-            if status in OPEN_STATUSES and status != WORKFLOW_STATUS_COMPENSATING and run_id in ("", newest):
-                runs[workflow_id, run_id] = newest
-        return runs
 
     async def tell(self, lines: Sequence[_Line]) -> None:
         """Something came in these lines, or somebody waits there: whoever delivers them is to know."""
@@ -281,7 +223,7 @@ class Publisher:
                     outcomes = await self._deliver(namespace, name, events)
                     delivered = events
                 else:
-                    delivered = await self._deliver_messages(namespace, channel, events)
+                    delivered = await self._postman.bring_messages(namespace, channel, events)
                 if not delivered:
                     return
                 faults.point("publish.delivered")
@@ -311,190 +253,8 @@ class Publisher:
         if rest := [event for event in delivered if event.position not in outcomes]:
             await self._store.close_events(namespace, line, rest, kept=kept)
 
-    async def _deliver_messages(
-        self, namespace: str, channel: str, messages: Sequence[OpenEvent]
-    ) -> Sequence[OpenEvent]:
-        """Bring a channel's messages to whom they reach by its mode. Returns those that it need not keep any more."""
-        mode, topic = await self._store.channel_mode(namespace, channel), topic_of_channel(channel)
-        if mode == CHANNEL_MODE_UNSPECIFIED:
-            return []
-        if mode == CHANNEL_MODE_COMPETING:
-            return await self._hand_out(namespace, topic, messages)
-        if mode == CHANNEL_MODE_BROADCAST:
-            key = MODE_KEYS[mode]
-            await self._bring_all(namespace, messages, lambda event: [(topic, key)])
-        return messages
-
-    async def _hand_out(self, namespace: str, topic: str, messages: Sequence[OpenEvent]) -> Sequence[OpenEvent]:
-        """Give each message to one run that waits, those that wait longest first. Returns those that a run has."""
-        receivers = await self._store.subscribers(namespace, topic, RECEIVER, ("", ""), SUBSCRIBERS)
-        # What a run failed to take another one takes.
-        receivers.sort(key=lambda each: (self._failures.get(each.run_id, 0), each.since_ms))
-        under_way = []
-        for each, receiver in zip(messages, receivers, strict=False):
-            # Its own id, whoever gets it: so only one run can record it.
-            request = _taking("message", namespace, each.position, each.deliveries)
-            delivery = Delivery(position=each.position, count=each.deliveries)
-            subscription_id = receiver.task_id.removeprefix(SUBSCRIPTION_PREFIX)
-            trigger = ReceiveEvent(each.event, [subscription_id], delivery)
-            future = self._engine.submit(receiver.run_id, trigger, request)
-            under_way.append(_UnderWay(each, receiver.run_id, receiver.chain, future))
-        done = await self._recorded(under_way)
-        missed = {each.event.position for each in (*done.closed, *done.stale, *done.failed)}
-        return [each.event for each in under_way if each.event.position not in missed]
-
     async def _deliver(self, namespace: str, event_type: str, events: Sequence[OpenEvent]) -> dict[int, Outcome]:
-        """Bring events to all who want them. The engine records in order what it is given in order.
-
-        Returns what rules made of them, by position.
-        """
-        topics = await self._store.topics(namespace, event_type)
-
-        def keys(event: CloudEvent) -> list[tuple[str, str]]:
-            content = Content(event)
-            keys = [(topic, _key(content, topic, event)) for topic in topics]
-            return [(topic, key) for topic, key in keys if key is not None]
-
+        """Bring events to all who want them, and start what they start. Returns what rules made of them."""
+        await self._postman.bring_events(namespace, event_type, events)
         for_all = [event for event in events if address_of(event.event) is None]
-        await self._bring_all(namespace, for_all, keys)
-        for event in events:
-            if address_of(event.event) is not None:
-                await self._bring_to_addressee(namespace, event)
         return await self._rules.start(namespace, event_type, for_all)
-
-    async def _bring_all(self, namespace: str, events: Sequence[OpenEvent], keys: _Keys) -> None:
-        """Bring events to all subscriptions that have these topics and keys."""
-        left = list(events)
-        only: set[str] | None = None
-        while left:
-            # A run that went on anew while it was told has its subscriptions there. So these are looked up again, until
-            # all that are found have taken what is for them.
-            left, only = await self._bring(namespace, keys, left, only)
-
-    async def _bring(
-        self, namespace: str, keys: _Keys, events: Sequence[OpenEvent], only: set[str] | None
-    ) -> tuple[list[OpenEvent], set[str]]:
-        """Bring events to those who want them, or to those of `only` these chains of runs.
-
-        Returns the events that found a run closed, and the chains of these runs.
-        """
-        found: dict[tuple[str, str], list[Subscriber]] = {}
-        under_way: list[_UnderWay] = []
-        missed: dict[int, OpenEvent] = {}
-        chains: set[str] = set()
-
-        async def settle() -> None:
-            for each in (await self._recorded(under_way)).closed:
-                missed[each.event.position] = each.event
-                chains.add(each.chain)
-            under_way.clear()
-
-        for event in events:
-            until_ms = event.accepted_ms + SLACK_MS
-            wanted: dict[tuple[str, str], list[str]] = {}
-            for topic, key in keys(event.event):
-                async for each in self._subscribers(namespace, topic, key, found):
-                    if each.since_ms <= until_ms and (only is None or each.chain in only):
-                        subscription_id = each.task_id.removeprefix(SUBSCRIPTION_PREFIX)
-                        wanted.setdefault((each.run_id, each.chain), []).append(subscription_id)
-            for (run_id, chain), subscription_ids in wanted.items():
-                # Once for all runs that go on one after the other: what the next one asks for may seem to be older.
-                request = _taking("event", namespace, event.position, chain)
-                future = self._engine.submit(run_id, ReceiveEvent(event.event, subscription_ids), request)
-                under_way.append(_UnderWay(event, run_id, chain, future))
-                if len(under_way) >= SUBSCRIBERS:
-                    await settle()
-        await settle()
-        return [missed[position] for position in sorted(missed)], chains
-
-    async def _subscribers(
-        self, namespace: str, topic: str, key: str, found: dict[tuple[str, str], list[Subscriber]]
-    ) -> AsyncIterator[Subscriber]:
-        """Subscriptions. Events that are delivered together see the same ones, if they are few: else one could be
-        brought to a run, and the next one to the run that went on after it, before it."""
-        if (topic, key) in found:
-            for each in found[topic, key]:
-                yield each
-            return
-        page = await self._store.subscribers(namespace, topic, key, ("", ""), SUBSCRIBERS)
-        if len(page) < SUBSCRIBERS:
-            found[topic, key] = page
-        while page:
-            for each in page:
-                yield each
-            if len(page) < SUBSCRIBERS:
-                return
-            after = (page[-1].run_id, page[-1].task_id)
-            page = await self._store.subscribers(namespace, topic, key, after, SUBSCRIBERS)
-
-    async def _bring_to_addressee(self, namespace: str, event: OpenEvent) -> None:
-        """To the open run of the workflow that the event names."""
-        address = address_of(event.event)
-        assert address is not None
-        tried = None
-        while (run_id := (await self._addressees(namespace, [address])).get(address)) not in (None, tried):
-            assert run_id is not None
-            request = _taking("event", namespace, event.position)
-            future = self._engine.submit(run_id, ReceiveEvent(event.event), request)
-            done = await self._recorded([_UnderWay(event, run_id, "", future)])
-            if not done.closed and not done.stale:
-                return
-            tried = run_id  # another run of it may go on
-
-    async def _recorded(self, under_way: Sequence[_UnderWay]) -> _Missed:
-        """Wait until all is recorded that can be.
-
-        Raises what may pass, when something is not recorded yet: StoreUnavailable, TooMuchContention, and, some times
-        for each run, any error that is of this run alone. After these the run misses what it failed to take.
-        """
-        later: RomancyError | None = None
-        missed = _Missed()
-        errors: dict[str, RomancyError] = {}
-        for each in under_way:
-            try:
-                await each.future
-            except (WorkflowClosed, WorkflowNotFound):
-                missed.closed.append(each)
-            except StaleTask:  # the code does not want it any more
-                missed.stale.append(each)
-            except _NOT_NOW as error:
-                later = error
-            except RomancyError as error:
-                missed.failed.append(each)
-                errors[each.run_id] = error
-            else:
-                self._failures.pop(each.run_id, None)
-        later = self._failed(errors) or later
-        if later is not None:
-            raise later
-        for each in missed.failed:
-            event = each.event.event
-            facts = {"run_id": each.run_id, "position": each.event.position, "source": event.source, "id": event.id}
-            _log.error("a run failed to take an event, and is not asked again", **facts, error=str(errors[each.run_id]))
-        return missed
-
-    def _failed(self, errors: Mapping[str, RomancyError]) -> RomancyError | None:
-        """These runs failed to take something. Returns an error of one with which it is worth to try again."""
-        again = None
-        for run_id, error in errors.items():
-            self._failures[run_id] = self._failures.get(run_id, 0) + 1
-            if self._failures[run_id] < _TRIES:
-                _log.warning("a run failed to take an event", run_id=run_id, error=str(error))
-                again = error
-        if len(self._failures) > _FAILURES:
-            self._failures.clear()
-        return again
-
-
-def _key(content: Content, topic: str, event: CloudEvent) -> str | None:
-    """As `Content.key`. What cannot be read for one topic must not hold up those of the others, nor other events."""
-    try:
-        return content.key(topic)
-    except Exception:
-        _log.exception("an event is kept from some that may want it", topic=topic, source=event.source, id=event.id)
-        return None
-
-
-def _taking(what: str, namespace: str, *which: object) -> RequestKey:
-    """The request of which only one is carried out, however often it is made."""
-    return RequestKey(namespace, own_request_id(what, *which), "ReceiveEvent", lambda _: b"")

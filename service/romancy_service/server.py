@@ -39,6 +39,7 @@ from romancy_service.lobby import Lobby
 from romancy_service.lookout import Lookout
 from romancy_service.node import Node
 from romancy_service.outbox import Outbox
+from romancy_service.postman import Postman
 from romancy_service.publisher import Publisher
 from romancy_service.queries import Queries
 from romancy_service.relay import Relay
@@ -203,7 +204,7 @@ async def _parts(config: Config, edges: _Edges, store: Store, clock: Clock) -> A
     queries, updates = Queries(store, clock, dispatch, results, limits), Updates(store, results, limits)
     node = Node(replica_id, store, clock, limits, tokens, engine, dispatch, heartbeats, results, queries, updates)
     starter = Starter(engine, store)
-    publisher = Publisher(store, clock, engine, EventRules(store, clock, starter, limits), limits)
+    publisher = Publisher(store, clock, Postman(store, engine), EventRules(store, clock, starter, limits), limits)
     courier = Courier(store, clock, engine, starter, publisher)
     relay = Relay(store, clock, engine, courier, limits.session_lease_ms)
     schedules = Schedules(store, clock, engine, results)

@@ -16,7 +16,7 @@ from romancy.v1.event_service_pb2 import PublishEventRequest, PublishEventsReque
 from romancy.v1.event_service_pb2_grpc import EventServiceStub
 from romancy.v1.history_pb2 import HistoryEvent
 
-from romancy_service import publisher
+from romancy_service import postman, publisher
 from romancy_service.core.own import own_request_id
 from romancy_service.core.subscription import Content
 from romancy_service.core.triggers import ReceiveEvent, Trigger
@@ -188,7 +188,7 @@ async def test_a_run_that_goes_on_anew_misses_nothing(tenant: Tenant) -> None:
 
 
 async def test_many_waiting_runs_are_told_page_by_page(tenant: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publisher, "SUBSCRIBERS", 3)
+    monkeypatch.setattr(postman, "SUBSCRIBERS", 3)
     worker = await tenant.worker(workflow_slots=50)
     runs = []
     for number in range(10):
@@ -263,7 +263,7 @@ def another(tenant: Tenant) -> publisher.Publisher:
     """One that nobody tells of anything, for what is delivered late or again."""
     node = tenant.cluster.replicas[-1].node
     rules = EventRules(node.store, node.clock, Starter(node.engine, node.store), node.limits)
-    return publisher.Publisher(node.store, node.clock, node.engine, rules, node.limits)
+    return publisher.Publisher(node.store, node.clock, postman.Postman(node.store, node.engine), rules, node.limits)
 
 
 async def left(tenant: Tenant, *events: CloudEvent) -> list[OpenEvent]:
@@ -434,7 +434,7 @@ async def test_events_of_a_batch_that_nobody_wants_are_looked_up_once(
     opened = await left(tenant, *(an_event(str(number), data='{"order": 8}') for number in range(20)))
     asked: list[str] = []
     again = another(tenant)
-    store = again._store
+    store, bringing = again._store, again._postman
 
     class Counting:
         def __getattr__(self, name: str) -> Any:
@@ -442,6 +442,6 @@ async def test_events_of_a_batch_that_nobody_wants_are_looked_up_once(
                 asked.append(name)
             return getattr(store, name)
 
-    monkeypatch.setattr(again, "_store", Counting())
+    monkeypatch.setattr(bringing, "_store", Counting())
     await again._deliver(tenant.namespace, "paid", opened)
     assert len(asked) == min(len(opened), 1) == 1
