@@ -26,6 +26,7 @@ from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPENSATING
 
 from romancy_service.core.channel import MODE_KEYS, RECEIVER, address_of, topic_of_channel
 from romancy_service.core.decide import Reply
+from romancy_service.core.limits import Limits
 from romancy_service.core.own import own_request_id
 from romancy_service.core.run import OPEN_STATUSES
 from romancy_service.core.subscription import Content
@@ -47,16 +48,20 @@ from romancy_service.submission import Recorded, RequestKey
 
 _log = structlog.get_logger("romancy.postman")
 
-SUBSCRIBERS: Final = 1_000
-"""So many subscriptions are read at a time, and so many runs told before the next are."""
 _TRIES: Final = 3
 """So often, a second apart, may a run fail to take events until they are given up for it: others wait behind them."""
 _FAILURES: Final = 10_000
 """Of so many runs is it remembered that they fail."""
 _NOT_NOW: Final = (StoreUnavailable, TooMuchContention)
 
-_Keys = Callable[[CloudEvent], Sequence[tuple[str, str]]]
-"""The topics and keys of the subscriptions that want an event."""
+_Key = tuple[str, str]
+"""Topic and key of subscriptions."""
+_Keys = Callable[[CloudEvent], Sequence[_Key]]
+"""Those of the subscriptions that want an event."""
+_Wanted = Mapping[int, Sequence[_Key]]
+"""The same of several events, by their positions."""
+_Known = Mapping[_Key, Sequence[Subscriber]]
+"""All subscriptions that have these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +87,9 @@ class _Missed:
 class Postman:
     """Brings what is kept to runs, and waits until they have it."""
 
-    def __init__(self, store: Store, engine: Engine) -> None:
+    def __init__(self, store: Store, engine: Engine, limits: Limits) -> None:
         self._store = store
+        self._limits = limits
         self._engine = engine
         self._failures: dict[str, int] = {}
         """How often in a row runs failed to take something."""
@@ -94,8 +100,8 @@ class Postman:
 
         def keys(event: CloudEvent) -> list[tuple[str, str]]:
             content = Content(event)
-            keys = [(topic, _key(content, topic, event)) for topic in topics]
-            return [(topic, key) for topic, key in keys if key is not None]
+            found = [(topic, _key_of(content, topic, event)) for topic in topics]
+            return [(topic, key) for topic, key in found if key is not None]
 
         for_all = [event for event in events if address_of(event.event) is None]
         await self._bring_all(namespace, for_all, keys)
@@ -117,7 +123,7 @@ class Postman:
 
     async def _hand_out(self, namespace: str, topic: str, messages: Sequence[OpenEvent]) -> Sequence[OpenEvent]:
         """Give each message to one run that waits, those that wait longest first. Returns those that a run has."""
-        receivers = await self._store.subscribers(namespace, topic, RECEIVER, ("", ""), SUBSCRIBERS)
+        receivers = await self._store.subscribers(namespace, topic, RECEIVER, ("", ""), self._limits.page_subscriptions)
         # What a run failed to take another one takes.
         receivers.sort(key=lambda each: (self._failures.get(each.run_id, 0), each.since_ms))
         under_way = []
@@ -144,22 +150,49 @@ class Postman:
         return runs
 
     async def _bring_all(self, namespace: str, events: Sequence[OpenEvent], keys: _Keys) -> None:
-        """Bring events to all subscriptions that have these topics and keys."""
-        left = list(events)
-        only: set[str] | None = None
+        """Bring events to all subscriptions that have these topics and keys, to each of them in their order."""
+        wanted = {event.position: keys(event.event) for event in events}
+        left: list[tuple[Sequence[OpenEvent], set[str] | None]] = [(events, None)]
         while left:
-            # A run that went on anew while it was told has its subscriptions there. So these are looked up again, until
-            # all that are found have taken what is for them.
-            left, only = await self._bring(namespace, keys, left, only)
+            events, only = left.pop()
+            together, known = await self._few(namespace, events, wanted)
+            if rest := events[len(together) :]:
+                left.append((rest, only))
+            missed, chains = await self._bring(namespace, together, wanted, known, only)
+            if missed:
+                # A run that went on anew while it was told has its subscriptions there. So these are looked up again,
+                # before what comes after, until all that are found have taken what is for them.
+                left.append((missed, chains))
+
+    async def _few(
+        self, namespace: str, events: Sequence[OpenEvent], wanted: _Wanted
+    ) -> tuple[Sequence[OpenEvent], _Known]:
+        """As many of the events, from the first one on, as have few subscriptions, and these.
+
+        Events that are delivered together see the same ones: else one could be brought to a run, and the next one to
+        the run that went on after it, before it. One that has many comes alone, and they are read page by page.
+        """
+        known: dict[_Key, Sequence[Subscriber]] = {}
+        room = self._limits.page_subscriptions
+        for number, event in enumerate(events):
+            for each in wanted[event.position]:
+                if each in known:
+                    continue
+                page = await self._store.subscribers(namespace, *each, ("", ""), room + 1)
+                if len(page) > room:
+                    return events[: max(number, 1)], known if number else {}
+                known[each] = page
+                room -= len(page)
+        return events, known
 
     async def _bring(
-        self, namespace: str, keys: _Keys, events: Sequence[OpenEvent], only: set[str] | None
-    ) -> tuple[list[OpenEvent], set[str]]:
+        self, namespace: str, events: Sequence[OpenEvent], wanted: _Wanted, known: _Known, only: set[str] | None
+    ) -> tuple[list[OpenEvent], set[str] | None]:
         """Bring events to those who want them, or to those of `only` these chains of runs.
 
-        Returns the events that found a run closed, and the chains of these runs.
+        Returns the events that found a run closed, and the chains of these runs, unless they are many.
         """
-        found: dict[tuple[str, str], list[Subscriber]] = {}
+        most = self._limits.page_subscriptions
         under_way: list[_UnderWay] = []
         missed: dict[int, OpenEvent] = {}
         chains: set[str] = set()
@@ -167,46 +200,56 @@ class Postman:
         async def settle() -> None:
             for each in (await self._recorded(under_way)).closed:
                 missed[each.event.position] = each.event
-                chains.add(each.chain)
+                if len(chains) <= most:
+                    chains.add(each.chain)
             under_way.clear()
 
         for event in events:
             until_ms = event.accepted_ms + SLACK_MS
-            wanted: dict[tuple[str, str], list[str]] = {}
-            for topic, key in keys(event.event):
-                async for each in self._subscribers(namespace, topic, key, found):
-                    if each.since_ms <= until_ms and (only is None or each.chain in only):
-                        subscription_id = each.task_id.removeprefix(SUBSCRIPTION_PREFIX)
-                        wanted.setdefault((each.run_id, each.chain), []).append(subscription_id)
-            for (run_id, chain), subscription_ids in wanted.items():
+            async for found in self._run_by_run(namespace, wanted[event.position], known):
+                run_id, chain = found[0].run_id, found[0].chain
+                ids = [each.task_id.removeprefix(SUBSCRIPTION_PREFIX) for each in found if each.since_ms <= until_ms]
+                if not ids or (only is not None and chain not in only):
+                    continue
                 # Once for all runs that go on one after the other: what the next one asks for may seem to be older.
                 request = _taking("event", namespace, event.position, chain)
-                future = self._engine.submit(run_id, ReceiveEvent(event.event, subscription_ids), request)
+                future = self._engine.submit(run_id, ReceiveEvent(event.event, ids), request)
                 under_way.append(_UnderWay(event, run_id, chain, future))
-                if len(under_way) >= SUBSCRIBERS:
+                if len(under_way) >= most:
                     await settle()
         await settle()
-        return [missed[position] for position in sorted(missed)], chains
+        return [missed[position] for position in sorted(missed)], chains if len(chains) <= most else None
 
-    async def _subscribers(
-        self, namespace: str, topic: str, key: str, found: dict[tuple[str, str], list[Subscriber]]
-    ) -> AsyncIterator[Subscriber]:
-        """Subscriptions. Events that are delivered together see the same ones, if they are few: else one could be
-        brought to a run, and the next one to the run that went on after it, before it."""
-        if (topic, key) in found:
-            for each in found[topic, key]:
-                yield each
-            return
-        page = await self._store.subscribers(namespace, topic, key, ("", ""), SUBSCRIBERS)
-        if len(page) < SUBSCRIBERS:
-            found[topic, key] = page
-        while page:
+    async def _run_by_run(
+        self, namespace: str, keys: Sequence[_Key], known: _Known
+    ) -> AsyncIterator[Sequence[Subscriber]]:
+        """The subscriptions that have one of the keys, those of a run together. No more than a page of each is held."""
+        walks = [self._walk(namespace, each, known) for each in keys]
+        heads = {walk: head for walk in walks if (head := await anext(walk, None)) is not None}
+        while heads:
+            run_id = min(head.run_id for head in heads.values())
+            found = []
+            for walk in walks:
+                head = heads.pop(walk, None)
+                while head is not None and head.run_id == run_id:
+                    found.append(head)
+                    head = await anext(walk, None)
+                if head is not None:
+                    heads[walk] = head
+            yield found
+
+    async def _walk(self, namespace: str, key: _Key, known: _Known) -> AsyncIterator[Subscriber]:
+        """The subscriptions of a topic that have a key, in the order of their runs."""
+        for each in known.get(key, ()):
+            yield each
+        size = self._limits.page_subscriptions
+        after, more = ("", ""), key not in known
+        while more:
+            page = await self._store.subscribers(namespace, *key, after, size)
             for each in page:
                 yield each
-            if len(page) < SUBSCRIBERS:
-                return
-            after = (page[-1].run_id, page[-1].task_id)
-            page = await self._store.subscribers(namespace, topic, key, after, SUBSCRIBERS)
+            more = len(page) == size
+            after = (page[-1].run_id, page[-1].task_id) if page else after
 
     async def _bring_to_addressee(self, namespace: str, event: OpenEvent) -> None:
         """To the open run of the workflow that the event names."""
@@ -267,7 +310,7 @@ class Postman:
         return again
 
 
-def _key(content: Content, topic: str, event: CloudEvent) -> str | None:
+def _key_of(content: Content, topic: str, event: CloudEvent) -> str | None:
     """As `Content.key`. What cannot be read for one topic must not hold up those of the others, nor other events."""
     try:
         return content.key(topic)

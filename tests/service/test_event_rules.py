@@ -283,7 +283,7 @@ async def test_delivering_again_starts_and_counts_nothing_twice(tenant: Tenant) 
     await set_rule(tenant)
     node = tenant.cluster.replicas[-1].node
     rules = EventRules(node.store, node.clock, Starter(node.engine, node.store), node.limits)
-    again = Publisher(node.store, node.clock, Postman(node.store, node.engine), rules, node.limits)
+    again = Publisher(node.store, node.clock, Postman(node.store, node.engine, node.limits), rules, node.limits)
     new = [NewEvent("/shop", str(n), "paid", an_event(str(n)).SerializeToString(), 2**62) for n in range(3)]
     await node.store.add_events(tenant.namespace, new, node.clock.now_ms())
     opened = await node.store.open_events(tenant.namespace, "paid", 10)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -16,15 +17,16 @@ from romancy.v1.event_service_pb2 import PublishEventRequest, PublishEventsReque
 from romancy.v1.event_service_pb2_grpc import EventServiceStub
 from romancy.v1.history_pb2 import HistoryEvent
 
-from romancy_service import postman, publisher
+from romancy_service import publisher
 from romancy_service.core.own import own_request_id
 from romancy_service.core.subscription import Content
 from romancy_service.core.triggers import ReceiveEvent, Trigger
 from romancy_service.engine import Engine
 from romancy_service.errors import InternalError
 from romancy_service.event_rules import EventRules
+from romancy_service.postman import Postman
 from romancy_service.starter import Starter
-from romancy_service.store.events import OpenEvent
+from romancy_service.store.events import OpenEvent, Subscriber
 from romancy_service.submission import RequestKey
 from tests.core.life import complete
 from tests.core.talk import recur
@@ -188,17 +190,68 @@ async def test_a_run_that_goes_on_anew_misses_nothing(tenant: Tenant) -> None:
 
 
 async def test_many_waiting_runs_are_told_page_by_page(tenant: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postman, "SUBSCRIBERS", 3)
+    """However many there are, no more than some pages of them are held: those behind are read when these were told."""
+    again = another(tenant, page_subscriptions=3)
+    find, submit = again._postman._store.subscribers, again._postman._engine.submit
+    held, most = 0, 0
+
+    async def reading(namespace: str, topic: str, key: str, after: tuple[str, str], limit: int) -> list[Subscriber]:
+        nonlocal held, most
+        page = await find(namespace, topic, key, after, limit)
+        held += len(page)
+        most = max(most, held)
+        return page
+
+    def telling(run_id: str, trigger: ReceiveEvent, request: RequestKey) -> Any:
+        nonlocal held
+        held -= len(trigger.subscription_ids)
+        return submit(run_id, trigger, request)
+
     worker = await tenant.worker(workflow_slots=50)
     runs = []
     for number in range(10):
         runs.append((await tenant.start(f"order-{number}")).run_id)
-        await worker.command(await worker.workflow_task(), subscribe(1), subscribe(2, "paid", False))
-    await publish(tenant, an_event("1"))
-    for run_id in runs:
-        assert await received(tenant, run_id, 1) == ["1"]
+        await worker.command(await worker.workflow_task(), subscribe(1), subscribe(2, "paid", False, data__n="1"))
+    monkeypatch.setattr(publisher.Publisher, "look_now", lambda self: None)
+    (opened,) = await left(tenant, an_event("1", data='{"n": 1}'))
+    monkeypatch.setattr(again._postman, "_store", Overlay(again._postman._store, subscribers=reading))
+    monkeypatch.setattr(again._postman, "_engine", Overlay(again._postman._engine, submit=telling))
+    await again._deliver(tenant.namespace, "paid", [opened])
+    seen_first, pages, about_to_be_told = 3 + 1, 2 * 3, 2
+    assert most <= seen_first + pages + about_to_be_told
     inputs = [e.event_received for run in runs for e in await tenant.history(run) if e.HasField("event_received")]
     assert [sorted(each.subscription_ids) for each in inputs] == [["1", "2"]] * 10
+
+
+async def test_of_many_waiting_runs_one_that_goes_on_anew_gets_the_events_in_their_order(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await tenant.worker()
+    run_ids = []
+    for name in ("order-1", "order-2"):
+        run_ids.append((await tenant.start(name)).run_id)
+        await worker.command(await worker.workflow_task(), subscribe(1, "paid", False))
+    await tenant.signal(max(run_ids))
+    task = await worker.workflow_task()
+    monkeypatch.setattr(publisher.Publisher, "look_now", lambda self: None)
+    opened = await left(tenant, an_event("1"), an_event("2"))
+    again = another(tenant, page_subscriptions=1)
+    find = again._postman._store.subscribers
+    following: list[str] = []
+
+    async def going_on(namespace: str, topic: str, key: str, after: tuple[str, str], limit: int) -> list[Subscriber]:
+        """What is stored; the last run goes on anew when all were read, before it is told."""
+        page = await find(namespace, topic, key, after, limit)
+        if not page and not following:
+            await worker.command(task, recur(task_queue="queue"))
+            while (run_id := (await worker.workflow_task()).run_id) in run_ids:
+                pass  # the other one, which was told
+            following.append(run_id)
+        return page
+
+    monkeypatch.setattr(again._postman, "_store", Overlay(again._postman._store, subscribers=going_on))
+    await again._deliver(tenant.namespace, "paid", opened)
+    assert ids(await tenant.history(following[0])) == ["1", "2"]
 
 
 async def test_subscribing_races_publishing_and_what_came_after_is_never_missed(tenant: Tenant) -> None:
@@ -259,11 +312,24 @@ async def test_delivering_again_brings_nothing_twice(tenant: Tenant) -> None:
     assert ids(await tenant.history(run_id)) == ["1"]
 
 
-def another(tenant: Tenant) -> publisher.Publisher:
+class Overlay:
+    """Something of which a part is another one."""
+
+    def __init__(self, below: object, **parts: object) -> None:
+        self._below = below
+        self._parts = parts
+
+    def __getattr__(self, name: str) -> Any:
+        return self._parts.get(name) or getattr(self._below, name)
+
+
+def another(tenant: Tenant, **limits: int) -> publisher.Publisher:
     """One that nobody tells of anything, for what is delivered late or again."""
     node = tenant.cluster.replicas[-1].node
     rules = EventRules(node.store, node.clock, Starter(node.engine, node.store), node.limits)
-    return publisher.Publisher(node.store, node.clock, postman.Postman(node.store, node.engine), rules, node.limits)
+    return publisher.Publisher(
+        node.store, node.clock, Postman(node.store, node.engine, replace(node.limits, **limits)), rules, node.limits
+    )
 
 
 async def left(tenant: Tenant, *events: CloudEvent) -> list[OpenEvent]:

@@ -221,6 +221,9 @@ class Limits:
     # This process.
     cached_bytes: int = 64 * MIB
     """Runs kept in memory: some 10,000 whose values are small. One that is not kept is read again, which costs 1 ms."""
+    page_subscriptions: int = 1_000
+    """Subscriptions of one topic that are held in memory, and runs that are told before more are read: an event may
+    have a hundred thousand of them."""
     concurrent_calls: int = 10_000
     """Calls and streams open at a time; waiting for a result is one. Each costs some 20 KiB."""
     http_connections: int = 500
