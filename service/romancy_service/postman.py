@@ -24,7 +24,7 @@ from romancy.v1.channel_pb2 import CHANNEL_MODE_BROADCAST, CHANNEL_MODE_COMPETIN
 from romancy.v1.event_pb2 import CloudEvent
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPENSATING
 
-from romancy_service.core.channel import MODE_KEYS, RECEIVER, address_of, topic_of_channel
+from romancy_service.core.channel import MODE_KEYS, address_of, topic_of_channel
 from romancy_service.core.decide import Reply
 from romancy_service.core.limits import Limits
 from romancy_service.core.own import own_request_id
@@ -123,9 +123,10 @@ class Postman:
 
     async def _hand_out(self, namespace: str, topic: str, messages: Sequence[OpenEvent]) -> Sequence[OpenEvent]:
         """Give each message to one run that waits, those that wait longest first. Returns those that a run has."""
-        receivers = await self._store.subscribers(namespace, topic, RECEIVER, ("", ""), self._limits.page_subscriptions)
+        enough = len(messages) + len(self._failures)
+        receivers = await self._store.receivers(namespace, topic, min(enough, self._limits.page_subscriptions))
         # What a run failed to take another one takes.
-        receivers.sort(key=lambda each: (self._failures.get(each.run_id, 0), each.since_ms))
+        receivers.sort(key=lambda each: self._failures.get(each.run_id, 0))
         under_way = []
         for each, receiver in zip(messages, receivers, strict=False):
             # Its own id, whoever gets it: so only one run can record it.

@@ -32,6 +32,17 @@ async def uses(store: Store, channel: str) -> None:
     await store.join_channel(NAMESPACE, channel, CHANNEL_MODE_COMPETING, T0)
 
 
+async def test_who_waits_longest_for_a_message_comes_first_however_many_wait(store: Store) -> None:
+    for number, since_ms in enumerate((30, 10, 20, 40)):
+        run = begin(f"order-{number}", run_id=f"run-{number}")
+        await store_all(store, Change(run))
+        await store_all(store, code(run, join(1), receive(2), now_ms=T0 + since_ms))
+    await uses(store, "another")
+    topic = topic_of_channel("jobs")
+    assert [each.run_id for each in await store.receivers(NAMESPACE, topic, 3)] == ["run-1", "run-2", "run-0"]
+    assert [each.since_ms for each in await store.receivers(NAMESPACE, topic, 1)] == [T0 + 10]
+
+
 async def unread(store: Store, channel: str, count: int) -> None:
     topic = topic_of_channel(channel)
     await store.add_channel(NAMESPACE, channel, T0)

@@ -15,7 +15,7 @@ from sqlalchemy import Select
 from romancy_service.store import lookups, sqlite, workforce
 from romancy_service.store.arrays import ANY_TEXT, Arrays
 from romancy_service.store.event_rules import ACTIVE, NOTE
-from romancy_service.store.events import CLOSE, SUBSCRIBERS, TOPICS
+from romancy_service.store.events import CLOSE, RECEIVERS, SUBSCRIBERS, TOPICS
 from romancy_service.store.postgres import DIALECT, INDEXED, WALKING
 from romancy_service.store.postgres_commit import BY_KEY, Shape, statement
 from romancy_service.store.postgres_tasks import CLAIM, HEARTBEAT, LEASED, LOAD, RELEASE, WANTS
@@ -163,6 +163,7 @@ async def test_an_event_finds_who_waits_and_what_it_starts_by_indexes(url: str) 
     for statement_, indexes in (
         (TOPICS, ("tasks_subscribed",)),
         (SUBSCRIBERS, ("tasks_subscribed", "runs_pk")),
+        (RECEIVERS, ("tasks_receivers", "runs_pk")),
         (ACTIVE, ("event_rules",)),
     ):
         sql, _ = compiled(statement_, DIALECT, _of_events(after_run="", after_task=""))

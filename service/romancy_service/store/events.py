@@ -31,9 +31,9 @@ from romancy_service.core.channel import CHANNELS_END, topic_of_channel
 from romancy_service.core.subscription import topics_of
 from romancy_service.core.task import NEVER_MS
 from romancy_service.store.left import LEFT_EVENTS, LEFT_MESSAGES
-from romancy_service.store.rows import chain_of
+from romancy_service.store.rows import Row, chain_of
 from romancy_service.store.sql import Statements, among
-from romancy_service.store.tables import SUBSCRIBED, TEXT, UNDELIVERED, events, runs, tasks
+from romancy_service.store.tables import RECEIVES, SUBSCRIBED, TEXT, UNDELIVERED, events, runs, tasks
 
 Line = tuple[str, str]
 """Namespace and line: a type of events, or a channel."""
@@ -137,21 +137,23 @@ with recursive topic(name) as (
 )
 select name from topic where name is not null
 """).bindparams(bindparam("of_namespace", type_=Text), bindparam("first", type_=Text), bindparam("before", type_=Text))
-SUBSCRIBERS: Final = (
+_SUBSCRIBERS: Final = (
     select(tasks.c.run_id, tasks.c.task_id, tasks.c.scheduled_ms, runs.c.counters)
     .join(runs, runs.c.run_id == tasks.c.run_id)
     .where(
-        text(SUBSCRIBED),
         tasks.c.namespace == bindparam("of_namespace", type_=TEXT),
         tasks.c.type == bindparam("topic", type_=TEXT),
-        tasks.c.queue == bindparam("key", type_=TEXT),
         tasks.c.due_ms == NEVER_MS,
-        tuple_(tasks.c.run_id, tasks.c.task_id)
-        > tuple_(bindparam("after_run", type_=TEXT), bindparam("after_task", type_=TEXT)),
     )
-    .order_by(tasks.c.run_id, tasks.c.task_id)
     .limit(bindparam("limit", type_=Integer))
 )
+SUBSCRIBERS: Final = _SUBSCRIBERS.where(
+    text(SUBSCRIBED),
+    tasks.c.queue == bindparam("key", type_=TEXT),
+    tuple_(tasks.c.run_id, tasks.c.task_id)
+    > tuple_(bindparam("after_run", type_=TEXT), bindparam("after_task", type_=TEXT)),
+).order_by(tasks.c.run_id, tasks.c.task_id)
+RECEIVERS: Final = _SUBSCRIBERS.where(text(RECEIVES)).order_by(tasks.c.scheduled_ms, tasks.c.run_id, tasks.c.task_id)
 
 
 def closing(namespace: str, event_type: str, delivered: Sequence[OpenEvent], *, kept: bool = False) -> dict[str, Any]:
@@ -249,4 +251,13 @@ class Events(Statements):
             after_task=after[1],
             limit=limit,
         )
-        return [Subscriber(row["run_id"], row["task_id"], row["scheduled_ms"], chain_of(row)) for row in rows]
+        return [_subscriber(row) for row in rows]
+
+    async def receivers(self, namespace: str, topic: str, limit: int) -> list[Subscriber]:
+        """Who waits for a message of a competing channel, those first that wait longest."""
+        rows = await self._read(RECEIVERS, of_namespace=namespace, topic=topic, limit=limit)
+        return [_subscriber(row) for row in rows]
+
+
+def _subscriber(row: Row) -> Subscriber:
+    return Subscriber(row["run_id"], row["task_id"], row["scheduled_ms"], chain_of(row))

@@ -26,6 +26,7 @@ from sqlalchemy import (
     text,
 )
 
+from romancy_service.core.channel import RECEIVER
 from romancy_service.core.task import ELSEWHERE, NEVER_MS
 
 metadata = MetaData()
@@ -54,6 +55,8 @@ FAILING: Final = "kind = 1 and failures > 0"
 """Workflow tasks that code could not carry out."""
 SUBSCRIBED: Final = "kind = 8"
 """Subscriptions: what events are matched with."""
+RECEIVES: Final = f"kind = 8 and queue = '{RECEIVER}'"
+"""Subscriptions of runs that wait for a message of a competing channel."""
 UNDELIVERED: Final = "open"
 """Events that may not have reached all that wait for them."""
 WAITING: Final = "waiting"
@@ -253,6 +256,15 @@ Index(
     **_where(SUBSCRIBED),
 )
 """A subscription's `type` is its topic, its `queue` the key of the values that it asks for."""
+Index(
+    "tasks_receivers",
+    tasks.c.namespace,
+    tasks.c.type,
+    tasks.c.scheduled_ms,
+    tasks.c.run_id,
+    tasks.c.task_id,
+    **_where(RECEIVES),
+)
 
 events = Table(
     "events",

@@ -362,6 +362,12 @@ def upgrade() -> None:
         "tasks_subscribed", "tasks", ["namespace", "type", "queue", "run_id", "task_id"], **_where("kind = 8")
     )
     op.create_index(
+        "tasks_receivers",
+        "tasks",
+        ["namespace", "type", "scheduled_ms", "run_id", "task_id"],
+        **_where("kind = 8 and queue = 'receiver'"),
+    )
+    op.create_index(
         "tasks_errands",
         "tasks",
         ["run_id", "scheduled_ms", "task_id"],
