@@ -193,6 +193,41 @@ def test_what_a_step_calls_may_differ_and_what_is_called_beside_it_may_not() -> 
     assert [finding.text.partition(" gives")[0] for finding in lint(misuses)] == ["time.time", "time.time"]
 
 
+def test_what_is_defined_for_steps_alone_may_differ_and_what_the_code_calls_too_may_not() -> None:
+    async def steps(ctx: WorkflowContext) -> None:
+        def now() -> float:
+            return time.time()
+
+        async def look() -> float:
+            return now_in_tokyo()
+
+        def twice() -> float:
+            return time.time() + now_in_tokyo()
+
+        chance = lambda: random.random()  # noqa: E731
+        there = now_in_tokyo
+        await ctx.step(now)
+        await ctx.step(look)
+        await ctx.step(twice)
+        await ctx.step(twice, name="again")
+        await ctx.step(chance)
+        await ctx.step(there)
+
+    async def misuses(ctx: WorkflowContext) -> None:
+        def now(since: float = time.time()) -> float:
+            return time.time() - since
+
+        def both() -> float:
+            return 1 + random.random()
+
+        await ctx.step(now)
+        await ctx.step(both)
+        both()
+
+    assert lint(steps) == []
+    assert [finding.text.partition(" gives")[0] for finding in lint(misuses)] == ["time.time", "random.random"]
+
+
 def test_names_that_were_imported_are_found_and_local_ones_left_alone() -> None:
     from datetime import datetime
     from time import time as clock

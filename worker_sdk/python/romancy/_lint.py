@@ -85,6 +85,7 @@ class _Source:
             self._names[function.__code__.co_varnames[0]] = owner
         for node in ast.walk(self._tree):
             self._names.update(self._known(node))
+        self._steps = self._only_steps()
 
     def _own_names(self) -> Iterator[tuple[str, Any]]:
         """Names that the function gives to something; they hide those around it."""
@@ -144,12 +145,33 @@ class _Source:
             node = waiting.pop()
             if isinstance(node, ast.With) and any(self._vouches(item.context_expr) for item in node.items):
                 continue
-            step = self._step_function(node)
-            waiting += (child for child in ast.iter_child_nodes(node) if child is not step)
+            waiting += self._parts(node)
             yield node
 
+    def _parts(self, node: ast.AST) -> Iterator[ast.AST]:
+        """What belongs to it, but what only steps call: that is not called again on replay."""
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) if name in self._steps:
+                yield from (node.args, *node.decorator_list)
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Name() | ast.Lambda()) if name in self._steps:
+                yield from (node.value.args,) if isinstance(node.value, ast.Lambda) else ()
+            case _:
+                step = self._step_function(node)
+                yield from (child for child in ast.iter_child_nodes(node) if child is not step)
+
+    def _only_steps(self) -> set[str]:
+        """The names that are used for what steps call, and for nothing else."""
+        nodes = list(ast.walk(self._tree))
+        steps = [step for node in nodes if isinstance(step := self._step_function(node), ast.Name)]
+        others = {
+            node.id
+            for node in nodes
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and not any(node is step for step in steps)
+        }
+        return {step.id for step in steps} - others
+
     def _step_function(self, node: ast.AST) -> ast.expr | None:
-        """What `ctx.step(...)` calls: it is not called again on replay."""
+        """What `ctx.step(...)` calls."""
         match node:
             case ast.Call(func=ast.Attribute(attr="step") as func, args=[function, *_]):
                 found = self._resolve(func)
