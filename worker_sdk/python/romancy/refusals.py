@@ -29,6 +29,14 @@ class RequestRefused(RomancyError):
         return type(self)(str(self), code=self.code, reason=self.reason, metadata=self.metadata)
 
 
+class InvalidRequest(RequestRefused):
+    """The request is wrong: mend it. `metadata["field"]` names what is; `reason` may say more exactly why."""
+
+
+class RequestIdReused(InvalidRequest):
+    """The request id was used before, for something else."""
+
+
 class WorkflowNotFound(RequestRefused):
     """No run of that name is kept."""
 
@@ -55,6 +63,10 @@ class QueryTimeout(RequestRefused):
 
 class ActivityStale(RequestRefused):
     """The attempt timed out, was replaced by another one, or its run is closed: nothing is recorded."""
+
+
+class CompensationNotFound(RequestRefused):
+    """The run has no compensation of that id that failed for good."""
 
 
 class ChannelNotFound(RequestRefused):
@@ -89,6 +101,14 @@ class WorkflowOpen(RequestRefused):
     """The run is open: what was asked can be done only with a closed one."""
 
 
+class ServiceBusy(RequestRefused):
+    """As many queries, updates or starts of a schedule are under way as may be, `metadata["limit"]`: ask later."""
+
+
+class LimitReached(RequestRefused):
+    """There are as many as there may be, `metadata["limit"]`: sinks, event rules of a type. Delete one first."""
+
+
 class AccessDenied(RequestRefused):
     """The credentials are missing, wrong, or not enough."""
 
@@ -98,6 +118,10 @@ class ServiceUnavailable(RequestRefused):
 
     Whether the last try was carried out is not known; the same request id makes it safe to ask again.
     """
+
+
+class ServiceFailed(RequestRefused):
+    """The service is at fault. Its log says why, under `metadata["error_id"]`: tell its operators."""
 
 
 _BY_REASON: Final[Mapping[str, type[RequestRefused]]] = {
@@ -116,12 +140,21 @@ _BY_REASON: Final[Mapping[str, type[RequestRefused]]] = {
     "SCHEDULE_CHANGED": ScheduleChanged,
     "EVENT_RULE_NOT_FOUND": EventRuleNotFound,
     "WORKFLOW_OPEN": WorkflowOpen,
+    "REQUEST_ID_REUSED": RequestIdReused,
+    "COMPENSATION_NOT_FOUND": CompensationNotFound,
+    "TOO_MANY_QUERIES": ServiceBusy,
+    "TOO_MANY_UPDATES": ServiceBusy,
+    "SCHEDULE_BUSY": ServiceBusy,
+    "TOO_MANY_SINKS": LimitReached,
+    "TOO_MANY_EVENT_RULES": LimitReached,
 }
 _BY_CODE: Final[Mapping[grpc.StatusCode, type[RequestRefused]]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.UNAUTHENTICATED: AccessDenied,
     grpc.StatusCode.PERMISSION_DENIED: AccessDenied,
     grpc.StatusCode.UNAVAILABLE: ServiceUnavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: ServiceUnavailable,
+    grpc.StatusCode.INTERNAL: ServiceFailed,
 }
 _CODES: Final[Mapping[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
 
