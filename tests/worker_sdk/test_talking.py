@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from typing import Any
 
 import pytest
@@ -420,6 +421,14 @@ async def patient(ctx: WorkflowContext) -> None:
     ):
         with contextlib.suppress(TimeoutError):
             await wait
+    never = ctx.wait_condition(lambda: False)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(never, 60)
+    waits = [asyncio.ensure_future(ctx.wait_condition(lambda: False))]
+    await asyncio.wait(waits, timeout=60)
+    with contextlib.suppress(TimeoutError):
+        for each in asyncio.as_completed(waits, timeout=60):
+            await each
     async with asyncio.timeout(60):
         await ctx.sleep(5)
 
@@ -428,11 +437,13 @@ def test_a_timer_says_what_it_is_the_timeout_of() -> None:
     run = Driver(patient)
     run.start()
     told = []
-    for number in range(1, 5):
+    for number in range(1, 8):
         told += [each.start_timer.timeout_of for each in run.commands if each.HasField("start_timer")]
         run.fire(str(number))
     assert told == [
-        f"wait_event {'x' * 244}", "wait_condition", "receive of event bid", "an asyncio.timeout block", "",
+        f"wait_event {'x' * 244}", "wait_condition", "receive of event bid",
+        "asyncio.wait or wait_for" if sys.version_info < (3, 12) else "an asyncio.timeout block",
+        "asyncio.wait or wait_for", "asyncio.as_completed", "an asyncio.timeout block", "",
     ]  # fmt: skip
 
 

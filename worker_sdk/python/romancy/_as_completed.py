@@ -45,6 +45,8 @@ def _in_order(awaitables: Iterable[Awaitable[_T]], timeout: float | None) -> Ite
             done.put_nowait(None)
         pending.clear()
 
+    expire.of_what = "asyncio.as_completed"  # type: ignore[attr-defined]  # what the loop tells of its timer
+
     async def next_result() -> _T:
         future = await done.get()
         if future is None:
