@@ -49,7 +49,7 @@ from romancy_service.submission import Recorded, RequestKey
 _log = structlog.get_logger("romancy.postman")
 
 _TRIES: Final = 3
-"""So often, a second apart, may a run fail to take events until they are given up for it: others wait behind them."""
+"""So often, a second apart, may a run fail to take events until others that wait behind them go on without it."""
 _FAILURES: Final = 10_000
 """Of so many runs is it remembered that they fail."""
 _NOT_NOW: Final = (StoreUnavailable, TooMuchContention)
@@ -84,6 +84,22 @@ class _Missed:
     failed: list[_UnderWay] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What became of events."""
+
+    done: Sequence[OpenEvent]
+    """All have them who wanted them. Of messages for which runs compete, those that a run has."""
+    failed: Sequence[OpenEvent]
+    """The same, but for runs that failed to take them."""
+
+
+def _brought(events: Sequence[OpenEvent], failed: set[int]) -> Brought:
+    return Brought(
+        [each for each in events if each.position not in failed], [each for each in events if each.position in failed]
+    )
+
+
 class Postman:
     """Brings what is kept to runs, and waits until they have it."""
 
@@ -94,7 +110,7 @@ class Postman:
         self._failures: dict[str, int] = {}
         """How often in a row runs failed to take something."""
 
-    async def bring_events(self, namespace: str, event_type: str, events: Sequence[OpenEvent]) -> None:
+    async def bring_events(self, namespace: str, event_type: str, events: Sequence[OpenEvent]) -> Brought:
         """Bring events to all who want them. The engine records in order what it is given in order."""
         topics = await self._store.topics(namespace, event_type)
 
@@ -104,22 +120,23 @@ class Postman:
             return [(topic, key) for topic, key in found if key is not None]
 
         for_all = [event for event in events if address_of(event.event) is None]
-        await self._bring_all(namespace, for_all, keys)
+        failed = await self._bring_all(namespace, for_all, keys)
         for event in events:
-            if address_of(event.event) is not None:
-                await self._bring_to_addressee(namespace, event)
+            if address_of(event.event) is not None and not await self._bring_to_addressee(namespace, event):
+                failed.add(event.position)
+        return _brought(events, failed)
 
-    async def bring_messages(self, namespace: str, channel: str, messages: Sequence[OpenEvent]) -> Sequence[OpenEvent]:
-        """Bring a channel's messages to whom they reach by its mode. Returns those that it need not keep any more."""
+    async def bring_messages(self, namespace: str, channel: str, messages: Sequence[OpenEvent]) -> Brought:
+        """Bring a channel's messages to whom they reach by its mode."""
         mode, topic = await self._store.channel_mode(namespace, channel), topic_of_channel(channel)
         if mode == CHANNEL_MODE_UNSPECIFIED:
-            return []
+            return Brought([], [])
         if mode == CHANNEL_MODE_COMPETING:
-            return await self._hand_out(namespace, topic, messages)
+            return Brought(await self._hand_out(namespace, topic, messages), [])
         if mode == CHANNEL_MODE_BROADCAST:
             key = MODE_KEYS[mode]
-            await self._bring_all(namespace, messages, lambda event: [(topic, key)])
-        return messages
+            return _brought(messages, await self._bring_all(namespace, messages, lambda event: [(topic, key)]))
+        return Brought(messages, [])
 
     async def _hand_out(self, namespace: str, topic: str, messages: Sequence[OpenEvent]) -> Sequence[OpenEvent]:
         """Give each message to one run that waits, those that wait longest first. Returns those that a run has."""
@@ -150,8 +167,12 @@ class Postman:
                 runs[workflow_id, run_id] = newest
         return runs
 
-    async def _bring_all(self, namespace: str, events: Sequence[OpenEvent], keys: _Keys) -> None:
-        """Bring events to all subscriptions that have these topics and keys, to each of them in their order."""
+    async def _bring_all(self, namespace: str, events: Sequence[OpenEvent], keys: _Keys) -> set[int]:
+        """Bring events to all subscriptions that have these topics and keys, to each of them in their order.
+
+        Returns the positions of those that a run failed to take.
+        """
+        failed: set[int] = set()
         wanted = {event.position: keys(event.event) for event in events}
         left: list[tuple[Sequence[OpenEvent], set[str] | None]] = [(events, None)]
         while left:
@@ -159,11 +180,13 @@ class Postman:
             together, known = await self._few(namespace, events, wanted)
             if rest := events[len(together) :]:
                 left.append((rest, only))
-            missed, chains = await self._bring(namespace, together, wanted, known, only)
+            missed, chains, in_vain = await self._bring(namespace, together, wanted, known, only)
+            failed |= in_vain
             if missed:
                 # A run that went on anew while it was told has its subscriptions there. So these are looked up again,
                 # before what comes after, until all that are found have taken what is for them.
                 left.append((missed, chains))
+        return failed
 
     async def _few(
         self, namespace: str, events: Sequence[OpenEvent], wanted: _Wanted
@@ -188,18 +211,22 @@ class Postman:
 
     async def _bring(
         self, namespace: str, events: Sequence[OpenEvent], wanted: _Wanted, known: _Known, only: set[str] | None
-    ) -> tuple[list[OpenEvent], set[str] | None]:
+    ) -> tuple[list[OpenEvent], set[str] | None, set[int]]:
         """Bring events to those who want them, or to those of `only` these chains of runs.
 
-        Returns the events that found a run closed, and the chains of these runs, unless they are many.
+        Returns the events that found a run closed, the chains of these runs, unless they are many, and the positions of
+        the events that a run failed to take.
         """
         most = self._limits.page_subscriptions
         under_way: list[_UnderWay] = []
         missed: dict[int, OpenEvent] = {}
         chains: set[str] = set()
+        failed: set[int] = set()
 
         async def settle() -> None:
-            for each in (await self._recorded(under_way)).closed:
+            recorded = await self._recorded(under_way)
+            failed.update(each.event.position for each in recorded.failed)
+            for each in recorded.closed:
                 missed[each.event.position] = each.event
                 if len(chains) <= most:
                     chains.add(each.chain)
@@ -219,7 +246,7 @@ class Postman:
                 if len(under_way) >= most:
                     await settle()
         await settle()
-        return [missed[position] for position in sorted(missed)], chains if len(chains) <= most else None
+        return [missed[position] for position in sorted(missed)], chains if len(chains) <= most else None, failed
 
     async def _run_by_run(
         self, namespace: str, keys: Sequence[_Key], known: _Known
@@ -252,8 +279,8 @@ class Postman:
             more = len(page) == size
             after = (page[-1].run_id, page[-1].task_id) if page else after
 
-    async def _bring_to_addressee(self, namespace: str, event: OpenEvent) -> None:
-        """To the open run of the workflow that the event names."""
+    async def _bring_to_addressee(self, namespace: str, event: OpenEvent) -> bool:
+        """To the open run of the workflow that the event names. Returns False if that failed to take it."""
         address = address_of(event.event)
         assert address is not None
         tried = None
@@ -263,14 +290,15 @@ class Postman:
             future = self._engine.submit(run_id, ReceiveEvent(event.event), request)
             done = await self._recorded([_UnderWay(event, run_id, "", future)])
             if not done.closed and not done.stale:
-                return
+                return not done.failed
             tried = run_id  # another run of it may go on
+        return True
 
     async def _recorded(self, under_way: Sequence[_UnderWay]) -> _Missed:
         """Wait until all is recorded that can be.
 
         Raises what may pass, when something is not recorded yet: StoreUnavailable, TooMuchContention, and, some times
-        for each run, any error that is of this run alone. After these the run misses what it failed to take.
+        for each run, any error that is of this run alone. After these, others do not wait for it any more.
         """
         later: RomancyError | None = None
         missed = _Missed()
@@ -295,7 +323,7 @@ class Postman:
         for each in missed.failed:
             event = each.event.event
             facts = {"run_id": each.run_id, "position": each.event.position, "source": event.source, "id": event.id}
-            _log.error("a run failed to take an event, and is not asked again", **facts, error=str(errors[each.run_id]))
+            _log.error("a run failed to take an event", **facts, error=str(errors[each.run_id]))
         return missed
 
     def _failed(self, errors: Mapping[str, RomancyError]) -> RomancyError | None:

@@ -20,7 +20,7 @@ from romancy.v1.event_pb2 import CloudEvent
 
 from romancy_service import faults
 from romancy_service.clock import Clock
-from romancy_service.core.channel import RECEIVER, address_of, channel_of, line_of
+from romancy_service.core.channel import RECEIVER, address_of, aside_of, channel_of, line_before_aside, line_of
 from romancy_service.core.cloud_event import check_cloud_event
 from romancy_service.core.limits import Limits
 from romancy_service.core.own import check_source
@@ -33,7 +33,7 @@ from romancy_service.errors import (
     WorkflowNotFound,
 )
 from romancy_service.event_rules import EventRules
-from romancy_service.postman import Postman
+from romancy_service.postman import Brought, Postman
 from romancy_service.store.event_rules import Outcome
 from romancy_service.store.events import FIRST_LINE, NewEvent, OpenEvent
 from romancy_service.store.store import Store
@@ -71,6 +71,8 @@ class Publisher:
         """Where runs that were written here wait."""
         self._channels: dict[tuple[str, str], int] = {}
         """Channels that are known to be stored, by namespace and name, and until when."""
+        self._resting: dict[_Line, int] = {}
+        """Lines of what runs failed to take, and until when they are left alone."""
         self._lanes: set[_Line] = set()
         self._wake = asyncio.Event()
         self._look_wanted = asyncio.Event()
@@ -201,11 +203,12 @@ class Publisher:
             if len(self._waiting) >= LEFT:
                 continue
             try:
-                late_ms = self._clock.now_ms() - _LATE_MS
+                now_ms = self._clock.now_ms()
+                late_ms = now_ms - _LATE_MS
                 left, events_after = await self._store.left_events(events_after, LEFT)
                 messages, messages_after = await self._store.left_messages(messages_after, LEFT)
                 for line, oldest_ms in left + messages:
-                    if oldest_ms < late_ms or self._is_ours(line):
+                    if (oldest_ms < late_ms or self._is_ours(line)) and not self._is_resting(line, now_ms):
                         self._waiting[line] = None
                         self._wake.set()
             except StoreUnavailable as error:
@@ -214,27 +217,55 @@ class Publisher:
     async def _lane(self, line: _Line) -> None:
         """Deliver the open events of one line, in their order, until there are none, or none that anybody takes."""
         namespace, name = line
-        channel = channel_of(name)
+        origin = line_before_aside(name)
+        channel, last = channel_of(origin), 0
         try:
-            while events := await self._store.open_events(namespace, name, EVENTS):
+            while events := await self._store.open_events(namespace, name, EVENTS, after=last):
                 outcomes: dict[int, Outcome] = {}
-                delivered: Sequence[OpenEvent]
                 if channel is None:
-                    outcomes = await self._deliver(namespace, name, events)
-                    delivered = events
+                    brought, outcomes = await self._deliver(namespace, origin, events)
                 else:
-                    delivered = await self._postman.bring_messages(namespace, channel, events)
-                if not delivered:
+                    brought = await self._postman.bring_messages(namespace, channel, events)
+                if brought.done:
+                    faults.point("publish.delivered")
+                    await self._close(namespace, name, brought.done, outcomes, kept=channel is not None)
+                if origin != name:
+                    last = events[-1].position  # what failed again is passed by
+                elif brought.failed:
+                    await self._put_aside(line, brought.failed)
+                elif not brought.done:
                     return
-                faults.point("publish.delivered")
-                await self._close(namespace, name, delivered, outcomes, kept=channel is not None)
         except RomancyError as error:
             _log.warning("events are delivered later", namespace=namespace, line=name, error=str(error))
         except Exception:
             _log.exception("events were not delivered; they are tried again", namespace=namespace, line=name)
         finally:
+            if origin != name:
+                self._rest((namespace, name))
             self._lanes.discard(line)
             self._wake.set()
+
+    async def _put_aside(self, line: _Line, failed: Sequence[OpenEvent]) -> None:
+        """A run failed to take these. They are brought to it later, and keep nothing else from being delivered."""
+        namespace, name = line
+        self._rest((namespace, aside_of(name)))
+        await self._store.put_aside(name, [each.position for each in failed])
+        _log.error("events are put aside", namespace=namespace, line=name, count=len(failed))
+
+    def _rest(self, line: _Line) -> None:
+        now_ms = self._clock.now_ms()
+        if len(self._resting) >= LEFT:
+            self._resting = {each: until_ms for each, until_ms in self._resting.items() if until_ms > now_ms}
+        if len(self._resting) < LEFT:
+            self._resting[line] = now_ms + self._limits.aside_ms
+
+    def _is_resting(self, line: _Line, now_ms: int) -> bool:
+        """Whether it is too early for what runs failed to take. Another replica may have put it aside just now."""
+        if line_before_aside(line[1]) == line[1]:
+            return False
+        if line not in self._resting:
+            self._rest(line)
+        return self._resting.get(line, 0) > now_ms
 
     async def _close(
         self,
@@ -253,8 +284,10 @@ class Publisher:
         if rest := [event for event in delivered if event.position not in outcomes]:
             await self._store.close_events(namespace, line, rest, kept=kept)
 
-    async def _deliver(self, namespace: str, event_type: str, events: Sequence[OpenEvent]) -> dict[int, Outcome]:
-        """Bring events to all who want them, and start what they start. Returns what rules made of them."""
-        await self._postman.bring_events(namespace, event_type, events)
+    async def _deliver(
+        self, namespace: str, event_type: str, events: Sequence[OpenEvent]
+    ) -> tuple[Brought, dict[int, Outcome]]:
+        """Bring events to all who want them, and start what they start. Returns too what rules made of them."""
+        brought = await self._postman.bring_events(namespace, event_type, events)
         for_all = [event for event in events if address_of(event.event) is None]
-        return await self._rules.start(namespace, event_type, for_all)
+        return brought, await self._rules.start(namespace, event_type, for_all)

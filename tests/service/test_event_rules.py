@@ -289,7 +289,7 @@ async def test_delivering_again_starts_and_counts_nothing_twice(tenant: Tenant) 
     opened = await node.store.open_events(tenant.namespace, "paid", 10)
 
     async def deliver(events: Sequence[Any]) -> None:
-        outcomes = await again._deliver(tenant.namespace, "paid", events)
+        _, outcomes = await again._deliver(tenant.namespace, "paid", events)
         await again._close(tenant.namespace, "paid", events, outcomes, kept=False)
 
     await asyncio.gather(deliver(opened), deliver(opened[1:]), deliver(opened[:2]))

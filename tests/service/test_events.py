@@ -18,6 +18,7 @@ from romancy.v1.event_service_pb2_grpc import EventServiceStub
 from romancy.v1.history_pb2 import HistoryEvent
 
 from romancy_service import publisher
+from romancy_service.core.channel import aside_of
 from romancy_service.core.own import own_request_id
 from romancy_service.core.subscription import Content
 from romancy_service.core.triggers import ReceiveEvent, Trigger
@@ -31,7 +32,7 @@ from romancy_service.submission import RequestKey
 from tests.core.life import complete
 from tests.core.talk import recur
 from tests.core.test_subscription import an_event, subscribe, unsubscribe
-from tests.service.cluster import Refusal, Tenant, refused, until
+from tests.service.cluster import QUICK, Refusal, ShiftedClock, Tenant, refused, until
 from tests.service.scripted_worker import ScriptedWorker
 
 
@@ -436,6 +437,28 @@ async def test_a_run_that_takes_nothing_any_more_holds_up_nobody(
     assert (await received(tenant, other, 2))[-2:] == ["2", "3"]
     await delivered(tenant)
     assert len(failed) >= 3, "it was tried again"
+
+
+@pytest.mark.parametrize("address", [{}, {"romancyworkflowid": "order"}], ids=["for all", "for one"])
+async def test_what_a_run_failed_to_take_often_is_put_aside_and_reaches_it_when_it_can_take_it_again(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch, address: dict[str, str]
+) -> None:
+    worker, broken = await waiting(tenant, subscribe(1, "paid", False))
+    other = (await tenant.start("other")).run_id
+    await worker.command(await worker.workflow_task(), subscribe(1, "paid", False))
+    fail(monkeypatch, broken, math.inf)
+    await publish(tenant, an_event("1", **address))
+    await delivered(tenant)
+    assert await tenant.cluster.store.open_events(tenant.namespace, aside_of("paid"), 1)
+    monkeypatch.undo()
+    await publish(tenant, an_event("2"))
+    assert await received(tenant, broken, 1) == ["2"], "what comes after does not wait for it"
+    ShiftedClock.shift_ms += QUICK.aside_ms
+    for replica in tenant.cluster.replicas:
+        await replica.time_moved()
+    assert await received(tenant, broken, 2) == ["2", "1"]
+    await delivered(tenant, aside_of("paid"))
+    assert sorted(ids(await tenant.history(other))) == (["2"] if address else ["1", "2"]), "it has each once"
 
 
 async def test_nobody_else_can_take_an_event_from_a_run(tenant: Tenant) -> None:

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.sql.expression import TextClause
 
-from romancy_service.core.channel import CHANNELS_END, topic_of_channel
+from romancy_service.core.channel import CHANNELS_END, aside_of, topic_of_channel
 from romancy_service.store import tables
 from romancy_service.store.events import FIRST_LINE, Line, NewEvent
 from romancy_service.store.left import LEFT_EVENTS, LEFT_MESSAGES
@@ -64,6 +64,21 @@ async def test_lines_of_events_are_all_found_and_those_of_channels_passed_over(s
     await add(store, "paid", topic_of_channel("c"), namespace="other")
     await add(store, topic_of_channel("c"), namespace="z")
     assert await all_pages(store, "left_events", steps) == ["\tc1\tsomebody", "paid", "sent", "paid"]
+
+
+async def test_what_a_run_failed_to_take_waits_aside_of_its_line_and_is_forgotten_in_its_time(store: Store) -> None:
+    await add(store, "paid", topic_of_channel("c"))
+    await store.add_events(NAMESPACE, [NewEvent("/s", f"more-{n}", "paid", b"", T0 + 1_000) for n in (1, 2)], T0)
+    first, second, third = await store.open_events(NAMESPACE, "paid", 10)
+    await store.close_events(NAMESPACE, "paid", [second])
+    await store.put_aside("paid", [second.position, third.position])
+    assert await store.open_events(NAMESPACE, "paid", 10) == [first]
+    assert await store.open_events(NAMESPACE, aside_of("paid"), 10) == [third], "what is delivered stays so"
+    assert await store.open_events(NAMESPACE, aside_of("paid"), 10, after=third.position) == []
+    assert await all_pages(store, "left_events", 1) == [aside_of("paid"), "paid"]
+    assert await store.forget_events(T0 + 1_000, 10) == 0
+    assert await store.forget_events(T0 + 1_001, 10) == 3, "but what is open in its line"
+    assert await store.open_events(NAMESPACE, "paid", 10) == [first]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 100])

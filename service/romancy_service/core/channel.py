@@ -42,6 +42,20 @@ _TO_ONE: Final = "\t"
 """Before a channel and before the workflow that a message there is for."""
 
 
+_ASIDE: Final = "\b"
+"""Before a line, for those of its events that a run failed to take. In no id either."""
+
+
+def aside_of(line: str) -> str:
+    """Where the events of a line wait that a run failed to take, so that those behind them do not wait."""
+    return _ASIDE + line
+
+
+def line_before_aside(line: str) -> str:
+    """The line that this one is aside of; itself if it is aside of none."""
+    return line.removeprefix(_ASIDE)
+
+
 def topic_of_channel(channel: str) -> str:
     """By what messages of the channel, and subscriptions to it, are found."""
     return _BEFORE + channel

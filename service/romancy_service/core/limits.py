@@ -116,6 +116,9 @@ class Limits:
     """A name in a message's metadata."""
     message_retention_ms: int = 7 * 86_400_000
     """So long a channel keeps a message that nobody takes."""
+    aside_ms: int = 60_000
+    """So long rests an event that a run failed to take until it is brought to that run again: its cause must be mended
+    first, and all others whom it reached are asked once more."""
     event_window_ms: int = 86_400_000
     """So long is an event known that is sent again: senders that were cut off come back within a day."""
     sent_events: int = 100

@@ -27,7 +27,7 @@ from sqlalchemy.sql.expression import TextClause
 
 from romancy.v1.event_pb2 import CloudEvent
 
-from romancy_service.core.channel import CHANNELS_END, topic_of_channel
+from romancy_service.core.channel import CHANNELS_END, aside_of, topic_of_channel
 from romancy_service.core.subscription import topics_of
 from romancy_service.core.task import NEVER_MS
 from romancy_service.store.left import LEFT_EVENTS, LEFT_MESSAGES
@@ -84,6 +84,7 @@ _OPEN: Final = (
         _IS_OPEN,
         events.c.namespace == bindparam("of_namespace", type_=TEXT),
         events.c.type == bindparam("of_type", type_=TEXT),
+        events.c.position > bindparam("after", type_=BigInteger),
     )
     .order_by(events.c.position)
     .limit(bindparam("limit", type_=Integer))
@@ -115,11 +116,20 @@ _REOPEN: Final = (
     .values(open=True, deliveries=events.c.deliveries + 1)
     .returning(events.c.type)
 )
+_PUT_ASIDE: Final = (
+    update(events)
+    .where(_IS_OPEN, among(events.c.position, "positions"))
+    .values(type=bindparam("aside", type_=TEXT))
+    .returning(events.c.position)
+)
 _OLD: Final = (
     select(events.c.position)
     .where(
         events.c.forget_ms < bindparam("now_ms", type_=BigInteger),
-        or_(~events.c.open, func.substr(events.c.type, 1, 1) == topic_of_channel("")),
+        or_(
+            ~events.c.open,
+            *(func.substr(events.c.type, 1, 1) == first for first in (topic_of_channel(""), aside_of(""))),
+        ),
     )
     .order_by(events.c.forget_ms)
     .limit(bindparam("limit", type_=Integer))
@@ -186,9 +196,9 @@ class Events(Statements):
             known |= {(source, row["event_id"]) for row in rows}
         return known
 
-    async def open_events(self, namespace: str, event_type: str, limit: int) -> list[OpenEvent]:
-        """The first ones that may not have been delivered."""
-        rows = await self._read(_OPEN, of_namespace=namespace, of_type=event_type, limit=limit)
+    async def open_events(self, namespace: str, event_type: str, limit: int, after: int = 0) -> list[OpenEvent]:
+        """The first ones, after a position, that may not have been delivered."""
+        rows = await self._read(_OPEN, of_namespace=namespace, of_type=event_type, limit=limit, after=after)
         return [
             OpenEvent(row["position"], CloudEvent.FromString(row["event"]), row["accepted_ms"], row["deliveries"])
             for row in rows
@@ -223,13 +233,17 @@ class Events(Statements):
         """These were delivered. What remains of them is their id, unless they may be given back: these are `kept`."""
         await self._write(CLOSE, **closing(namespace, event_type, delivered, kept=kept))
 
+    async def put_aside(self, line: str, positions: Sequence[int]) -> None:
+        """A run failed to take these: they wait aside of their line, so that those behind them do not wait."""
+        await self._write(_PUT_ASIDE, positions=list(positions), aside=aside_of(line))
+
     async def reopen_event(self, position: int, count: int) -> str | None:
         """The run that got it the `count`th time gives it back. Returns its line, if it was not given back before."""
         rows = await self._write(_REOPEN, at=position, count=count)
         return rows[0]["type"] if rows else None
 
     async def forget_events(self, now_ms: int, limit: int) -> int:
-        """Delete those that were delivered long ago, and messages that nobody took. Returns how many."""
+        """Delete those that were delivered long ago, and those that nobody took in their time. Returns how many."""
         return len(await self._sweep(_FORGET, now_ms=now_ms, limit=limit))
 
     async def topics(self, namespace: str, event_type: str) -> list[str]:
