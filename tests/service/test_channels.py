@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import grpc
 import pytest
@@ -28,14 +29,15 @@ from romancy.v1.history_pb2 import EventReceived, HistoryEvent
 from romancy.v1.payload_pb2 import Payload
 from romancy.v1.worker_service_pb2 import WorkflowTask
 
-from romancy_service.core.channel import topic_of_channel
+from romancy_service.core.channel import aside_of, topic_of_channel
 from romancy_service.errors import StoreUnavailable
 from tests.core.life import complete
 from tests.core.talk import recur
 from tests.core.test_channel import join, receive
 from tests.core.test_subscription import an_event
-from tests.service.cluster import Tenant, refused, until
+from tests.service.cluster import QUICK, ShiftedClock, Tenant, refused, until
 from tests.service.scripted_worker import ScriptedWorker
+from tests.service.test_events import fail
 from tests.service.test_events import stub as events_stub
 
 
@@ -104,6 +106,30 @@ async def no_more(tenant: Tenant, channel: str = "jobs") -> None:
         return not await tenant.cluster.store.open_events(tenant.namespace, topic_of_channel(channel), 1)
 
     await until(none_open, "everything is delivered")
+
+
+async def test_a_message_for_all_that_a_run_failed_to_take_is_put_aside_and_reaches_it_later(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await tenant.worker()
+    run_id = (await tenant.start("order")).run_id
+    await worker.command(await task_of(worker, run_id), join(1, mode=CHANNEL_MODE_BROADCAST))
+    await task_of(worker, run_id)
+    fail(monkeypatch, run_id, math.inf)
+    await publish(tenant, 1)
+    aside, store = aside_of(topic_of_channel("jobs")), tenant.cluster.store
+
+    async def is_aside() -> bool:
+        return bool(await store.open_events(tenant.namespace, aside, 1))
+
+    await until(is_aside, "it is put aside")
+    monkeypatch.undo()
+    await publish(tenant, 2)
+    assert data(await received(tenant, run_id)) == [2]
+    ShiftedClock.shift_ms += QUICK.aside_ms
+    for replica in tenant.cluster.replicas:
+        await replica.time_moved()
+    assert data(await received(tenant, run_id, 2)) == [2, 1]
 
 
 async def test_broadcast_reaches_all_that_are_subscribed_in_order(tenant: Tenant) -> None:
