@@ -96,7 +96,13 @@ class Limits:
     open_updates: int = 1_000
     """Updates of a run that it has not answered: their ids are stored with the run at each commit."""
     subscription_values: int = 8
-    """Values that an event must have: each is looked up in the event."""
+    """Values that an event must have: each is looked up in the event.
+
+    The topics of a type, which are the sets of paths that its subscriptions name, have no limit. Paths stand in code,
+    so there are as many as ways to ask in the code that is deployed. Each costs one look into an index for a batch of
+    events, and one for an event that has the paths; code that makes paths out of data slows down the events of its
+    type, in its namespace, and no others. A limit would have to be looked up whenever a run subscribes, and fail runs
+    whose own code is fine."""
     subscription_value_bytes: int = 4 * KIB
     """One of them."""
     event_bytes: int = MIB
