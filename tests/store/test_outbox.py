@@ -16,7 +16,7 @@ from romancy_service.core.run import Run
 from romancy_service.core.task import NEVER_MS, WORKFLOW_TASK_ID, Fence, activity_task_id
 from romancy_service.core.triggers import CompleteActivity, SendSignal
 from romancy_service.core.why.facts import Undelivered
-from romancy_service.store.outbox import WITH_WORK, Outgoing, SinkRow, Waiting
+from romancy_service.store.outbox import OF_RUN, WITH_WORK, Outgoing, SinkRow, Waiting
 from romancy_service.store.postgres import DIALECT
 from romancy_service.store.sql import compiled
 from romancy_service.store.store import Change, Store
@@ -292,3 +292,26 @@ async def test_sinks_with_work_are_found_by_one_look_each(store: Store, database
     assert "Seq Scan" not in plan
     assert "outbox_lines_due" in plan
     assert len(await store.sinks_with_work(T0, 10)) == 5
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+async def test_what_a_run_sent_is_found_by_the_run_however_much_waits(store: Store, database_url: str) -> None:
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("""
+        insert into outbox (namespace, workflow_id, sink, run_id, event, since_ms, waiting, attempts, error, dead_ms,
+            forget_ms)
+        select 'n', 'order-' || n % 5, 'sink', 'run-' || n % 5000, '', n, n % 2 = 0, 0, '', 0, 0
+        from generate_series(1, 20000) as n
+    """)
+    await connection.execute("""
+        insert into outbox_lines (namespace, sink, workflow_id, version, due_ms, claim, attempts, error)
+        select 'n', 'sink', 'order-' || n, 1, 1, '', 0, '' from generate_series(0, 4) as n
+    """)
+    await connection.execute("analyze outbox; analyze outbox_lines")
+    sql, arguments = compiled(OF_RUN, DIALECT, {"of_run": "run-7", "limit": 10})
+    plan = "\n".join(row[0] for row in await connection.fetch(f"explain analyze {sql}", *arguments))
+    await connection.close()
+    assert "Seq Scan on outbox " not in plan
+    assert "outbox_by_run" in plan
+    (found,) = await store.undelivered("run-7", 10)
+    assert (found.count, found.is_dead) == (4, True)
