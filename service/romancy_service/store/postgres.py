@@ -224,6 +224,8 @@ class PostgresStore(Store):
             min_size=fewest,
             max_size=most,
             max_inactive_connection_lifetime=0,
+            # Statements stay prepared: there are few, and the long ones cost more to set up than to run.
+            max_cached_statement_lifetime=0,
             connection_class=_Connection,
             init=_make_durable,
             timeout=CONNECT_S,
@@ -261,7 +263,7 @@ class PostgresStore(Store):
     async def _lane(self) -> _Borrowed:
         while self._idle_lanes:
             lane = self._idle_lanes.pop()
-            if not lane.is_closed():
+            if _is_open(lane):
                 return lane
             await self._by_key.release(lane)
         return await _borrow(self._by_key)
@@ -501,6 +503,13 @@ async def _borrow(pool: asyncpg.Pool[asyncpg.Record]) -> _Borrowed:
         raise StoreUnavailable(
             f"no connection to the database was free, or to be had, within {CONNECT_S:g} s"
         ) from error
+
+
+def _is_open(connection: _Borrowed) -> bool:
+    try:
+        return not connection.is_closed()
+    except asyncpg.InterfaceError:  # it was cut while nobody used it, and the pool has taken it back
+        return False
 
 
 async def _give_back(pool: asyncpg.Pool[asyncpg.Record], connection: _Borrowed, error: BaseException) -> None:
