@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from typing import Any, Final
 
 import grpc
 import structlog
@@ -26,6 +26,12 @@ from romancy_service.sessions import Session
 
 _log = structlog.get_logger("romancy.worker_service")
 
+STREAMS_IN_STEP: Final = 50
+"""So many streams have their signs of life at the same moments: enough to share what it costs to wake up, and too few
+to hold up anybody else for more than some milliseconds."""
+_GOLDEN: Final = 0.6180339887
+"""Multiples of it, less their whole parts, lie as far from each other as they can, however many there are."""
+
 
 class WorkerService(WorkerServiceServicer):
     """Connect, and nothing else: each stream is served by a `_Connection`."""
@@ -34,6 +40,8 @@ class WorkerService(WorkerServiceServicer):
         self._node = node
         self._lobby = lobby
         self._limits = limits
+        self._streams = 0
+        """So many began."""
 
     async def Connect(  # type: ignore[override]  # it writes to the context; the stub knows only generators
         self,
@@ -49,7 +57,9 @@ class WorkerService(WorkerServiceServicer):
         if (caller := CALLER.get()) is not None:
             caller.check_namespace(hello.namespace)
         session, welcome = await self._lobby.admit(hello)
-        connection = _Connection(self._node, session, context, self._limits, joiner)
+        step = self._streams // STREAMS_IN_STEP
+        self._streams += 1
+        connection = _Connection(self._node, session, context, self._limits, joiner, phase=step * _GOLDEN % 1)
         goodbye = False
         try:
             await connection.write(ConnectResponse(welcome=welcome))
@@ -86,7 +96,9 @@ class _Connection:
         context: grpc.aio.ServicerContext[ConnectRequest, ConnectResponse],
         limits: Limits,
         joiner: Joiner,
+        phase: float,
     ) -> None:
+        """`phase`, below 1, is when in each half interval it has its sign of life, if one is due."""
         self._node = node
         self._session = session
         self._context = context
@@ -95,6 +107,7 @@ class _Connection:
         self._chunker = Chunker(limits.chunk_bytes) if session.hello.accepts_chunks else None
         self._interval_s = limits.heartbeat_interval_ms / 1000
         self._silence_s = self._interval_s * limits.missed_heartbeats
+        self._phase_s = phase * self._interval_s / 2
         self._returns: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._written_at = self._heard_at = self._loop.time()
@@ -118,14 +131,14 @@ class _Connection:
     async def _watch(self) -> bool:
         """Have something written when nothing was for nearly an interval. Raises PeerSilent after a long silence.
 
-        In step with all other streams: what is woken together costs a fraction of what is woken one by one.
+        In step with some other streams: what is woken together costs a fraction of what is woken one by one.
         """
-        step_s = self._interval_s / 2
+        step_s, phase_s = self._interval_s / 2, self._phase_s
         while True:
             now = self._loop.time()
             if now >= self._heard_at + self._silence_s:
                 raise PeerSilent(self._silence_s)
-            next_at = (now // step_s + 1) * step_s
+            next_at = ((now - phase_s) // step_s + 1) * step_s + phase_s
             if next_at > self._written_at + self._interval_s:
                 self._is_beat_due = True
                 self._session.wake.set()
