@@ -128,6 +128,36 @@ async def test_ending_an_attempt_again_changes_nothing_and_is_answered_alike(ten
     assert (await tenant.kinds(run_id)).count("activity_completed") == 1
 
 
+async def test_a_request_id_that_ended_another_attempt_is_refused_and_ends_nothing(tenant: Tenant) -> None:
+    worker, run_id, task = await left(tenant, retry_policy=QUICK_RETRY)
+    await end(tenant, task, failure=Failure(message="busy", type="Busy"), request_id="used")
+    again = await worker.activity()
+    other = await tenant.start("other")
+    await worker.report(leaving(again))
+    await worker.command(await worker.workflow_task(), schedule("pay:1"), schedule("ship:1"))
+    await end(tenant, ActivityRef(run_id=other.run_id, activity_id="ship:1"), request_id="shipped")
+    for meant, request_id in (
+        (ActivityRef(token=again.token), "used"),  # of the same activity
+        (ActivityRef(workflow_id="other", activity_id="pay:1"), "shipped"),  # of another one of its run
+        (ActivityRef(workflow_id="order", activity_id="ship:1"), "shipped"),  # of that name, in another workflow
+        (ActivityRef(run_id=run_id, activity_id="ship:1"), "shipped"),
+    ):
+        assert (await refused(end(tenant, meant, request_id=request_id))).reason == "REQUEST_ID_REUSED", meant
+    assert not (await end(tenant, again)).duplicate
+
+
+async def test_a_completion_by_id_is_repeated_safely_when_the_workflow_has_a_newer_run(tenant: Tenant) -> None:
+    worker, run_id, _ = await left(tenant)
+    named = ActivityRef(workflow_id="order", activity_id="pay:1")
+    first = await end(tenant, named, request_id="first")
+    await worker.command(await worker.workflow_task(), complete())
+    await tenant.result(run_id)
+    await tenant.start("order")
+    await worker.command(await worker.workflow_task(), schedule("pay:1"))
+    await worker.activity()
+    assert await end(tenant, named, request_id="first") == first
+
+
 async def test_an_attempt_is_ended_by_the_ids_of_workflow_and_activity(tenant: Tenant) -> None:
     worker, run_id, _ = await left(tenant)
     assert not (await end(tenant, ActivityRef(run_id=run_id, activity_id="pay:1"))).duplicate
