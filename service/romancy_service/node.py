@@ -43,7 +43,8 @@ class Node:
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     async def closing_attempt(self, run_id: str, task_id: str) -> int:
-        """The attempt of an activity or compensation that closed it; 0 while it is open, or when nothing is known.
+        """The attempt of an activity or compensation that closed it in its own words; 0 while it is open, when nothing
+        is known, or when an attempt that timed out or was lost closed it: that one never ended.
 
         The history is read once for all who ask for the same run at the same time: after a reconnect these are many.
         """
@@ -57,6 +58,8 @@ class Node:
         closings: dict[str, int] = {}
         async for page in self.store.history_pages(run_id):
             for event in page:
+                if not event.HasField("author"):
+                    continue  # nobody answered
                 kind = event.WhichOneof("attributes")
                 if kind in ("activity_completed", "activity_failed", "activity_cancelled"):
                     activity = getattr(event, kind)

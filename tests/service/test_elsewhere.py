@@ -264,7 +264,27 @@ async def test_its_time_in_all_goes_on_and_nothing_follows(tenant: Tenant) -> No
     await a_minute_passes(tenant)
     failed = (await worker.workflow_task()).events[-1].activity_failed
     assert (failed.failure.type, failed.outcome_unknown) == ("ScheduleToCloseTimeout", True)
-    assert (await end(tenant, task)).duplicate, "it ended before"
+    for named in (ActivityRef(token=task.token), ActivityRef(workflow_id="order", activity_id="pay:1")):
+        assert (await refused(end(tenant, named))).reason == "STALE_TASK"
+
+
+@pytest.mark.parametrize("asked_to_stop", [False, True])
+async def test_the_only_attempt_that_timed_out_is_ended_by_nobody_else(tenant: Tenant, asked_to_stop: bool) -> None:
+    once = RetryPolicy(max_attempts=1)
+    worker, run_id, task = await left(tenant, start_to_close_timeout=seconds(60), retry_policy=once)
+    if asked_to_stop:
+        await tenant.signal(run_id)
+        await worker.command(await worker.workflow_task(), cancel_activity("pay:1"))
+    await a_minute_passes(tenant)
+    await last(tenant, run_id, "activity_cancelled" if asked_to_stop else "activity_failed")
+    for named in (ActivityRef(token=task.token), ActivityRef(workflow_id="order", activity_id="pay:1")):
+        assert (await refused(end(tenant, named))).reason == "STALE_TASK"
+
+
+async def test_the_last_attempt_that_failed_by_itself_has_ended(tenant: Tenant) -> None:
+    _, _, task = await left(tenant, retry_policy=RetryPolicy(max_attempts=1))
+    assert not (await end(tenant, task, failure=Failure(message="no", type="Declined"))).duplicate
+    assert (await end(tenant, task)).duplicate
 
 
 async def test_heartbeats_from_elsewhere_keep_it_alive_and_tell_of_a_cancellation(tenant: Tenant) -> None:
