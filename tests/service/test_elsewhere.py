@@ -199,6 +199,17 @@ async def test_a_failure_is_tried_again_with_a_token_of_its_own_and_the_old_one_
     assert (await last(tenant, run_id, "activity_completed")).activity_completed.attempt == 2
 
 
+async def test_a_failure_after_longer_than_max_elapsed_is_tried_again_since_waiting_is_no_trying(
+    tenant: Tenant,
+) -> None:
+    worker, run_id, task = await left(tenant, retry_policy=RetryPolicy(initial_interval=seconds(0.05)))
+    ShiftedClock.shift_ms += 360_000
+    await end(tenant, task, failure=Failure(message="busy", type="Busy"))
+    assert (await worker.activity()).attempt == 2
+    failed = (await last(tenant, run_id, "activity_attempt_failed")).activity_attempt_failed
+    assert failed.ran_for.ToMilliseconds() == 0
+
+
 async def test_an_attempt_that_left_outlives_its_worker_however_that_goes(tenant: Tenant) -> None:
     for number, go in enumerate((ScriptedWorker.goodbye, ScriptedWorker.cut, ScriptedWorker.drain)):
         worker, run_id, task = await left(tenant)
