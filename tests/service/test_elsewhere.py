@@ -346,6 +346,14 @@ async def test_of_a_closed_run_nothing_can_be_ended(tenant: Tenant) -> None:
     assert (await refused(beat(tenant, task))).reason == "STALE_TASK"
 
 
+async def test_who_names_an_activity_that_never_was_is_told_so_and_not_that_it_is_closed(tenant: Tenant) -> None:
+    _, run_id, task = await left(tenant)
+    never = await refused(end(tenant, ActivityRef(run_id=run_id, activity_id="pay:9")))
+    assert never.message == "task 'a/pay:9' is stale: its run never had it; GetWorkflow lists what is open"
+    await tenant.terminate(run_id)
+    assert (await refused(end(tenant, task))).message == "task 'a/pay:1' is stale: it is closed"
+
+
 async def test_one_that_waits_for_its_worker_can_be_ended_by_id_and_has_no_heartbeats(tenant: Tenant) -> None:
     worker = await tenant.worker(activities=[])
     run = await tenant.start("order")
