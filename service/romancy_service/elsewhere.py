@@ -84,6 +84,8 @@ class Elsewhere:
     async def _check_ended(self, ref: AttemptRef, stale: StaleTask) -> None:
         """Raise `stale` unless it was this very attempt that closed the activity."""
         closed_by = await self._node.closing_attempt(ref.run_id, ref.task_id)
+        if closed_by is None:
+            raise StaleTask(ref.task_id, "its run never had it; GetWorkflow lists what is open")
         if not closed_by or ref.attempt not in (0, closed_by):
             raise stale
 

@@ -42,8 +42,9 @@ class Node:
     _closings: dict[str, asyncio.Task[dict[str, int]]] = field(default_factory=dict)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
-    async def closing_attempt(self, run_id: str, task_id: str) -> int:
-        """The attempt of an activity or compensation that closed it; 0 while it is open, or when nothing is known.
+    async def closing_attempt(self, run_id: str, task_id: str) -> int | None:
+        """The attempt of an activity or compensation that closed it in its own words; 0 while it is open, or when an
+        attempt that timed out or was lost closed it: that one never ended. None: the run has no such one.
 
         The history is read once for all who ask for the same run at the same time: after a reconnect these are many.
         """
@@ -51,14 +52,20 @@ class Node:
         if reading is None:
             reading = self._closings[run_id] = asyncio.get_running_loop().create_task(self._read_closings(run_id))
             reading.add_done_callback(lambda _: self._closings.pop(run_id, None))
-        return (await asyncio.shield(reading)).get(task_id, 0)
+        return (await asyncio.shield(reading)).get(task_id)
 
     async def _read_closings(self, run_id: str) -> dict[str, int]:
         closings: dict[str, int] = {}
         async for page in self.store.history_pages(run_id):
             for event in page:
                 kind = event.WhichOneof("attributes")
-                if kind in ("activity_completed", "activity_failed", "activity_cancelled"):
+                if kind == "activity_scheduled":
+                    closings[activity_task_id(event.activity_scheduled.command.activity_id)] = 0
+                elif kind == "compensation_scheduled":
+                    closings[compensation_task_id(event.compensation_scheduled.compensation_id)] = 0
+                elif not event.HasField("author"):
+                    continue  # nobody answered
+                elif kind in ("activity_completed", "activity_failed", "activity_cancelled"):
                     activity = getattr(event, kind)
                     closings[activity_task_id(activity.activity_id)] = activity.attempt
                 elif kind in ("compensation_completed", "compensation_failed"):

@@ -8,7 +8,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from romancy.v1.command_pb2 import Command
-from romancy.v1.failure_pb2 import FAILURE_SOURCE_LOST, FAILURE_SOURCE_TIMEOUT
+from romancy.v1.failure_pb2 import FAILURE_SOURCE_LOST, FAILURE_SOURCE_TIMEOUT, Failure
 from romancy.v1.history_pb2 import (
     RETRY_STATE_LOST,
     RETRY_STATE_MAX_ATTEMPTS,
@@ -21,9 +21,9 @@ from romancy.v1.worker_service_pb2 import Then
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPLETED, WORKFLOW_STATUS_FAILED, WORKFLOW_STATUS_RUNNING
 
 from romancy_service.core.limits import Limits
-from romancy_service.core.task import NEVER_MS, WORKFLOW_TASK_ID, Fence
+from romancy_service.core.task import ELSEWHERE, NEVER_MS, WORKFLOW_TASK_ID, Fence
 from romancy_service.core.times import timestamp
-from romancy_service.core.triggers import CompleteActivity, CompleteWorkflowTask, FailWorkflowTask, LoseTask
+from romancy_service.core.triggers import CompleteActivity, CompleteWorkflowTask, FailWorkflowTask, LoseTask, TaskDue
 from romancy_service.errors import StaleTask
 from tests.core.life import CANCEL, Life, cancel_activity, complete, fail, schedule, timer
 
@@ -106,6 +106,26 @@ def test_no_attempt_starts_after_max_elapsed() -> None:
     life.now_ms = life.task("pay:1").due_ms
     life.fails("pay:1")
     assert life.history[-1].activity_failed.retry_state == RETRY_STATE_MAX_ELAPSED
+
+
+@pytest.mark.parametrize("ended", ["failed", "timed out"])
+@pytest.mark.parametrize(("owner", "counts"), [("a session", True), (ELSEWHERE, False)])
+def test_an_attempt_that_waits_elsewhere_uses_up_no_max_elapsed(owner: str, counts: bool, ended: str) -> None:
+    life = Life.begin()
+    life.code(schedule("pay:1", start_to_close_timeout=Duration(seconds=301)))
+    leased_ms, fence = life.now_ms, Fence("a/pay:1", 1, owner, 1)
+    life.now_ms += 301_000
+    if ended == "failed":
+        life.do(CompleteActivity(fence, leased_ms, failure=Failure(message="busy", type="Busy")))
+    else:
+        life.do(TaskDue(fence, leased_ms, 0))
+    if counts:
+        assert life.history[-1].activity_failed.retry_state == RETRY_STATE_MAX_ELAPSED
+    else:
+        assert (life.task("pay:1").attempt, life.task("pay:1").worked_ms) == (
+            2,
+            life.task("pay:1").due_ms - life.now_ms,
+        )
 
 
 def test_a_lost_attempt_is_sent_again_at_once_and_does_not_count() -> None:

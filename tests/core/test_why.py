@@ -8,6 +8,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from romancy.v1 import wait_pb2 as why
+from romancy.v1.channel_pb2 import CHANNEL_MODE_BROADCAST, CHANNEL_MODE_COMPETING
 from romancy.v1.command_pb2 import Command
 from romancy.v1.failure_pb2 import FAILURE_SOURCE_SERVICE, Failure
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_RUNNING
@@ -22,6 +23,7 @@ from romancy_service.core.why.whole import is_long
 from romancy_service.core.why.words import failure_text, span
 from tests.core.life import T0, Life, fail, schedule, timer
 from tests.core.talk import begun, child, update
+from tests.core.test_channel import answered, join
 from tests.core.test_subscription import subscribe
 
 PAY = ("default", TaskKind.ACTIVITY, "pay")
@@ -49,6 +51,27 @@ def test_an_open_run_always_waits_for_something() -> None:
     life.do(update("up-1"))
     life.code()
     assert [wait.kind for wait in waits(facts(life))] == [why.WAIT_KIND_UPDATE, why.WAIT_KIND_CONDITION]
+
+
+def test_code_that_may_await_a_subscription_is_not_said_to_wait_for_no_event() -> None:
+    life = begin(
+        subscribe(1, "paid", False), join(2, mode=CHANNEL_MODE_BROADCAST), join(3, "shifts", CHANNEL_MODE_COMPETING)
+    )
+    for number in (2, 3):
+        answered(life, number)
+    life.code()
+    condition, *_ = waits(facts(life))
+    assert condition.kind == why.WAIT_KIND_CONDITION
+    assert (
+        "its code waits for events paid or messages of channel jobs, or for something that only" in condition.sentence
+    )
+    assert condition.sentence.endswith(": no activity or child is awaited")
+    assert condition.remedy.startswith("what it subscribed to wakes it, and a signal or an update wakes it")
+    many = begin(*(subscribe(number, f"paid{number}", False) for number in range(1, 8)))
+    condition, *_ = waits(facts(many))
+    assert "events paid5 or those of 2 more subscriptions, or for something" in condition.sentence
+    condition, *_ = waits(facts(begin()))
+    assert condition.sentence.endswith(": no activity, event or child is awaited")
 
 
 def test_a_subscription_or_a_timeout_is_nothing_that_the_code_waits_for() -> None:

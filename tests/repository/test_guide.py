@@ -74,6 +74,14 @@ async def test_the_workflows_of_the_guide_do_what_it_says(guide: ModuleType, ser
     assert guide.charges.keys() & {"ORD-2", "ORD-3", "ORD-4"} == {"ORD-4"}
 
 
+async def test_what_the_guide_says_again_happens_once(guide: ModuleType, service: testing.LocalService) -> None:
+    handle = await service.client.start_workflow(guide.waits_for_ever, "ORD-7", id="ORD-7")
+    await guide.pay_out(service.client, "ORD-7")
+    await handle.outcome()
+    await guide.pay_out(service.client, "ORD-7")
+    assert [event.HasField("signal_received") async for event in handle.history()].count(True) == 1
+
+
 async def test_a_cancelled_workflow_of_the_guide_cleans_up_and_is_undone(
     guide: ModuleType, service: testing.LocalService
 ) -> None:

@@ -128,6 +128,36 @@ async def test_ending_an_attempt_again_changes_nothing_and_is_answered_alike(ten
     assert (await tenant.kinds(run_id)).count("activity_completed") == 1
 
 
+async def test_a_request_id_that_ended_another_attempt_is_refused_and_ends_nothing(tenant: Tenant) -> None:
+    worker, run_id, task = await left(tenant, retry_policy=QUICK_RETRY)
+    await end(tenant, task, failure=Failure(message="busy", type="Busy"), request_id="used")
+    again = await worker.activity()
+    other = await tenant.start("other")
+    await worker.report(leaving(again))
+    await worker.command(await worker.workflow_task(), schedule("pay:1"), schedule("ship:1"))
+    await end(tenant, ActivityRef(run_id=other.run_id, activity_id="ship:1"), request_id="shipped")
+    for meant, request_id in (
+        (ActivityRef(token=again.token), "used"),  # of the same activity
+        (ActivityRef(workflow_id="other", activity_id="pay:1"), "shipped"),  # of another one of its run
+        (ActivityRef(workflow_id="order", activity_id="ship:1"), "shipped"),  # of that name, in another workflow
+        (ActivityRef(run_id=run_id, activity_id="ship:1"), "shipped"),
+    ):
+        assert (await refused(end(tenant, meant, request_id=request_id))).reason == "REQUEST_ID_REUSED", meant
+    assert not (await end(tenant, again)).duplicate
+
+
+async def test_a_completion_by_id_is_repeated_safely_when_the_workflow_has_a_newer_run(tenant: Tenant) -> None:
+    worker, run_id, _ = await left(tenant)
+    named = ActivityRef(workflow_id="order", activity_id="pay:1")
+    first = await end(tenant, named, request_id="first")
+    await worker.command(await worker.workflow_task(), complete())
+    await tenant.result(run_id)
+    await tenant.start("order")
+    await worker.command(await worker.workflow_task(), schedule("pay:1"))
+    await worker.activity()
+    assert await end(tenant, named, request_id="first") == first
+
+
 async def test_an_attempt_is_ended_by_the_ids_of_workflow_and_activity(tenant: Tenant) -> None:
     worker, run_id, _ = await left(tenant)
     assert not (await end(tenant, ActivityRef(run_id=run_id, activity_id="pay:1"))).duplicate
@@ -167,6 +197,17 @@ async def test_a_failure_is_tried_again_with_a_token_of_its_own_and_the_old_one_
     await worker.report(leaving(again))
     await end(tenant, again)
     assert (await last(tenant, run_id, "activity_completed")).activity_completed.attempt == 2
+
+
+async def test_a_failure_after_longer_than_max_elapsed_is_tried_again_since_waiting_is_no_trying(
+    tenant: Tenant,
+) -> None:
+    worker, run_id, task = await left(tenant, retry_policy=RetryPolicy(initial_interval=seconds(0.05)))
+    ShiftedClock.shift_ms += 360_000
+    await end(tenant, task, failure=Failure(message="busy", type="Busy"))
+    assert (await worker.activity()).attempt == 2
+    failed = (await last(tenant, run_id, "activity_attempt_failed")).activity_attempt_failed
+    assert failed.ran_for.ToMilliseconds() == 0
 
 
 async def test_an_attempt_that_left_outlives_its_worker_however_that_goes(tenant: Tenant) -> None:
@@ -234,7 +275,27 @@ async def test_its_time_in_all_goes_on_and_nothing_follows(tenant: Tenant) -> No
     await a_minute_passes(tenant)
     failed = (await worker.workflow_task()).events[-1].activity_failed
     assert (failed.failure.type, failed.outcome_unknown) == ("ScheduleToCloseTimeout", True)
-    assert (await end(tenant, task)).duplicate, "it ended before"
+    for named in (ActivityRef(token=task.token), ActivityRef(workflow_id="order", activity_id="pay:1")):
+        assert (await refused(end(tenant, named))).reason == "STALE_TASK"
+
+
+@pytest.mark.parametrize("asked_to_stop", [False, True])
+async def test_the_only_attempt_that_timed_out_is_ended_by_nobody_else(tenant: Tenant, asked_to_stop: bool) -> None:
+    once = RetryPolicy(max_attempts=1)
+    worker, run_id, task = await left(tenant, start_to_close_timeout=seconds(60), retry_policy=once)
+    if asked_to_stop:
+        await tenant.signal(run_id)
+        await worker.command(await worker.workflow_task(), cancel_activity("pay:1"))
+    await a_minute_passes(tenant)
+    await last(tenant, run_id, "activity_cancelled" if asked_to_stop else "activity_failed")
+    for named in (ActivityRef(token=task.token), ActivityRef(workflow_id="order", activity_id="pay:1")):
+        assert (await refused(end(tenant, named))).reason == "STALE_TASK"
+
+
+async def test_the_last_attempt_that_failed_by_itself_has_ended(tenant: Tenant) -> None:
+    _, _, task = await left(tenant, retry_policy=RetryPolicy(max_attempts=1))
+    assert not (await end(tenant, task, failure=Failure(message="no", type="Declined"))).duplicate
+    assert (await end(tenant, task)).duplicate
 
 
 async def test_heartbeats_from_elsewhere_keep_it_alive_and_tell_of_a_cancellation(tenant: Tenant) -> None:
@@ -283,6 +344,14 @@ async def test_of_a_closed_run_nothing_can_be_ended(tenant: Tenant) -> None:
     await tenant.terminate(run_id)
     assert (await refused(end(tenant, task))).reason == "STALE_TASK"
     assert (await refused(beat(tenant, task))).reason == "STALE_TASK"
+
+
+async def test_who_names_an_activity_that_never_was_is_told_so_and_not_that_it_is_closed(tenant: Tenant) -> None:
+    _, run_id, task = await left(tenant)
+    never = await refused(end(tenant, ActivityRef(run_id=run_id, activity_id="pay:9")))
+    assert never.message == "task 'a/pay:9' is stale: its run never had it; GetWorkflow lists what is open"
+    await tenant.terminate(run_id)
+    assert (await refused(end(tenant, task))).message == "task 'a/pay:1' is stale: it is closed"
 
 
 async def test_one_that_waits_for_its_worker_can_be_ended_by_id_and_has_no_heartbeats(tenant: Tenant) -> None:

@@ -15,7 +15,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, computed_field
 from typing_extensions import TypedDict
 
 from romancy.v1.payload_pb2 import Payload
@@ -46,7 +46,33 @@ class Extra(TypedDict):
     n: int
 
 
+@dataclass
+class Picky:
+    """Raises whatever it likes about a value."""
+
+    n: int
+
+    def __post_init__(self) -> None:
+        match self.n:
+            case -1:
+                raise TypeError("n must be positive")
+            case -2:
+                _ = {1: 1}[self.n]
+            case -3:
+                raise OSError("no database")
+
+
+class Computed(BaseModel):
+    n: int
+
+    @computed_field
+    def half(self) -> int:
+        raise AttributeError("no half of it")
+
+
 SECRET = "hunter" + str(2)  # not as it stands in the source, which stack traces show
+PASSWORDS: dict[str, str] = {}
+Known = Annotated[str, AfterValidator(lambda text: PASSWORDS[text])]
 Odd = Annotated[str, AfterValidator(lambda text: [text])]
 """What its validator returns is not what it is annotated as."""
 
@@ -164,6 +190,17 @@ def test_what_can_be_made_the_annotated_type_is_made_so() -> None:
         (Any, object(), "a value of type object does not fit"),
         (str, "\ud800", "surrogates not allowed"),
         (WorkflowSpec, Payload(), "a value of type Payload is no WorkflowSpec"),
+        (
+            Picky,
+            {"n": -1},
+            "a value of type dict does not fit Picky: TypeError: n must be positive (test_converter.py:",
+        ),
+        (Picky, {"n": -2}, "a value of type dict does not fit Picky: KeyError (test_converter.py:"),
+        (
+            Computed,
+            Computed(n=1),
+            "a value of type Computed does not fit Computed: Error serializing to JSON: AttributeError",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named_with_its_type(annotation: Any, value: Any, text: str) -> None:
@@ -182,6 +219,17 @@ def test_what_does_not_fit_is_named_with_its_type(annotation: Any, value: Any, t
         (WorkflowSpec, Payload(binary=b"", metadata={"type": "x.Y"}), "but romancy.v1.WorkflowSpec is expected"),
         (WorkflowSpec, Payload(binary=b"\xff"), "cannot be decoded as romancy.v1.WorkflowSpec"),
         (WorkflowSpec, Payload(), "it is nothing (no metadata)"),
+        (Picky, Payload(json='{"n": -1}'), "does not fit Picky: TypeError: n must be positive (test_converter.py:"),
+        (
+            Picky,
+            Payload(json='{"n": -2}'),
+            "the fee cannot be decoded: it does not fit Picky: KeyError (test_converter.py:",
+        ),
+        (
+            list[Picky],
+            Payload(json='[{"n": -3}]'),
+            "does not fit list[tests.worker_sdk.test_converter.Picky]: OSError: ",
+        ),
     ],
 )
 def test_what_cannot_be_decoded_is_named(annotation: Any, payload: Payload, text: str) -> None:
@@ -206,6 +254,7 @@ def test_errors_do_not_show_the_value_which_may_be_secret() -> None:
         lambda: codec(int).encode(SECRET, "password"),
         lambda: codec(Item).encode(Item("a", SECRET, []), "password"),  # type: ignore[arg-type]
         lambda: codec(Odd).encode(SECRET.encode(), "password"),
+        lambda: codec(Known).decode(Payload(json=f'"{SECRET}"'), "password"),
     ],
 )
 def test_nothing_that_is_recorded_of_an_error_has_the_value(convert: Callable[[], object]) -> None:

@@ -6,11 +6,14 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from romancy.v1.event_pb2 import CloudEvent
+from romancy.v1.history_pb2 import EventReceived, SubscriptionAnswered
 from romancy.v1.wait_pb2 import WAIT_KIND_CODE_FAILS, WAIT_STATE_BLOCKED, Wait
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_RUNNING
 
@@ -225,6 +228,93 @@ def test_recurring_in_a_handler_is_refused_in_words_and_ends_nothing(kind: str) 
     with pytest.raises(WorkflowTaskError, match=words):
         run.signal("recur_by_signal") if kind == "signal" else run.update("u", "recur_by_update")
     assert not run.instance.machine.closed
+
+
+# Values whose model raises what is a mistake elsewhere ----------------------------------------------------------------
+
+
+@dataclass
+class Positive:
+    n: int
+
+    def __post_init__(self) -> None:
+        if self.n == -1:
+            raise TypeError("n must be positive")
+        if self.n < 0:
+            _ = {0: 0}[self.n]
+
+
+@activity
+async def count() -> Positive:
+    raise NotImplementedError
+
+
+@workflow
+async def counts(ctx: WorkflowContext, start: Positive, how: str) -> int:
+    counted: list[int] = []
+
+    @ctx.signal
+    def add(number: Positive) -> None:
+        counted.append(number.n)
+
+    @ctx.update
+    def put(number: Positive) -> None:
+        counted.append(number.n)
+
+    match how:
+        case "an event":
+            return (await ctx.wait_event("counted", Positive)).data.n
+        case "a message":
+            await ctx.subscribe("counts")
+            return (await ctx.receive("counts", Positive)).data.n
+        case "a result":
+            return (await count()).n
+    await ctx.wait_condition(lambda: bool(counted))
+    return counted[0]
+
+
+def counting(how: str, start: int = 1) -> Driver:
+    first = Positive(1)
+    first.n = start
+    return Driver(counts, first, how)
+
+
+BAD = [-1, -2]
+
+
+@pytest.mark.parametrize("number", BAD)
+def test_a_signal_and_an_update_that_a_model_refuses_cost_the_run_nothing(number: int) -> None:
+    run = counting("what is said")
+    run.start()
+    assert run.signal("add", {"n": number}) == []
+    assert run.update("u1", "put", {"n": number}) == ["reject_update u1"]
+    run.signal("add", {"n": 7})
+    assert run.result() == 7
+
+
+@pytest.mark.parametrize("number", BAD)
+@pytest.mark.parametrize("how", ["an argument", "an event", "a message", "a result"])
+def test_a_value_that_a_model_refuses_fails_the_run_as_data(how: str, number: int) -> None:
+    run = counting(how, number if how == "an argument" else 1)
+    run.start()
+    match how:
+        case "an event":
+            run.step(event_received=received(run, number))
+        case "a message":
+            (wanted,) = run.service.subscriptions
+            run.step(subscription_answered=SubscriptionAnswered(subscription_id=wanted))
+            run.step(event_received=received(run, number, channel="counts"))
+        case "a result":
+            run.complete("count:1", {"n": number})
+    assert run.failure().type == "ConversionError"
+    assert "fit Positive: " + {-1: "TypeError: n must be positive", -2: "KeyError"}[number] in run.failure().message
+
+
+def received(run: Driver, number: int, channel: str = "") -> EventReceived:
+    event = CloudEvent(id="1", source="/", spec_version="1.0", type="counted", text_data=f'{{"n": {number}}}')
+    if channel:
+        event.attributes["romancychannel"].ce_string = channel
+    return EventReceived(event=event, subscription_ids=list(run.service.subscriptions))
 
 
 # Refusals that code can catch -----------------------------------------------------------------------------------------

@@ -52,12 +52,12 @@ def cancelled(emit: Emitter, task: Task, *, sent: bool, details: Sequence[Payloa
     )
 
 
-def failed(emit: Emitter, task: Task, failure: Failure, leased_ms: int) -> bool:
+def failed(emit: Emitter, task: Task, failure: Failure, ran_ms: int) -> bool:
     """The attempt failed in its own words. Returns whether the activity is closed by it."""
-    return _failed(emit, task, failure, leased_ms, unknown=False)
+    return _failed(emit, task, failure, ran_ms, unknown=False)
 
 
-def timed_out(emit: Emitter, task: Task, timeout: str, leased_ms: int) -> None:
+def timed_out(emit: Emitter, task: Task, timeout: str, ran_ms: int) -> None:
     """The attempt took, or was silent for, longer than allowed; its outcome is unknown."""
     if task.cancel_requested:
         cancelled(emit, task, sent=True, unknown=True)
@@ -68,7 +68,7 @@ def timed_out(emit: Emitter, task: Task, timeout: str, leased_ms: int) -> None:
         type=timeout,
         source=FAILURE_SOURCE_TIMEOUT,
     )
-    _failed(emit, task, failure, leased_ms, unknown=True)
+    _failed(emit, task, failure, ran_ms, unknown=True)
 
 
 def expired(emit: Emitter, task: Task, timeout: str, *, sent: bool) -> None:
@@ -100,12 +100,11 @@ def lost(emit: Emitter, task: Task) -> None:
         _again(emit, task, failure, wait_ms=0, ran_ms=0, unknown=True)
 
 
-def _failed(emit: Emitter, task: Task, failure: Failure, leased_ms: int, *, unknown: bool) -> bool:
+def _failed(emit: Emitter, task: Task, failure: Failure, ran_ms: int, *, unknown: bool) -> bool:
     assert task.command is not None
     if task.cancel_requested and not task.is_compensation:
         _close(emit, task, failure, RETRY_STATE_CANCEL_REQUESTED, attempt=task.attempt, unknown=unknown)
         return True
-    ran_ms = max(emit.now_ms - leased_ms, 0)
     verdict = next_attempt(
         task.command.retry_policy,
         failure,

@@ -52,7 +52,7 @@ from romancy_service.core.rollback import advance, saga_of
 from romancy_service.core.run import Run
 from romancy_service.core.saga import Saga
 from romancy_service.core.subscription import is_answered, lasting_id
-from romancy_service.core.task import Task, TaskKind, subscription_task_id
+from romancy_service.core.task import ELSEWHERE, Task, TaskKind, subscription_task_id
 from romancy_service.core.times import duration_ms, timestamp, timestamp_ms
 from romancy_service.core.triggers import (
     AnswerSubscription,
@@ -236,9 +236,9 @@ def _complete_activity(emit: Emitter, trigger: CompleteActivity, limits: Limits)
             attempts.cancelled(emit, task, sent=True, details=trigger.cancel_details, unknown=unknown)
         else:
             failure = Failure(message="the worker cancelled the attempt by itself", type="Cancelled")
-            closed = attempts.failed(emit, task, failure, trigger.leased_ms)
+            closed = attempts.failed(emit, task, failure, _ran_ms(emit, trigger))
     else:
-        closed = attempts.failed(emit, task, trigger.failure, trigger.leased_ms)
+        closed = attempts.failed(emit, task, trigger.failure, _ran_ms(emit, trigger))
     if then is None or not closed:
         return Reply(alone=trigger.then is not None)
     emit.now_ms = max(clock_ms, run.last_event_ms)
@@ -438,11 +438,16 @@ def _activity_due(emit: Emitter, task: Task, trigger: TaskDue, *, owned: bool) -
         return
     timeout = attempts.due_timeout(task, trigger.leased_ms, trigger.heartbeat_ms, emit.now_ms, owned=owned)
     if timeout in ("StartToCloseTimeout", "HeartbeatTimeout"):
-        attempts.timed_out(emit, task, timeout, trigger.leased_ms)
+        attempts.timed_out(emit, task, timeout, _ran_ms(emit, trigger))
     elif timeout:
         attempts.expired(emit, task, timeout, sent=owned)
     else:
         raise StaleTask(task.task_id, "nothing is due")
+
+
+def _ran_ms(emit: Emitter, trigger: CompleteActivity | TaskDue) -> int:
+    """How long the attempt ran. One that left its worker waits for somebody: that is no trying, however long it is."""
+    return 0 if trigger.fence.owner == ELSEWHERE else max(emit.now_ms - trigger.leased_ms, 0)
 
 
 def _request_cancel(emit: Emitter, trigger: RequestCancel) -> Reply:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import grpc
 
@@ -15,6 +15,7 @@ from romancy.v1.activity_service_pb2 import (
 )
 from romancy.v1.activity_service_pb2_grpc import ActivityServiceServicer
 from romancy.v1.history_pb2 import Author
+from romancy.v1.workflow_service_pb2 import WorkflowRef
 
 from romancy_service.core.failures import cut
 from romancy_service.core.triggers import CompleteActivity
@@ -22,13 +23,12 @@ from romancy_service.elsewhere import NOBODY, AttemptRef, Elsewhere
 from romancy_service.errors import RequestIdReused
 from romancy_service.node import Node
 from romancy_service.rpc.auth import identity_of
+from romancy_service.rpc.once import is_of
 from romancy_service.rpc.validate import check_completion, check_heartbeat, namespace_of
 from romancy_service.starter import new_id
 from romancy_service.submission import Recorded, RequestKey
 
 # The generated servicer names its methods as the contract does.
-
-_COMPLETE: Final = "CompleteActivity"
 
 
 class ActivityService(ActivityServiceServicer):
@@ -57,13 +57,14 @@ class ActivityService(ActivityServiceServicer):
         )
         response = CompleteActivityResponse(run_id=ref.run_id)
         namespace = namespace_of(request.activity.namespace, limits)
-        key = RequestKey(namespace, request.request_id or new_id(), _COMPLETE, lambda _: response.SerializeToString())
+        method = _method(ref)
+        key = RequestKey(namespace, request.request_id or new_id(), method, lambda _: response.SerializeToString())
         done = await self._elsewhere.complete(ref, outcome, key)
         if done is None:
             return CompleteActivityResponse(run_id=ref.run_id, duplicate=True)
         if not isinstance(done, Recorded):
             return response
-        if done.method != _COMPLETE:
+        if done.method != method or not await is_of(self._node.store, _workflow(request.activity, ref), done.run_id):
             raise RequestIdReused(key.request_id, done.method)
         return CompleteActivityResponse.FromString(done.reply)
 
@@ -81,3 +82,17 @@ class ActivityService(ActivityServiceServicer):
         if activity.token:
             return self._elsewhere.by_token(namespace, activity.token)
         return await self._elsewhere.by_id(namespace, activity.workflow_id, activity.run_id, activity.activity_id)
+
+
+def _method(ref: AttemptRef) -> str:
+    """What a request id is used for: the rpc and the attempt, if one is said. The run is known besides."""
+    return f"CompleteActivity of {ref.task_id}" + (f", attempt {ref.attempt}" if ref.attempt else "")
+
+
+def _workflow(activity: ActivityRef, ref: AttemptRef) -> WorkflowRef:
+    """What a request names: with a token a run, else maybe whichever is the newest."""
+    return WorkflowRef(
+        namespace=activity.namespace,
+        workflow_id=activity.workflow_id,
+        run_id=ref.run_id if activity.token else activity.run_id,
+    )

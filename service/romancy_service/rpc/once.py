@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
+from romancy.v1.workflow_service_pb2 import WorkflowRef
+
 from romancy_service.errors import RequestIdReused, RomancyError
 from romancy_service.store.store import Store
 
@@ -34,6 +36,14 @@ async def once(
         if (before := await _recorded(store, namespace, request_id, method)) is not None:
             return response.FromString(before)
         raise
+
+
+async def is_of(store: Store, ref: WorkflowRef, run_id: str) -> bool:
+    """Whether a run is one that a request names; of one that is deleted that is not known any more."""
+    if ref.run_id:
+        return run_id == ref.run_id
+    found = (await store.load([run_id])).get(run_id)
+    return found is None or found.workflow_id == ref.workflow_id
 
 
 async def _recorded(store: Store, namespace: str, request_id: str, method: str) -> bytes | None:

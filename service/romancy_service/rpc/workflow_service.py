@@ -76,7 +76,7 @@ from romancy_service.errors import (
 from romancy_service.node import Node
 from romancy_service.rpc.auth import identity_of
 from romancy_service.rpc.errors import error_of
-from romancy_service.rpc.once import once
+from romancy_service.rpc.once import is_of, once
 from romancy_service.rpc.pages import fit, read_runs_token, runs_token
 from romancy_service.rpc.validate import (
     check_change,
@@ -409,16 +409,9 @@ class WorkflowService(WorkflowServiceServicer):
                     raise
         if not isinstance(done, Recorded):
             return answer(done)
-        if done.method != method or not await self._is_of(request.workflow, done.run_id):
+        if done.method != method or not await is_of(self._node.store, request.workflow, done.run_id):
             raise RequestIdReused(key.request_id, done.method)
         return response.FromString(done.reply)
-
-    async def _is_of(self, ref: WorkflowRef, run_id: str) -> bool:
-        """Whether the run is one that the request names; of one that is deleted that is not known any more."""
-        if ref.run_id:
-            return run_id == ref.run_id
-        found = (await self._node.store.load([run_id])).get(run_id)
-        return found is None or found.workflow_id == ref.workflow_id
 
     async def _find(self, ref: WorkflowRef) -> str:
         check_ref("workflow", ref, self._node.limits)

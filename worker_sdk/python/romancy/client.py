@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -323,19 +322,23 @@ class Client:
                 return
             request.page_token = page.next_page_token
 
-    async def pause_event_rule(self, rule_id: str, note: str = "") -> None:
+    async def pause_event_rule(self, rule_id: str, note: str = "", *, request_id: str | None = None) -> None:
         """Have it start nothing until it is resumed. Raises EventRuleNotFound."""
-        request = PauseEventRuleRequest(namespace=self.namespace, rule_id=rule_id, note=note, request_id=new_id())
+        request = PauseEventRuleRequest(
+            namespace=self.namespace, rule_id=rule_id, note=note, request_id=request_id or new_id()
+        )
         await self.calls.call(lambda calls: calls.events.PauseEventRule, request)
 
-    async def resume_event_rule(self, rule_id: str, note: str = "") -> None:
+    async def resume_event_rule(self, rule_id: str, note: str = "", *, request_id: str | None = None) -> None:
         """End a pause. Events that came meanwhile start nothing any more. Raises EventRuleNotFound."""
-        request = ResumeEventRuleRequest(namespace=self.namespace, rule_id=rule_id, note=note, request_id=new_id())
+        request = ResumeEventRuleRequest(
+            namespace=self.namespace, rule_id=rule_id, note=note, request_id=request_id or new_id()
+        )
         await self.calls.call(lambda calls: calls.events.ResumeEventRule, request)
 
-    async def delete_event_rule(self, rule_id: str) -> None:
+    async def delete_event_rule(self, rule_id: str, *, request_id: str | None = None) -> None:
         """Forget a rule. Workflows that it started go on. Raises EventRuleNotFound."""
-        request = DeleteEventRuleRequest(namespace=self.namespace, rule_id=rule_id, request_id=new_id())
+        request = DeleteEventRuleRequest(namespace=self.namespace, rule_id=rule_id, request_id=request_id or new_id())
         await self.calls.call(lambda calls: calls.events.DeleteEventRule, request)
 
     # Channels ---------------------------------------------------------------------------------------------------------
@@ -361,7 +364,7 @@ class Client:
             data=codec(Any).encode(data, f"a message for channel {channel}"),
             metadata=check_metadata(metadata),
             workflow_id=workflow_id,
-            request_id=request_id or str(uuid.uuid4()),
+            request_id=request_id or new_id(),
         )
         return not (await self.calls.call(lambda calls: calls.channels.PublishMessage, request)).duplicate
 
@@ -520,13 +523,13 @@ class Client:
                 return
             request.page_token = page.next_page_token
 
-    async def set_namespace(self, retention: Seconds) -> Namespace:
+    async def set_namespace(self, retention: Seconds, *, request_id: str | None = None) -> Namespace:
         """Say how long this client's namespace keeps closed workflows. What is older is deleted within minutes."""
         check_seconds("retention", retention)
         request = SetNamespaceRequest(
             namespace=self.namespace,
             retention=to_duration(retention),
-            request_id=new_id(),
+            request_id=request_id or new_id(),
             identity=self.identity,
         )
         return (await self.calls.call(lambda calls: calls.admin.SetNamespace, request)).namespace

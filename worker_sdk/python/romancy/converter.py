@@ -6,6 +6,7 @@ import json
 import math
 import re
 from functools import lru_cache
+from traceback import walk_tb
 from types import NoneType, UnionType
 from typing import Any, Final, Union, get_args, get_origin
 
@@ -15,7 +16,8 @@ from pydantic_core import PydanticSerializationError
 
 from romancy.v1.payload_pb2 import Payload
 
-from romancy.errors import ConversionError
+from romancy._frames import place
+from romancy.errors import ConversionError, WorkflowTaskError
 
 MAX_PAYLOAD_BYTES: Final = 2 * 1024 * 1024
 """The service refuses larger ones. Checked here, so that the error names the value."""
@@ -50,36 +52,39 @@ class Codec:
     def encode(self, value: Any, what: str) -> Payload:
         """The payload of `value`. Raises ConversionError, naming `what`, when it does not fit the annotation."""
         try:
-            # Making errors of warnings costs more than the encoding; what has exactly the plain type gets none.
-            data = self._to_json(value) if type(value) is self._plain else self._to_json(value, warnings="error")
-        except PydanticSerializationError:
-            data = self._encode_coerced(value, what)
-        if data != _NULL and _NOT_FINITE.search(data) and type(value) is not str:
-            self._refuse_not_finite(data, value, what)
-        _check_size(len(data), what)
-        return Payload(json=data.decode())
-
-    def _refuse_not_finite(self, data: bytes, value: Any, what: str) -> None:
-        try:
-            json.loads(data, parse_constant=_refuse_constant)
-            if _NULL in data and (number := _not_finite(self._to_python(value, warnings=False))) is not None:
-                _refuse_constant(str(number))
+            try:
+                # Making errors of warnings costs more than the encoding; what has exactly the plain type gets none.
+                plain = type(value) is self._plain
+                data = self._to_json(value) if plain else self._to_json(value, warnings="error")
+            except PydanticSerializationError:
+                data = self._encode_coerced(value)
+            if data != _NULL and _NOT_FINITE.search(data) and type(value) is not str:
+                self._refuse_not_finite(data, value)
         except _NotFinite as found:
             raise ConversionError(
                 f"{what} cannot be encoded: it has {found}, which JSON has not; give None or a text instead"
             ) from None
-
-    def _encode_coerced(self, value: Any, what: str) -> bytes:
-        """Encode what is not of the annotated type but can be made so, such as a tuple for a list."""
-        try:
-            # By way of JSON, since that is how it will be read: models that were built unchecked are checked as well.
-            fitting = self._from_json(self._to_json(value, warnings=False))
-            return self._to_json(fitting, warnings="error")
-        except (PydanticSerializationError, ValidationError) as error:
+        except WorkflowTaskError:
+            raise
+        except Exception as error:
             raise ConversionError(
                 f"{what} cannot be encoded: a value of type {_name(type(value))} does not fit "
                 f"{_name(self.annotation)}: {_reason(error)}"
             ) from None  # pydantic's own error shows the value, which may be secret
+        _check_size(len(data), what)
+        return Payload(json=data.decode())
+
+    def _refuse_not_finite(self, data: bytes, value: Any) -> None:
+        json.loads(data, parse_constant=_refuse_constant)
+        if _NULL in data and (number := _not_finite(self._to_python(value, warnings=False))) is not None:
+            _refuse_constant(str(number))
+
+    def _encode_coerced(self, value: Any) -> bytes:
+        """Encode what is not of the annotated type but can be made so, such as a tuple for a list."""
+        # By way of JSON, since that is how it will be read: models that were built unchecked are checked as well.
+        fitting = self._from_json(self._to_json(value, warnings=False))
+        data: bytes = self._to_json(fitting, warnings="error")
+        return data
 
     def decode(self, payload: Payload, what: str) -> Any:
         """The value of `payload`. Raises ConversionError, naming `what`, when it does not fit the annotation."""
@@ -91,7 +96,9 @@ class Codec:
             )
         try:
             return self._from_json(payload.json if kind else _NULL)
-        except ValidationError as error:
+        except WorkflowTaskError:
+            raise
+        except Exception as error:  # a validator of the user's may raise anything, and the data are at fault, not it
             raise ConversionError(
                 f"{what} cannot be decoded: it does not fit {_name(self.annotation)}: {_reason(error)}"
             ) from None
@@ -229,9 +236,14 @@ def _metadata(payload: Payload) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What pydantic says, in one line, without the value: errors are logged, values may be secret."""
-    if not isinstance(error, ValidationError):
+    """What is said against a value, in one line, without the value: errors are logged, values may be secret."""
+    if isinstance(error, PydanticSerializationError):
         return _INPUT_VALUE.sub("...", " ".join(str(error).split()), count=1)
+    if not isinstance(error, ValidationError):
+        # What is not found, a LookupError names: that is the value.
+        said = type(error).__qualname__ if isinstance(error, LookupError) else f"{type(error).__qualname__}: {error}"
+        frame, line = list(walk_tb(error.__traceback__))[-1]
+        return f"{' '.join(said.split())} ({place(frame.f_code, line)})"
     problems = [
         f"{'.'.join(map(str, problem['loc'])) or 'value'}: {problem['msg']}"
         for problem in error.errors(include_url=False, include_input=False)[:3]

@@ -35,7 +35,7 @@ from romancy.v1.workflow_service_pb2 import (
 
 from romancy._calls import backoff_s, is_passing
 from romancy._calls_by_name import decode_answer, encode_call
-from romancy._checks import check_choice
+from romancy._checks import check_choice, check_type
 from romancy._failure import from_failure
 from romancy._methods import HandlerMethod, UpdateMethod
 from romancy._updates import UpdateHandle
@@ -60,7 +60,11 @@ _WATCH_FAILURES: Final = 30
 
 
 class WorkflowHandle(Generic[_R_co]):
-    """One workflow as its client sees it: a given run, or, without a run id, the newest one of the workflow id."""
+    """One workflow as its client sees it: a given run, or, without a run id, the newest one of the workflow id.
+
+    What changes something takes a `request_id`: the same one acts once, and is answered alike. Without one, each call
+    has its own.
+    """
 
     def __init__(
         self, client: Client, workflow_id: str, run_id: str | None, decode: Callable[[WorkflowOutcome], _R_co]
@@ -101,25 +105,25 @@ class WorkflowHandle(Generic[_R_co]):
         request = GetWorkflowRequest(workflow=self._ref)
         return await self._client.calls.call(lambda calls: calls.workflows.GetWorkflow, request)
 
-    async def cancel(self, reason: str = "") -> None:
+    async def cancel(self, reason: str = "", *, request_id: str | None = None) -> None:
         """Ask the workflow to stop and to undo what it did. Returns when that is recorded, not when it is done."""
         request = CancelWorkflowRequest(
-            workflow=self._ref, reason=reason, request_id=new_id(), identity=self._client.identity
+            workflow=self._ref, reason=reason, request_id=request_id or new_id(), identity=self._client.identity
         )
         await self._client.calls.call(lambda calls: calls.workflows.CancelWorkflow, request)
 
-    async def terminate(self, reason: str = "") -> Sequence[str]:
+    async def terminate(self, reason: str = "", *, request_id: str | None = None) -> Sequence[str]:
         """End the workflow at once; nothing is undone. Returns the ids of the activities whose effects are left."""
         request = TerminateWorkflowRequest(
-            workflow=self._ref, reason=reason, request_id=new_id(), identity=self._client.identity
+            workflow=self._ref, reason=reason, request_id=request_id or new_id(), identity=self._client.identity
         )
         answer = await self._client.calls.call(lambda calls: calls.workflows.TerminateWorkflow, request)
         return list(answer.not_undone)
 
-    async def delete(self, reason: str = "") -> None:
+    async def delete(self, reason: str = "", *, request_id: str | None = None) -> None:
         """Forget the workflow, which must be closed, with its history. Nobody can find it any more."""
         request = DeleteWorkflowRequest(
-            workflow=self._ref, reason=reason, request_id=new_id(), identity=self._client.identity
+            workflow=self._ref, reason=reason, request_id=request_id or new_id(), identity=self._client.identity
         )
         await self._client.calls.call(lambda calls: calls.workflows.DeleteWorkflow, request)
 
@@ -128,14 +132,20 @@ class WorkflowHandle(Generic[_R_co]):
     @overload
     async def signal(self, signal: HandlerMethod[_P, Any], *args: _P.args, **kwargs: _P.kwargs) -> None: ...
     @overload
-    async def signal(self, signal: str, *args: Any) -> None: ...
+    async def signal(self, signal: HandlerMethod[..., Any], *args: Any, request_id: str, **kwargs: Any) -> None: ...
+    @overload
+    async def signal(self, signal: str, *args: Any, request_id: str | None = None) -> None: ...
     async def signal(self, signal: Any, *args: Any, **kwargs: Any) -> None:
-        """Tell the workflow's code something. Durable when this returns; signals of one sender keep their order."""
+        """Tell the workflow's code something. Durable when this returns; signals of one sender keep their order.
+
+        The same `request_id` tells it once.
+        """
+        request_id = _request_id(signal, kwargs)
         name, arguments = encode_call("signal", signal, args, kwargs)
         request = SignalWorkflowRequest(
             workflow=self._ref,
             signal=Signal(name=name, arguments=arguments),
-            request_id=new_id(),
+            request_id=request_id,
             identity=self._client.identity,
         )
         await self._client.calls.call(lambda calls: calls.workflows.SignalWorkflow, request)
@@ -159,10 +169,13 @@ class WorkflowHandle(Generic[_R_co]):
     @overload
     async def update(self, update: UpdateMethod[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R: ...
     @overload
-    async def update(self, update: str, *args: Any) -> Any: ...
+    async def update(self, update: UpdateMethod[..., _R], *args: Any, request_id: str, **kwargs: Any) -> _R: ...
+    @overload
+    async def update(self, update: str, *args: Any, request_id: str | None = None) -> Any: ...
     async def update(self, update: Any, *args: Any, **kwargs: Any) -> Any:
         """Have the workflow's code change something, and wait for its answer.
 
+        The same `request_id` asks once, and gets the same answer.
         Raises UpdateRejected, UpdateError with what its code raised, UpdateAborted when the workflow ended first.
         """
         asked: UpdateHandle[Any] = await self.start_update(update, *args, **kwargs)
@@ -173,15 +186,20 @@ class WorkflowHandle(Generic[_R_co]):
         self, update: UpdateMethod[_P, _R], *args: _P.args, **kwargs: _P.kwargs
     ) -> UpdateHandle[_R]: ...
     @overload
-    async def start_update(self, update: str, *args: Any) -> UpdateHandle[Any]: ...
+    async def start_update(
+        self, update: UpdateMethod[..., _R], *args: Any, request_id: str, **kwargs: Any
+    ) -> UpdateHandle[_R]: ...
+    @overload
+    async def start_update(self, update: str, *args: Any, request_id: str | None = None) -> UpdateHandle[Any]: ...
     async def start_update(self, update: Any, *args: Any, **kwargs: Any) -> UpdateHandle[Any]:
         """Like `update`, but returns as soon as the workflow's code accepted it. Raises UpdateRejected."""
+        request_id = _request_id(update, kwargs)
         name, arguments = encode_call("update", update, args, kwargs)
         request = UpdateWorkflowRequest(
             workflow=self._ref,
             name=name,
             arguments=arguments,
-            request_id=new_id(),
+            request_id=request_id,
             wait_for=UPDATE_STAGE_ACCEPTED,
             identity=self._client.identity,
         )
@@ -190,7 +208,12 @@ class WorkflowHandle(Generic[_R_co]):
         return asked
 
     async def resolve_compensation(
-        self, compensation_id: str, resolution: Literal["retry", "mark_done", "give_up"], reason: str = ""
+        self,
+        compensation_id: str,
+        resolution: Literal["retry", "mark_done", "give_up"],
+        reason: str = "",
+        *,
+        request_id: str | None = None,
     ) -> None:
         """Say what becomes of a compensation that failed for good: try again, done otherwise, or never."""
         check_choice("resolution", resolution, _RESOLUTIONS)
@@ -199,7 +222,7 @@ class WorkflowHandle(Generic[_R_co]):
             compensation_id=compensation_id,
             resolution=_RESOLUTIONS[resolution],
             reason=reason,
-            request_id=new_id(),
+            request_id=request_id or new_id(),
             identity=self._client.identity,
         )
         await self._client.calls.call(lambda calls: calls.workflows.ResolveCompensation, request)
@@ -235,6 +258,20 @@ class WorkflowHandle(Generic[_R_co]):
                     raise refusal_of(error) from error
             failures += 1
             await asyncio.sleep(backoff_s(failures))
+
+
+def _request_id(method: Any, kwargs: dict[str, Any]) -> str:
+    """The request id of a call of a handler, taken out of what else it was given by name. Raises TypeError."""
+    if "request_id" not in kwargs:
+        return new_id()
+    if isinstance(method, HandlerMethod) and any(p.name == "request_id" for p in method.handler.signature.parameters):
+        raise TypeError(
+            f"{method!r} has a parameter request_id of its own: give that by position; to give the call a request id, "
+            f"name {method.name!r} instead of the method"
+        )
+    request_id: str | None = kwargs.pop("request_id")
+    check_type("request_id", request_id or "", str, "a text")
+    return request_id or new_id()
 
 
 def new_id() -> str:

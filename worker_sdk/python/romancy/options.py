@@ -42,7 +42,7 @@ class RetryPolicy:
     max_interval: Seconds | None = None
     """The longest wait. Default 60 s, or `initial_interval` if that is longer."""
     max_elapsed: Seconds | None = None
-    """So long may attempts and waits take together; 0: no limit.
+    """So long may attempts and waits take together, but for attempts that end elsewhere; 0: no limit.
 
     Default: no limit where `max_attempts` is set, else 300 s (compensations: no limit).
     """

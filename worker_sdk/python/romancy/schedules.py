@@ -175,7 +175,11 @@ def to_timestamp(name: str, time: datetime | None) -> Timestamp | None:
 
 
 class ScheduleHandle(Generic[_R_co]):
-    """One schedule as its client sees it."""
+    """One schedule as its client sees it.
+
+    What changes something takes a `request_id`: the same one acts once, and is answered alike. Without one, each call
+    has its own.
+    """
 
     def __init__(self, client: Client, schedule_id: str, workflow: Any) -> None:
         self._client = client
@@ -202,26 +206,30 @@ class ScheduleHandle(Generic[_R_co]):
             lambda calls: calls.schedules.GetSchedule, GetScheduleRequest(**self._named)
         )
 
-    async def pause(self, note: str = "") -> None:
+    async def pause(self, note: str = "", *, request_id: str | None = None) -> None:
         """Start nothing at its times until it is resumed."""
-        request = PauseScheduleRequest(**self._named, note=note, request_id=new_id())
+        request = PauseScheduleRequest(**self._named, note=note, request_id=request_id or new_id())
         await self._client.calls.call(lambda calls: calls.schedules.PauseSchedule, request)
 
-    async def resume(self, note: str = "") -> None:
+    async def resume(self, note: str = "", *, request_id: str | None = None) -> None:
         """End a pause. Times that passed meanwhile are not made up for."""
-        request = ResumeScheduleRequest(**self._named, note=note, request_id=new_id())
+        request = ResumeScheduleRequest(**self._named, note=note, request_id=request_id or new_id())
         await self._client.calls.call(lambda calls: calls.schedules.ResumeSchedule, request)
 
-    async def trigger(self, *, overlap: Overlap | None = None) -> WorkflowHandle[_R_co]:
+    async def trigger(self, *, overlap: Overlap | None = None, request_id: str | None = None) -> WorkflowHandle[_R_co]:
         """Ask for one start now, also when a run is open unless `overlap` says otherwise, also when it is paused.
 
         The workflow is there when this returns, unless `overlap` has it wait or leaves it out.
         """
-        request = TriggerScheduleRequest(**self._named, overlap_policy=_overlap(overlap), request_id=new_id())
+        request = TriggerScheduleRequest(
+            **self._named, overlap_policy=_overlap(overlap), request_id=request_id or new_id()
+        )
         answer = await self._client.calls.call(lambda calls: calls.schedules.TriggerSchedule, request)
         return self._client.get_handle(answer.workflow_id, workflow=self._workflow)
 
-    async def backfill(self, start: datetime, end: datetime, *, overlap: Overlap | None = None) -> int:
+    async def backfill(
+        self, start: datetime, end: datetime, *, overlap: Overlap | None = None, request_id: str | None = None
+    ) -> int:
         """Ask for a start for each of its times from `start` on and before `end`; all at once unless `overlap` says
         otherwise. Returns how many."""
         request = BackfillScheduleRequest(
@@ -229,20 +237,21 @@ class ScheduleHandle(Generic[_R_co]):
             start_time=to_timestamp("start", start),
             end_time=to_timestamp("end", end),
             overlap_policy=_overlap(overlap),
-            request_id=new_id(),
+            request_id=request_id or new_id(),
         )
         return (await self._client.calls.call(lambda calls: calls.schedules.BackfillSchedule, request)).starts
 
-    async def update(self, change: Callable[[Schedule], None]) -> None:
+    async def update(self, change: Callable[[Schedule], None], *, request_id: str | None = None) -> None:
         """Have `change` change what is started and when, and store that. Called again if somebody else was quicker.
 
         Times of a changed `spec` count from now. Raises ScheduleChanged when others are quicker all the time.
         """
+        request_id = request_id or new_id()  # what was refused is not known by it
         for left in reversed(range(_TRIES)):
             shown = await self.describe()
             change(shown.schedule)
             request = UpdateScheduleRequest(
-                **self._named, schedule=shown.schedule, revision=shown.info.revision, request_id=new_id()
+                **self._named, schedule=shown.schedule, revision=shown.info.revision, request_id=request_id
             )
             try:
                 await self._client.calls.call(lambda calls: calls.schedules.UpdateSchedule, request)
@@ -251,9 +260,9 @@ class ScheduleHandle(Generic[_R_co]):
                 if not left:
                     raise
 
-    async def delete(self) -> None:
+    async def delete(self, *, request_id: str | None = None) -> None:
         """Forget the schedule. Workflows that it started go on."""
-        request = DeleteScheduleRequest(**self._named, request_id=new_id())
+        request = DeleteScheduleRequest(**self._named, request_id=request_id or new_id())
         await self._client.calls.call(lambda calls: calls.schedules.DeleteSchedule, request)
 
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Final, Protocol
 
 from romancy.v1 import wait_pb2 as kinds
+from romancy.v1.channel_pb2 import CHANNEL_MODE_COMPETING
 from romancy.v1.wait_pb2 import Wait
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPENSATING, WORKFLOW_STATUS_RUNNING
 
 from romancy_service.core import children
+from romancy_service.core.channel import MODE_KEYS, channel_of
 from romancy_service.core.limits import Limits
 from romancy_service.core.run import Run
+from romancy_service.core.subscription import event_type_of
 from romancy_service.core.task import WORKFLOW_TASK_ID, Task, TaskKind
 from romancy_service.core.times import timestamp
 from romancy_service.core.why.facts import Facts, FailedCompensation
 from romancy_service.core.why.words import clock, failure_text, name, one_line, say, span
+
+_SHOWN_NAMES: Final = 5
+"""So many of a kind does a sentence name."""
 
 
 def of_run(facts: Facts) -> Iterator[Wait]:
@@ -67,15 +73,31 @@ def _going_on(run: Run) -> Wait:
 
 
 def condition(facts: Facts) -> Wait:
-    """The code waits, and nothing that it asked for is open."""
+    """The code waits, and nothing that it asked for is open but subscriptions: it may await those, or none of them."""
     run = facts.run
-    sentence = (
-        "its code waits for something that only the code knows, such as wait_condition, since "
-        f"{clock(run.last_event_ms)} ({span(facts.now_ms - run.last_event_ms)}): no activity, event or child is awaited"
-    )
+    since = f"since {clock(run.last_event_ms)} ({span(facts.now_ms - run.last_event_ms)})"
+    kept = _kept(facts)
+    of_code, wakes = "something that only the code knows, such as wait_condition", "a signal or an update wakes it"
+    if kept:
+        sentence = f"its code waits for {kept}, or for {of_code}, {since}: no activity or child is awaited"
+        remedy = f"what it subscribed to wakes it, and {wakes}; a query tells what state it is in"
+    else:
+        sentence = f"its code waits for {of_code}, {since}: no activity, event or child is awaited"
+        remedy = f"{wakes}; a query tells what state it is in"
     wait = Wait(since=timestamp(run.last_event_ms))
-    remedy = "a signal or an update wakes it; a query tells what state it is in"
     return say(wait, kinds.WAIT_KIND_CONDITION, kinds.WAIT_STATE_WAITING, sentence, remedy)
+
+
+def _kept(facts: Facts) -> str:
+    """The subscriptions that code may await; empty: none. Messages for which runs compete come to who asks for one."""
+    tasks = [task for task in facts.run.tasks.values() if task.kind is TaskKind.SUBSCRIPTION]
+    kept = [(channel_of(task.type), task) for task in tasks if task.queue != MODE_KEYS[CHANNEL_MODE_COMPETING]]
+    names = [
+        f"messages of channel {channel}" if channel is not None else f"events {event_type_of(task.type)[0]}"
+        for channel, task in kept[:_SHOWN_NAMES]
+    ]
+    more = facts.counts.get(TaskKind.SUBSCRIPTION, 0) - (len(tasks) - len(kept)) - len(names)
+    return " or ".join(names) + (f" or those of {more} more subscriptions" if names and more > 0 else "")
 
 
 class _Measured(Protocol):
@@ -110,7 +132,8 @@ def _rollback(facts: Facts) -> Iterator[Wait]:
     names += [name(task) for task in run.tasks.values() if task.kind is TaskKind.CHILD and not _goes_on(task)]
     if names:
         open_count = facts.counts.get(TaskKind.ACTIVITY, 0) + facts.counts.get(TaskKind.CHILD, 0)
-        shown = ", ".join(names[:5]) + (f" and {open_count - 5} more" if open_count > 5 else "")
+        more = f" and {open_count - _SHOWN_NAMES} more" if open_count > _SHOWN_NAMES else ""
+        shown = ", ".join(names[:_SHOWN_NAMES]) + more
         sentence = f"rollback waits until what is open has ended, {shown}{after}{reason}"
         wait = Wait(count=max(open_count, len(names)))
         yield say(wait, kinds.WAIT_KIND_ROLLBACK, kinds.WAIT_STATE_WORKING, sentence)

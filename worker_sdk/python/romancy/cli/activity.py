@@ -10,7 +10,7 @@ import click
 
 from romancy.cli.connection import connected
 from romancy.cli.output import Output
-from romancy.cli.workflow import to_argument
+from romancy.cli.workflow import request_id_option, to_argument
 from romancy.client import Client
 from romancy.elsewhere import ActivityRef
 from romancy.errors import ApplicationError
@@ -21,7 +21,6 @@ _NAMES: Final = (
     click.option("--activity-id", help="And which activity of it, for example approve:1."),
     click.option("--run-id", default="", help="This run; the newest one unless said."),
 )
-_request_id: Final = click.option("--request-id", help="Makes it happen once; a new one unless given.")
 
 
 def _named(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,7 +53,7 @@ def activity() -> None:
 
 @activity.command()
 @click.option("--result", metavar="JSON", default="null", show_default=True, help="What the activity returns.")
-@_request_id
+@request_id_option
 @_named
 @connected
 async def complete(
@@ -68,7 +67,7 @@ async def complete(
 @click.option("--message", required=True, help="What went wrong.")
 @click.option("--type", "error_type", default="ApplicationError", show_default=True, help="What retry policies match.")
 @click.option("--final", is_flag=True, help="Trying again cannot help.")
-@_request_id
+@request_id_option
 @_named
 @connected
 async def fail(
@@ -87,7 +86,7 @@ async def fail(
 
 @activity.command()
 @click.option("--nothing-done", is_flag=True, help="It surely had no effect, or took it back: it is not undone.")
-@_request_id
+@request_id_option
 @_named
 @connected
 async def cancel(

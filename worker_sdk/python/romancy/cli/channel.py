@@ -9,7 +9,7 @@ import click
 from romancy.channels import ChannelInfo
 from romancy.cli.connection import connected
 from romancy.cli.output import Output
-from romancy.cli.workflow import to_argument
+from romancy.cli.workflow import request_id_option, to_argument
 from romancy.client import Client
 
 
@@ -25,7 +25,7 @@ def channel() -> None:
     "--metadata", multiple=True, metavar="NAME=TEXT", help="What the receiver may want to know; once for each."
 )
 @click.option("--workflow-id", default="", help="The workflow that it is for.  [default: as the channel's mode says]")
-@click.option("--request-id", default=None, help="Makes the message happen once; a new one unless given.")
+@request_id_option
 @connected
 async def publish(
     client: Client,

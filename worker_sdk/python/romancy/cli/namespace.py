@@ -12,6 +12,7 @@ from romancy.v1.admin_service_pb2 import Namespace
 from romancy.cli.connection import connected
 from romancy.cli.output import Output
 from romancy.cli.plain import moment, plain
+from romancy.cli.workflow import request_id_option
 from romancy.client import Client
 
 _UNITS: Final = {"h": 3_600, "d": 86_400}
@@ -46,10 +47,11 @@ async def list_(client: Client, output: Output) -> None:
 
 @namespace.command("set")
 @click.option("--retention", required=True, callback=_length, metavar="LENGTH", help="36h, 30d: from 1h to ten years.")
+@request_id_option
 @connected
-async def set_(client: Client, output: Output, retention: int) -> None:
+async def set_(client: Client, output: Output, retention: int, request_id: str | None) -> None:
     """Say how long the namespace (--namespace) keeps closed workflows. What is older is deleted within minutes."""
-    row = await client.set_namespace(retention)
+    row = await client.set_namespace(retention, request_id=request_id)
     if output.as_json:
         output.json(plain(row))
     else:

@@ -13,7 +13,7 @@ from romancy.cli.connection import connected
 from romancy.cli.output import Output
 from romancy.cli.plain import moment, plain
 from romancy.cli.span import some_seconds
-from romancy.cli.workflow import to_argument
+from romancy.cli.workflow import request_id_option, to_argument
 from romancy.client import Client
 
 _id = click.argument("rule_id", metavar="ID")
@@ -123,29 +123,32 @@ def _counts(found: EventRuleInfo) -> tuple[int, int, int]:
 @rule.command()
 @_id
 @_note
+@request_id_option
 @connected
-async def pause(client: Client, output: Output, rule_id: str, note: str) -> None:
+async def pause(client: Client, output: Output, rule_id: str, note: str, request_id: str | None) -> None:
     """Have it start nothing until it is resumed."""
-    await client.pause_event_rule(rule_id, note)
+    await client.pause_event_rule(rule_id, note, request_id=request_id)
     _say(output, rule_id, "is paused")
 
 
 @rule.command()
 @_id
 @_note
+@request_id_option
 @connected
-async def resume(client: Client, output: Output, rule_id: str, note: str) -> None:
+async def resume(client: Client, output: Output, rule_id: str, note: str, request_id: str | None) -> None:
     """End a pause. Events that came meanwhile start nothing any more."""
-    await client.resume_event_rule(rule_id, note)
+    await client.resume_event_rule(rule_id, note, request_id=request_id)
     _say(output, rule_id, "is active")
 
 
 @rule.command()
 @_id
+@request_id_option
 @connected
-async def delete(client: Client, output: Output, rule_id: str) -> None:
+async def delete(client: Client, output: Output, rule_id: str, request_id: str | None) -> None:
     """Forget a rule. Workflows that it started go on."""
-    await client.delete_event_rule(rule_id)
+    await client.delete_event_rule(rule_id, request_id=request_id)
     _say(output, rule_id, "is deleted")
 
 

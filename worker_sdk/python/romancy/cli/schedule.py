@@ -18,7 +18,7 @@ from romancy.cli.look import TIME_HELP, TIMES
 from romancy.cli.output import Output
 from romancy.cli.plain import enum_name, moment, plain
 from romancy.cli.span import seconds, some_seconds
-from romancy.cli.workflow import to_argument
+from romancy.cli.workflow import request_id_option, to_argument
 from romancy.client import Client
 from romancy.schedules import OVERLAPS, Cron, Every, to_schedule
 
@@ -136,9 +136,15 @@ async def create(
 @_id
 @click.option("--type", "workflow_type", help="What to start.")
 @_described
+@request_id_option
 @connected
 async def update(
-    client: Client, output: Output, schedule_id: str, workflow_type: str | None, said: Mapping[str, Any]
+    client: Client,
+    output: Output,
+    schedule_id: str,
+    workflow_type: str | None,
+    said: Mapping[str, Any],
+    request_id: str | None,
 ) -> None:
     """Change what is given, and leave the rest. --cron and --every together replace all times."""
     new = _schedule(workflow_type or "", said)
@@ -151,7 +157,7 @@ async def update(
             place = _FIELDS[name]
             _replace(place(schedule), place(new), _FIELD_NAMES.get(name, name))
 
-    await client.get_schedule_handle(schedule_id).update(change)
+    await client.get_schedule_handle(schedule_id).update(change, request_id=request_id)
     _say(output, schedule_id, "is changed")
 
 
@@ -243,30 +249,33 @@ def _span(interval: Any) -> str:
 @schedule.command()
 @_id
 @_note
+@request_id_option
 @connected
-async def pause(client: Client, output: Output, schedule_id: str, note: str) -> None:
+async def pause(client: Client, output: Output, schedule_id: str, note: str, request_id: str | None) -> None:
     """Start nothing at its times until it is resumed."""
-    await client.get_schedule_handle(schedule_id).pause(note)
+    await client.get_schedule_handle(schedule_id).pause(note, request_id=request_id)
     _say(output, schedule_id, "is paused")
 
 
 @schedule.command()
 @_id
 @_note
+@request_id_option
 @connected
-async def resume(client: Client, output: Output, schedule_id: str, note: str) -> None:
+async def resume(client: Client, output: Output, schedule_id: str, note: str, request_id: str | None) -> None:
     """End a pause. Times that passed meanwhile are not made up for."""
-    await client.get_schedule_handle(schedule_id).resume(note)
+    await client.get_schedule_handle(schedule_id).resume(note, request_id=request_id)
     _say(output, schedule_id, "is active")
 
 
 @schedule.command()
 @_id
 @_overlap
+@request_id_option
 @connected
-async def trigger(client: Client, output: Output, schedule_id: str, overlap: Any) -> None:
+async def trigger(client: Client, output: Output, schedule_id: str, overlap: Any, request_id: str | None) -> None:
     """Start its workflow now."""
-    handle = await client.get_schedule_handle(schedule_id).trigger(overlap=overlap)
+    handle = await client.get_schedule_handle(schedule_id).trigger(overlap=overlap, request_id=request_id)
     if output.as_json:
         output.json({"schedule_id": schedule_id, "workflow_id": handle.workflow_id})
     else:
@@ -278,13 +287,21 @@ async def trigger(client: Client, output: Output, schedule_id: str, overlap: Any
 @click.argument("start", type=TIMES, metavar="FROM")
 @click.argument("end", type=TIMES, metavar="BEFORE")
 @_overlap
+@request_id_option
 @connected
 async def backfill(
-    client: Client, output: Output, schedule_id: str, start: datetime, end: datetime, overlap: Any
+    client: Client,
+    output: Output,
+    schedule_id: str,
+    start: datetime,
+    end: datetime,
+    overlap: Any,
+    request_id: str | None,
 ) -> None:
     """Start its workflow for each of its times FROM one moment on and BEFORE another, in UTC."""
     handle = client.get_schedule_handle(schedule_id)
-    starts = await handle.backfill(start.replace(tzinfo=UTC), end.replace(tzinfo=UTC), overlap=overlap)
+    times = start.replace(tzinfo=UTC), end.replace(tzinfo=UTC)
+    starts = await handle.backfill(*times, overlap=overlap, request_id=request_id)
     if output.as_json:
         output.json({"schedule_id": schedule_id, "starts": starts})
     else:
@@ -293,10 +310,11 @@ async def backfill(
 
 @schedule.command()
 @_id
+@request_id_option
 @connected
-async def delete(client: Client, output: Output, schedule_id: str) -> None:
+async def delete(client: Client, output: Output, schedule_id: str, request_id: str | None) -> None:
     """Forget a schedule. Workflows that it started go on."""
-    await client.get_schedule_handle(schedule_id).delete()
+    await client.get_schedule_handle(schedule_id).delete(request_id=request_id)
     _say(output, schedule_id, "is deleted")
 
 

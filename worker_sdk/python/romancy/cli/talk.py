@@ -11,7 +11,7 @@ import click
 from romancy.cli.connection import EXIT_NO_RESULT, EXIT_TIMEOUT, Failed, connected
 from romancy.cli.output import Output
 from romancy.cli.span import some_seconds
-from romancy.cli.workflow import run_id_option, to_argument, workflow, workflow_id_argument
+from romancy.cli.workflow import request_id_option, run_id_option, to_argument, workflow, workflow_id_argument
 from romancy.client import Client
 from romancy.errors import QueryError, RemoteError, UpdateError, UpdateRejected
 
@@ -31,12 +31,19 @@ def _values(inputs: tuple[str, ...]) -> list[Any]:
 @_name
 @_inputs
 @run_id_option
+@request_id_option
 @connected
 async def signal(
-    client: Client, output: Output, workflow_id: str, name: str, inputs: tuple[str, ...], run_id: str | None
+    client: Client,
+    output: Output,
+    workflow_id: str,
+    name: str,
+    inputs: tuple[str, ...],
+    run_id: str | None,
+    request_id: str | None,
 ) -> None:
     """Send the signal NAME. It is recorded when this returns; when the code takes it is its own affair."""
-    await client.get_handle(workflow_id, run_id).signal(name, *_values(inputs))
+    await client.get_handle(workflow_id, run_id).signal(name, *_values(inputs), request_id=request_id)
     if output.as_json:
         output.json({"workflow_id": workflow_id, "signal": name})
     else:
@@ -74,6 +81,7 @@ async def query(
 @_name
 @_inputs
 @run_id_option
+@request_id_option
 @_timeout
 @connected
 async def update(
@@ -83,6 +91,7 @@ async def update(
     name: str,
     inputs: tuple[str, ...],
     run_id: str | None,
+    request_id: str | None,
     timeout: float | None,
 ) -> int | None:
     """Ask for the update NAME, wait for its answer and print it.
@@ -90,9 +99,13 @@ async def update(
     A workflow that refuses it, or fails at it, is exit code 1. After --timeout it may still be carried out.
     """
     handle = client.get_handle(workflow_id, run_id)
+
+    async def ask() -> Any:
+        return await handle.update(name, *_values(inputs), request_id=request_id)
+
     try:
         async with asyncio.timeout(timeout):
-            return await _answer(output, lambda: handle.update(name, *_values(inputs)), (UpdateRejected, UpdateError))
+            return await _answer(output, ask, (UpdateRejected, UpdateError))
     except TimeoutError as error:
         text = f"workflow {workflow_id} did not answer the update {name} within {timeout} s; it may do so yet"
         raise Failed(text, EXIT_TIMEOUT, "TIMEOUT", {"workflow_id": workflow_id}) from error

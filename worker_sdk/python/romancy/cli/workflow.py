@@ -20,6 +20,9 @@ from romancy.handle import WorkflowHandle
 
 workflow_id_argument: Final = click.argument("workflow_id", metavar="ID")
 run_id_option: Final = click.option("--run-id", help="This run; the newest one unless said.")
+request_id_option: Final = click.option(
+    "--request-id", metavar="ID", help="The same one acts once; a new one unless given."
+)
 _reason: Final = click.option("--reason", default="", help="Why; recorded.")
 _timeout: Final = click.option(
     "--timeout", type=float, callback=some_seconds, metavar="SECONDS", help="How long to wait at most."
@@ -168,10 +171,13 @@ def lament(outcome: WorkflowOutcome) -> str:
 @workflow_id_argument
 @run_id_option
 @_reason
+@request_id_option
 @connected
-async def cancel(client: Client, output: Output, workflow_id: str, run_id: str | None, reason: str) -> None:
+async def cancel(
+    client: Client, output: Output, workflow_id: str, run_id: str | None, reason: str, request_id: str | None
+) -> None:
     """Ask a workflow to stop and to undo what it did."""
-    await client.get_handle(workflow_id, run_id).cancel(reason)
+    await client.get_handle(workflow_id, run_id).cancel(reason, request_id=request_id)
     _done(output, workflow_id, "is to be cancelled")
 
 
@@ -179,10 +185,13 @@ async def cancel(client: Client, output: Output, workflow_id: str, run_id: str |
 @workflow_id_argument
 @run_id_option
 @_reason
+@request_id_option
 @connected
-async def terminate(client: Client, output: Output, workflow_id: str, run_id: str | None, reason: str) -> None:
+async def terminate(
+    client: Client, output: Output, workflow_id: str, run_id: str | None, reason: str, request_id: str | None
+) -> None:
     """End a workflow at once. Nothing is undone."""
-    left = list(await client.get_handle(workflow_id, run_id).terminate(reason))
+    left = list(await client.get_handle(workflow_id, run_id).terminate(reason, request_id=request_id))
     if output.as_json:
         output.json({"workflow_id": workflow_id, "not_undone": left})
     else:
@@ -195,6 +204,7 @@ async def terminate(client: Client, output: Output, workflow_id: str, run_id: st
 @click.argument("resolution", type=click.Choice(["retry", "mark-done", "give-up"]))
 @run_id_option
 @_reason
+@request_id_option
 @connected
 async def resolve(
     client: Client,
@@ -204,10 +214,11 @@ async def resolve(
     resolution: Any,
     run_id: str | None,
     reason: str,
+    request_id: str | None,
 ) -> None:
     """Say what becomes of a COMPENSATION that failed for good: `get` names those that wait."""
     handle = client.get_handle(workflow_id, run_id)
-    await handle.resolve_compensation(compensation_id, resolution.replace("-", "_"), reason)
+    await handle.resolve_compensation(compensation_id, resolution.replace("-", "_"), reason, request_id=request_id)
     _done(output, workflow_id, f"goes on: {compensation_id} is resolved as {resolution}")
 
 
@@ -215,10 +226,13 @@ async def resolve(
 @workflow_id_argument
 @run_id_option
 @click.option("--reason", default="", help="Why; logged.")
+@request_id_option
 @connected
-async def delete(client: Client, output: Output, workflow_id: str, run_id: str | None, reason: str) -> None:
+async def delete(
+    client: Client, output: Output, workflow_id: str, run_id: str | None, reason: str, request_id: str | None
+) -> None:
     """Forget a closed workflow, with its history. It cannot be found any more."""
-    await client.get_handle(workflow_id, run_id).delete(reason)
+    await client.get_handle(workflow_id, run_id).delete(reason, request_id=request_id)
     _done(output, workflow_id, "is deleted")
 
 

@@ -648,7 +648,7 @@ class ActivityAttemptFailed(_message.Message):
 
     @_builtins.property
     def ran_for(self) -> _duration_pb2.Duration:
-        """How long the attempt ran; 0 when it waited for a worker in vain."""
+        """How long the attempt ran; 0 when it waited for a worker in vain, or left its worker."""
 
     def __init__(
         self,
@@ -1049,7 +1049,7 @@ class CompensationAttemptFailed(_message.Message):
 
     @_builtins.property
     def ran_for(self) -> _duration_pb2.Duration:
-        """How long the attempt ran."""
+        """How long the attempt ran; 0 when it left its worker."""
 
     def __init__(
         self,

@@ -51,7 +51,7 @@ class RetryPolicy(_message.Message):
     @_builtins.property
     def max_elapsed(self) -> _duration_pb2.Duration:
         """No further attempt starts once attempts and waits together took this long; 0 means no limit. Time without a worker
-        or a service does not count. Default 300 s (compensations: no limit).
+        or a service does not count, nor does an attempt that left its worker. Default 300 s (compensations: no limit).
         """
 
     @_builtins.property

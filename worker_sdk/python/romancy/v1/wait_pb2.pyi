@@ -100,7 +100,7 @@ class _WaitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitKind.Val
     WAIT_KIND_SUBSCRIBING: _WaitKind.ValueType  # 19
     """A channel is to be subscribed to."""
     WAIT_KIND_CONDITION: _WaitKind.ValueType  # 20
-    """Its code waits for something that only the code knows. Signals and updates wake it."""
+    """Its code waits for something that only the code knows, or for what it is subscribed to. Signals and updates wake it."""
     WAIT_KIND_UPDATE: _WaitKind.ValueType  # 21
     """An update that its code has not answered."""
     WAIT_KIND_CANCELLATION: _WaitKind.ValueType  # 22
@@ -180,7 +180,7 @@ WAIT_KIND_SUBSCRIPTION: WaitKind.ValueType  # 18
 WAIT_KIND_SUBSCRIBING: WaitKind.ValueType  # 19
 """A channel is to be subscribed to."""
 WAIT_KIND_CONDITION: WaitKind.ValueType  # 20
-"""Its code waits for something that only the code knows. Signals and updates wake it."""
+"""Its code waits for something that only the code knows, or for what it is subscribed to. Signals and updates wake it."""
 WAIT_KIND_UPDATE: WaitKind.ValueType  # 21
 """An update that its code has not answered."""
 WAIT_KIND_CANCELLATION: WaitKind.ValueType  # 22
