@@ -1,4 +1,4 @@
-"""Budget: what an order may cost, as it is recorded; a change that makes it a quarter dearer fails.
+"""Budget: what an order may cost, as it is recorded; a change that makes it dearer by more than the error fails.
 
 Not by the clock. Counted are rows, commits, round trips, and *calls*: how often Python calls a function, its own or one
 in C, in service, worker and client together. That hardly depends on the machine or on who else uses it, and follows CPU
@@ -39,8 +39,17 @@ from tests.bench.order import order
 from tests.bench.workload import order_workflow, pay, reserve, ship
 
 RECORD: Final = Path(__file__).with_name("budget.json")
-ALLOWED: Final = 1.25
-"""How much more than what is recorded is let pass."""
+ALLOWED: Final = {
+    "cpu_units_per_workflow": 1.25,
+    "calls_per_workflow_sqlite": 1.10,
+    "calls_per_workflow_postgres": 1.10,
+    "commits_per_workflow": 1.02,
+    "rows_per_workflow_sqlite": 1.03,
+    "rows_per_workflow_postgres": 1.03,
+    "round_trips_per_lone_workflow_postgres": 1.25,
+}
+"""How much more than what is recorded is let pass: some times what a figure differs by itself. One commit or one row
+more for each order is too much."""
 ROUNDS: Final = 24
 ORDERS: Final = 64
 """Orders of a round, all at once."""
@@ -145,7 +154,7 @@ def measure() -> dict[str, float]:
     figures = {}
     with databases("sqlite") as made:
         figures["cpu_units_per_workflow"] = asyncio.run(cpu_units(made.fresh().url))
-        figures["calls_per_workflow"] = asyncio.run(calls(made.fresh().url))
+        figures["calls_per_workflow_sqlite"] = asyncio.run(calls(made.fresh().url))
         database = made.fresh()
         assert isinstance(database, SqliteDatabase)
         asyncio.run(_migrate(database.url))
@@ -156,6 +165,7 @@ def measure() -> dict[str, float]:
         figures["commits_per_workflow"] = work.versions_per_run
         figures["rows_per_workflow_sqlite"] = work.rows_written / orders
     with databases("postgres") as made:
+        figures["calls_per_workflow_postgres"] = asyncio.run(calls(made.fresh().url))
         on_postgres = made.fresh()
         orders = asyncio.run(_counted(on_postgres.url, COUNTED_ROUNDS, ORDERS))
         work = on_postgres.work()
@@ -182,9 +192,9 @@ def risen(measured: Mapping[str, float], recorded: Mapping[str, float]) -> list[
     """What is too far above what is recorded, each as a sentence."""
     return [
         f"{name} is {measured[name]:g}, {measured[name] / before - 1:+.0%} against the {before:g} that is recorded; "
-        f"up to {ALLOWED - 1:+.0%} is let pass. If it must be so, record it: make budget RECORD=--record"
+        f"up to {ALLOWED[name] - 1:+.0%} is let pass. If it must be so, record it: make budget RECORD=--record"
         for name, before in recorded.items()
-        if measured[name] > before * ALLOWED
+        if measured[name] > before * ALLOWED[name]
     ]
 
 

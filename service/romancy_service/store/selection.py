@@ -17,6 +17,7 @@ from sqlalchemy import (
     Select,
     exists,
     literal,
+    literal_column,
     select,
     text,
     tuple_,
@@ -27,9 +28,10 @@ from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_COMPENSATING, AttributeValue
 from romancy.v1.workflow_service_pb2 import AttributeFilter, WorkflowFilter
 
 from romancy_service.core.attributes import AttributeType, Comparable, comparables
+from romancy_service.core.run import OPEN_STATUSES
 from romancy_service.core.task import TaskKind
 from romancy_service.core.times import timestamp_ms
-from romancy_service.store.tables import FAILING, TEXT, attributes, runs, tasks
+from romancy_service.store.tables import FAILING, OPEN, TEXT, attributes, runs, tasks
 
 _Compare = Callable[[Any, Any], ColumnElement[bool]]
 _ORDER: Final[dict[str, _Compare]] = {
@@ -170,6 +172,8 @@ def _conditions(namespace: str, wanted: WorkflowFilter) -> list[ColumnElement[bo
     conditions = [runs.c.run_id.in_(_blocked(namespace)) if wanted.blocked else runs.c.namespace == namespace]
     if wanted.statuses:
         conditions.append(runs.c.status.in_(sorted(set(wanted.statuses))))
+        if set(wanted.statuses) <= set(OPEN_STATUSES):
+            conditions.append(literal_column(OPEN))  # in the words of the index of open runs
     if wanted.workflow_type:
         conditions.append(runs.c.workflow_type == wanted.workflow_type)
     if wanted.workflow_id:

@@ -144,6 +144,7 @@ Index("runs_by_start", runs.c.namespace, runs.c.start_ms, runs.c.run_id)
 Index("runs_by_status", runs.c.namespace, runs.c.status, runs.c.start_ms, runs.c.run_id)
 Index("runs_by_close", runs.c.namespace, runs.c.close_ms, **_where(CLOSED))
 Index("runs_by_type", runs.c.namespace, runs.c.workflow_type, runs.c.start_ms, runs.c.run_id)
+Index("runs_open_by_type", runs.c.namespace, runs.c.workflow_type, runs.c.start_ms, runs.c.run_id, **_where(OPEN))
 
 history = Table(
     "history",
