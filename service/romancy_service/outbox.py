@@ -188,9 +188,12 @@ class Outbox:
             with self._going_on(key):
                 found = await self._claim(key, lane)
             for line in found:
-                if line.line_id not in lane.trying:
+                if line.event is not None and line.line_id not in lane.trying:
                     lane.trying.add(line.line_id)
                     lane.tries.create_task(self._see_to(key, lane, line, last_moment))
+            if empty := [line for line in found if line.event is None]:
+                with self._going_on(key):
+                    await self._store.forget_empty(lane.claim, empty, self._clock.latest_ms())
             if not found and lane.trying:
                 await lane.wake.wait()
             elif not found and not lane.wake.is_set():
@@ -215,21 +218,18 @@ class Outbox:
             lane.wake.set()
 
     async def _claim(self, key: _Key, lane: _Lane) -> list[Outgoing]:
-        """Lines to try now. Those that turned out to be empty are gone."""
-        while not self._stopping and not self._is_left_alone(key):
-            most = 1 if key in self._troubles else self._limits.sink_requests
-            room = most - len(lane.trying)
-            if room <= 0:
-                return []
-            now_ms = self._clock.latest_ms()
-            until_ms = now_ms + self._lease_ms
-            found = await self._store.claim_lines(*key, lane.claim, now_ms, until_ms, room)
-            empty = [line for line in found if line.event is None]
-            await self._store.forget_empty(lane.claim, empty, now_ms)
-            if len(found) > len(empty) or not found:
-                faults.point("outbox.claimed")
-                return [line for line in found if line.event is not None]
-        return []
+        """Lines to try now; some may turn out to be empty."""
+        if self._stopping or self._is_left_alone(key):
+            return []
+        most = 1 if key in self._troubles else self._limits.sink_requests
+        room = most - len(lane.trying)
+        if room <= 0:
+            return []
+        now_ms = self._clock.latest_ms()
+        found = await self._store.claim_lines(*key, lane.claim, now_ms, now_ms + self._lease_ms, room)
+        if any(line.event is not None for line in found):
+            faults.point("outbox.claimed")
+        return found
 
     def _is_left_alone(self, key: _Key) -> bool:
         trouble = self._troubles.get(key)
@@ -244,7 +244,9 @@ class Outbox:
         failures = trouble.failures if trouble is not None else 0
         sink = await self._sink(key, lane)
         if time.monotonic() > last_moment:
-            return  # this process stood still: the line may be another one's by now, and is found again
+            # This process stood still, or the database did: the line may be another one's by now. If not, it is free.
+            await self._store.release_lines(lane.claim, [line], self._clock.latest_ms())
+            return
         answer = await self._send(key, sink, line.event)
         faults.point("outbox.answered")
         if not answer.unreachable:

@@ -6,8 +6,11 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from time import monotonic
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from cloudevents.core.bindings.http import HTTPMessage
 from sqlalchemy import text
 
@@ -16,6 +19,7 @@ from romancy.v1.event_pb2 import CloudEvent
 from romancy_service.core.destinations import Destinations
 from romancy_service.core.limits import Limits
 from romancy_service.core.sink import Verdict
+from romancy_service.core.task import NEVER_MS
 from romancy_service.errors import StoreUnavailable
 from romancy_service.outbox import Outbox
 from romancy_service.store.outbox import SinkRow
@@ -135,6 +139,31 @@ async def test_a_database_that_is_away_for_a_moment_costs_no_event(store: Store)
     assert broken == 0
     assert sinks.tried["http://near/"] == 40, "and once"
     assert (await store.count_outbox("default", "near")).waiting == 0
+
+
+async def test_what_was_claimed_too_long_ago_is_free_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    await fill(store, "near", 3)
+    clock, sinks = _Clock(), _Sinks()
+    stood_still_s = 0.0
+    monkeypatch.setattr("romancy_service.outbox.time", SimpleNamespace(monotonic=lambda: monotonic() + stood_still_s))
+    get_sink = store.get_sink
+
+    async def slowly(namespace: str, name: str) -> SinkRow | None:
+        nonlocal stood_still_s
+        stood_still_s = 10.0  # once: from then on it passes as ever
+        return await get_sink(namespace, name)
+
+    store.get_sink = slowly  # type: ignore[method-assign]
+    async with delivering(store, clock, sinks):
+        await until(lambda: sinks.tried["http://near/"] == 3, "the lines are claimed again while the clock stands")
+
+
+async def test_a_burst_leaves_nothing_behind_that_what_comes_after_it_has_to_pass(store: Store) -> None:
+    await fill(store, "near", 500)
+    clock, sinks = _Clock(), _Sinks()
+    async with delivering(store, clock, sinks) as outbox:
+        await until(lambda: sinks.tried["http://near/"] == 500 and not outbox._lanes, "all is delivered")
+    assert await store.sinks_with_work(NEVER_MS, 10) == []
 
 
 async def test_what_is_under_way_is_finished_before_the_service_stops(store: Store) -> None:

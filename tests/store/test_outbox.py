@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import asyncpg
 import pytest
@@ -68,10 +70,8 @@ async def test_events_are_stored_with_what_sent_them_and_claimed_in_their_order(
         assert line.event.id.startswith(f"{run.run_id}/")
         assert await claim(store, "another") == [], "it is claimed"
         await store.take_delivered("me", [line], T0)
-    (empty,) = await claim(store)
-    assert empty.event is None
-    await store.forget_empty("me", [empty], T0)
-    assert await store.sinks_with_work(NEVER_MS, 10) == []
+    assert await claim(store) == []
+    assert await store.sinks_with_work(NEVER_MS, 10) == [], "the line went with its last event"
     assert await waiting(store) == []
 
 
@@ -238,12 +238,63 @@ async def test_what_is_old_is_buried_also_behind_others(store: Store) -> None:
 async def test_an_event_that_comes_while_its_line_goes_is_not_left_behind(store: Store) -> None:
     run = await sent(store, "order", "a")
     (line,) = await claim(store)
-    await store.take_delivered("me", [line], T0)
-    (empty,) = await claim(store)
     await store_all(store, then(run, SendSignal(Signal(name="hello"))))
     await store_all(store, code(run, sends("b")))
-    await store.forget_empty("me", [empty], T0)
+    await store.take_delivered("me", [line], T0)
     assert types(await claim(store, "another")) == ["b"]
+    await store.take_delivered("another", await claim(store, "another", now_ms=T0 + LEASE), T0)
+
+
+async def test_a_line_whose_event_somebody_else_took_is_free_at_once(store: Store) -> None:
+    await sent(store, "order-1", "a")
+    run = await sent(store, "order-2", "b")
+    frozen = await claim(store, "frozen")
+    again = await claim(store, "other", now_ms=T0 + LEASE)
+    await store_all(store, then(run, SendSignal(Signal(name="hello"))))
+    await store_all(store, code(run, sends("c")))
+    await store.take_delivered("frozen", frozen, T0 + LEASE)
+    await store.take_delivered("other", again, T0 + LEASE)
+    assert types(await claim(store, "third", now_ms=T0 + LEASE)) == ["c"]
+    assert len(await store.sinks_with_work(NEVER_MS, 10)) == 1
+
+
+async def test_lines_of_what_was_too_old_go_with_it(store: Store) -> None:
+    run = await sent(store, "order-1", "a")
+    await sent(store, "order-2", "b")
+    await store_all(store, then(run, SendSignal(Signal(name="hello"))))
+    await store_all(store, code(run, sends("c")), now_ms=T0 + 10)
+    assert await store.bury_old(NAMESPACE, "default", T0, "why", T0 + 20, T0 + 30, 10) == 2
+    assert types(await claim(store)) == ["c"]
+
+
+LOCKERS: dict[str, Callable[[Store, list[Outgoing]], Coroutine[Any, Any, object]]] = {
+    "deliveries": lambda store, lines: store.take_delivered("me", lines, T0),
+    "releases": lambda store, lines: store.release_lines("me", lines, T0),
+    "ends of empty lines": lambda store, lines: store.forget_empty("me", lines, T0),
+    "what is too old": lambda store, _: store.bury_old(NAMESPACE, "default", T0, "why", T0, T0, 10),
+}
+
+
+@pytest.mark.parametrize("who", LOCKERS)
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+async def test_all_lock_lines_in_the_order_in_which_commits_do(store: Store, database_url: str, who: str) -> None:
+    for workflow_id in ("b", "C", "a"):
+        await sent(store, workflow_id, "event")
+    lines = await claim(store)
+    look = "select 1 from outbox_lines where workflow_id = $1 for update nowait"
+    async with (
+        asyncpg.create_pool(database_url, min_size=2) as pool,
+        pool.acquire() as first,
+        pool.acquire() as other,
+        first.transaction(),
+    ):
+        await first.fetch(look, "C")
+        locking = asyncio.create_task(LOCKERS[who](store, lines))
+        while not await other.fetchval("select count(*) from pg_locks where not granted"):
+            assert not locking.done()
+        for later in ("a", "b"):
+            assert await other.fetchval(look, later) == 1, "who waits has none that comes after it"
+    await locking
 
 
 async def test_of_many_that_claim_at_once_each_line_is_one_s(store: Store) -> None:

@@ -8,17 +8,21 @@ from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     Integer,
     Text,
+    TextClause,
     and_,
     bindparam,
     case,
+    cast,
     delete,
     func,
     literal,
     or_,
     select,
     text,
+    tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -157,17 +161,39 @@ FIRST: Final = (
     )
     .where(*_HELD)
 )
-_TAKE_DELIVERED: Final = delete(outbox).where(among(outbox.c.position, "positions")).returning(outbox.c.position)
-_FREE: Final = update(outbox_lines).where(*_HELD).values(due_ms=_NOW, claim="", attempts=0, error="")
-_RELEASE: Final = update(outbox_lines).where(*_HELD).values(due_ms=_NOW, claim="")
-_FORGET_EMPTY: Final = (
-    delete(outbox_lines)
-    .where(*_HELD, outbox_lines.c.version == bindparam("of_version", type_=BigInteger))
-    .returning(outbox_lines.c.line_id)
+# Rows are locked in the same order by all who lock some, or two could wait for each other: events by their positions,
+# then lines by namespace, sink and workflow, as commits do.
+_MINE: Final = outbox_lines.c.line_id.in_(
+    select(outbox_lines.c.line_id)
+    .where(*_HELD)
+    .order_by(outbox_lines.c.namespace, outbox_lines.c.sink, outbox_lines.c.workflow_id)
+    .with_for_update()
 )
+
+
+def _in_order(*which: ColumnElement[bool] | TextClause) -> ColumnElement[bool]:
+    """These events, locked in the order of their positions."""
+    return outbox.c.position.in_(select(outbox.c.position).where(*which).order_by(outbox.c.position).with_for_update())
+
+
+_TAKE_DELIVERED: Final = (
+    delete(outbox).where(_in_order(among(outbox.c.position, "positions"))).returning(outbox.c.position)
+)
+_AS_READ: Final = cast(outbox_lines.c.line_id, Text) + "/" + cast(outbox_lines.c.version, Text)
+_IS_EMPTY: Final = text(
+    "not exists (select 1 from outbox as mine where mine.namespace = outbox_lines.namespace"
+    " and mine.sink = outbox_lines.sink and mine.workflow_id = outbox_lines.workflow_id"
+    f" and mine.{WAITING})"
+)
+_FORGET_EMPTY: Final = (
+    delete(outbox_lines).where(_MINE, among(_AS_READ, "as_read"), _IS_EMPTY).returning(outbox_lines.c.line_id)
+)
+"""A version that is still the same says that nothing came which this statement does not see yet."""
+_FREE: Final = update(outbox_lines).where(_MINE).values(due_ms=_NOW, claim="", attempts=0, error="")
+_RELEASE: Final = update(outbox_lines).where(_MINE).values(due_ms=_NOW, claim="")
 _PUT_OFF: Final = (
     update(outbox_lines)
-    .where(*_HELD)
+    .where(_MINE)
     .values(
         due_ms=bindparam("until_ms", type_=BigInteger),
         claim="",
@@ -183,7 +209,7 @@ _DIES: Final = {
 }
 _BURY: Final = (
     update(outbox)
-    .where(among(outbox.c.position, "positions"), _IS_WAITING)
+    .where(_in_order(among(outbox.c.position, "positions"), _IS_WAITING))
     .values(**_DIES, attempts=bindparam("tried", type_=Integer))
     .returning(outbox.c.position)
 )
@@ -193,7 +219,23 @@ _OLD: Final = (
     .order_by(outbox.c.since_ms)
     .limit(_LIMIT)
 )
-_BURY_OLD: Final = update(outbox).where(outbox.c.position.in_(_OLD)).values(**_DIES).returning(outbox.c.position)
+_BURY_OLD: Final = (
+    update(outbox)
+    .where(_in_order(outbox.c.position.in_(_OLD), _IS_WAITING))
+    .values(**_DIES)
+    .returning(outbox.c.position)
+)
+_OF_BURIED: Final = tuple_(outbox_lines.c.namespace, outbox_lines.c.sink, outbox_lines.c.workflow_id).in_(
+    select(outbox.c.namespace, outbox.c.sink, outbox.c.workflow_id).where(among(outbox.c.position, "found"))
+)
+_LOCK_BURIED: Final = (
+    select(outbox_lines.c.line_id)
+    .where(_OF_BURIED)
+    .order_by(outbox_lines.c.namespace, outbox_lines.c.sink, outbox_lines.c.workflow_id)
+    .with_for_update()
+)
+_FORGET_BURIED: Final = delete(outbox_lines).where(_OF_BURIED, outbox_lines.c.claim == "", _IS_EMPTY)
+"""What is locked already gets nothing that this statement does not see."""
 _FORGOTTEN: Final = (
     select(outbox.c.position).where(_IS_DEAD, outbox.c.forget_ms < _NOW).order_by(outbox.c.forget_ms).limit(_LIMIT)
 )
@@ -205,7 +247,7 @@ _ONE: Final = (outbox.c.namespace == _NAMESPACE, outbox.c.position == bindparam(
 
 def _chosen(which: Sequence[Any]) -> Any:
     return outbox.c.position.in_(
-        select(outbox.c.position).where(_IS_DEAD, *which).order_by(outbox.c.position).limit(_LIMIT)
+        select(outbox.c.position).where(_IS_DEAD, *which).order_by(outbox.c.position).limit(_LIMIT).with_for_update()
     )
 
 
@@ -388,12 +430,12 @@ class Outbox(Statements):
         return [_outgoing(row) for row in await self._read(FIRST, line_ids=line_ids, of_claim=claim)]
 
     async def take_delivered(self, claim: str, delivered: Sequence[Outgoing], now_ms: int) -> None:
-        """These were delivered; their lines are free again."""
+        """These were delivered; their lines are free again, or gone where nothing else is in them."""
         positions = [each.position for each in delivered]
-        line_ids = [each.line_id for each in delivered]
-        await self._write_both(
-            _TAKE_DELIVERED, _FREE, positions=positions, line_ids=line_ids, of_claim=claim, now_ms=now_ms
-        )
+        held = {**_held(claim, delivered), "now_ms": now_ms}
+        if not await self._write_together(_TAKE_DELIVERED, _FORGET_EMPTY, _FREE, positions=positions, **held):
+            await self._write_together(_FORGET_EMPTY, **held)  # somebody else took them
+            await self.release_lines(claim, delivered, now_ms)
 
     async def put_off(self, claim: str, line: Outgoing, until_ms: int, why: str) -> None:
         """The first event of the line could not be delivered, and is tried again."""
@@ -407,12 +449,12 @@ class Outbox(Statements):
 
     async def bury(self, claim: str, line: Outgoing, why: str, now_ms: int, forget_ms: int) -> None:
         """The first event of the line is dead; the next one is tried."""
-        await self._write_both(
+        await self._write_together(
             _BURY,
+            _FORGET_EMPTY,
             _FREE,
+            **_held(claim, [line]),
             positions=[line.position],
-            line_ids=[line.line_id],
-            of_claim=claim,
             why=why,
             tried=line.attempts + 1,
             now_ms=now_ms,
@@ -422,19 +464,28 @@ class Outbox(Statements):
     async def bury_old(
         self, namespace: str, sink: str, before_ms: int, why: str, now_ms: int, forget_ms: int, limit: int
     ) -> int:
-        """What has waited since before then is dead. Returns how many: at most `limit`."""
-        where = {"of_namespace": namespace, "of_sink": sink}
-        rows = await self._write(
-            _BURY_OLD, **where, before_ms=before_ms, why=why, now_ms=now_ms, until_ms=forget_ms, limit=limit
+        """What has waited since before then is dead, and lines are gone that were of nothing else.
+
+        Returns how many: at most `limit`.
+        """
+        rows = await self._write_together(
+            _BURY_OLD,
+            _LOCK_BURIED,
+            _FORGET_BURIED,
+            of_namespace=namespace,
+            of_sink=sink,
+            before_ms=before_ms,
+            why=why,
+            now_ms=now_ms,
+            until_ms=forget_ms,
+            limit=limit,
         )
         return len(rows)
 
     async def forget_empty(self, claim: str, lines: Sequence[Outgoing], now_ms: int) -> None:
         """Nothing is in these lines any more. One that got an event meanwhile stays, and is free again."""
-        for line in lines:
-            held = {"line_ids": [line.line_id], "of_claim": claim}
-            if not await self._write(_FORGET_EMPTY, **held, of_version=line.version):
-                await self._write(_RELEASE, **held, now_ms=now_ms)
+        if len(await self._write(_FORGET_EMPTY, **_held(claim, lines))) < len(lines):
+            await self.release_lines(claim, lines, now_ms)
 
     async def forget_dead(self, now_ms: int, limit: int) -> int:
         """Delete dead letters that nobody asked for in time. Returns how many."""
@@ -482,7 +533,7 @@ class Outbox(Statements):
     async def revive(self, namespace: str, which: int | str, now_ms: int, limit: int) -> int:
         """Have a dead letter, by its position, or those of a sink, sent again. Returns how many: at most `limit`."""
         kind, where = _which(namespace, which)
-        return len(await self._write_both(*_REVIVE[kind], **where, now_ms=now_ms, limit=limit))
+        return len(await self._write_together(*_REVIVE[kind], **where, now_ms=now_ms, limit=limit))
 
     async def drop_dead(self, namespace: str, which: int | str, limit: int) -> int:
         """Delete a dead letter, by its position, or those of a sink. Returns how many: at most `limit`."""
@@ -516,6 +567,15 @@ class Outbox(Statements):
     async def delete_sink(self, namespace: str, name: str) -> bool:
         """Forget it. False: there is none."""
         return bool(await self._write(_DELETE_SINK, of_namespace=namespace, of_sink=name))
+
+
+def _held(claim: str, lines: Sequence[Outgoing]) -> dict[str, Any]:
+    """Lines that were claimed, as they were read."""
+    return {
+        "of_claim": claim,
+        "line_ids": [each.line_id for each in lines],
+        "as_read": [f"{each.line_id}/{each.version}" for each in lines],
+    }
 
 
 def _which(namespace: str, which: int | str) -> tuple[str, dict[str, Any]]:
