@@ -34,7 +34,7 @@ from romancy_service.core.sink import Verdict, message_id, read_secret, signatur
 from romancy_service.errors import StoreUnavailable
 from romancy_service.store.outbox import Outgoing, SinkRow
 from romancy_service.store.store import Store
-from romancy_service.webhook import Answer, Webhooks, to_message
+from romancy_service.webhook import Answer, Webhooks, text_of, to_message
 
 _log = structlog.get_logger("romancy.outbox")
 
@@ -247,7 +247,11 @@ class Outbox:
             # This process stood still, or the database did: the line may be another one's by now. If not, it is free.
             await self._store.release_lines(lane.claim, [line], self._clock.latest_ms())
             return
-        answer = await self._send(key, sink, line.event)
+        try:
+            answer = await self._send(key, sink, line.event)
+        except Exception as error:  # it counts as a try, or the event would be tried for ever, and nobody would know
+            _log.exception("an event cannot be sent", namespace=key[0], sink=key[1], position=line.position)
+            answer = Answer(Verdict.LATER, text_of(error))
         faults.point("outbox.answered")
         if not answer.unreachable:
             self._troubles.pop(key, None)
@@ -281,7 +285,7 @@ class Outbox:
             message = to_message(event)
         except Exception as error:  # whatever its library finds in it, it would find again
             _log.exception("an event cannot be written", namespace=key[0], sink=key[1], event_id=event.id)
-            return Answer(Verdict.DEAD, f"it cannot be written: {type(error).__name__}: {error}"[:500])
+            return Answer(Verdict.DEAD, f"it cannot be written: {text_of(error)}")
         now_ms = self._clock.now_ms()
         headers = {"webhook-id": message_id(event.source, event.id), "webhook-timestamp": str(now_ms // 1000)}
         secrets = [sink.secret, sink.old_secret if now_ms < sink.old_until_ms else ""]

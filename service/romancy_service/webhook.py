@@ -99,9 +99,13 @@ class Webhooks:
 
     async def post(self, url: str, message: HTTPMessage, headers: Mapping[str, str], now_ms: int) -> Answer:
         """Send an event. Raises nothing but what cancels."""
-        target = URL(url)
-        if not self._may_be(target):
-            why = f"{target.host} port {target.port} is not allowed by --sink-allow"
+        try:
+            target = URL(url)
+            allowed = bool(target.host) and self._may_be(target)  # `host` is read from xn--, which may be none
+        except ValueError as error:
+            return Answer(Verdict.LATER, f"the sink's URL is none: {_text(error)}", unreachable=True)
+        if not allowed:
+            why = f"{target.raw_host} port {target.port} is not allowed by --sink-allow"
             return Answer(Verdict.LATER, why, unreachable=True)
         sent = {**message.headers, **headers, "user-agent": "romancy"}
         try:
@@ -118,7 +122,7 @@ class Webhooks:
             return Answer(Verdict.LATER, _text(error))
 
     def _may_be(self, target: URL) -> bool:
-        return bool(target.host) and self._destinations.allow_host(target.host or "", target.port or 0)
+        return bool(target.raw_host) and self._destinations.allow_host(target.raw_host or "", target.port or 0)
 
     async def _answer(self, response: aiohttp.ClientResponse, now_ms: int) -> Answer:
         meaning = verdict(response.status)
@@ -154,9 +158,12 @@ def _wait_ms(retry_after: str, now_ms: int) -> int:
 
 def _text(error: BaseException) -> str:
     cause = getattr(error, "os_error", None)
-    if isinstance(cause, NotAllowed):
-        return str(cause)
-    return f"{type(error).__name__}: {error}"[:_SHOWN]
+    return str(cause) if isinstance(cause, NotAllowed) else text_of(error)
+
+
+def text_of(error: BaseException) -> str:
+    """An error for people, in characters that every database keeps."""
+    return f"{type(error).__name__}: {error}"[:_SHOWN].encode("ascii", "backslashreplace").decode().replace("\0", "")
 
 
 def to_message(event: CloudEvent) -> HTTPMessage:

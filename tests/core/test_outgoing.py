@@ -119,6 +119,8 @@ def test_events_of_an_attempt_are_limited_in_number_and_size() -> None:
         "https://hooks.example.com/a b",
         "https://hooks.example.com/\r\nx: y",
         "https://hööks.example.com/",
+        "https://xn--a.example.com/",
+        "https://xn--/",
         "https://hooks.example.com/" + "x" * 2_048,
     ],
 )

@@ -166,6 +166,25 @@ async def test_a_burst_leaves_nothing_behind_that_what_comes_after_it_has_to_pas
     assert await store.sinks_with_work(NEVER_MS, 10) == []
 
 
+async def test_what_goes_wrong_while_an_event_is_sent_counts_as_a_try_and_says_so(store: Store) -> None:
+    await fill(store, "near", 1)
+    clock, sinks = _Clock(), _Sinks()
+
+    async def broken(*_: object) -> Answer:
+        sinks.tried["broken"] += 1
+        raise LookupError("no\0 such\udc80 thing")
+
+    sinks.post = broken  # type: ignore[assignment, method-assign]
+    async with delivering(store, clock, sinks) as outbox:
+        await until(lambda: sinks.tried["broken"] == 1 and not outbox._lanes, "it was tried")
+        (waits,) = await store.list_outbox("default", dead=False, sink="near", workflow_id="", after=0, limit=9)
+        assert (waits.attempts, waits.error) == (1, "LookupError: no such\\udc80 thing")
+        clock.ms += LIMITS.outbox_ms
+        outbox.look_now()
+        await until(lambda: sinks.tried["broken"] == 2 and not outbox._lanes, "it was tried for the last time")
+    assert (await store.count_outbox("default", "near")).dead == 1
+
+
 async def test_what_is_under_way_is_finished_before_the_service_stops(store: Store) -> None:
     await fill(store, "near", 3)
     clock, sinks = _Clock(), _Sinks()

@@ -87,6 +87,18 @@ async def test_a_name_that_leads_to_an_address_that_is_not_public_is_refused(ser
     assert server.received == []
 
 
+async def test_a_name_of_other_letters_is_allowed_as_it_is_written_in_a_url(server: Sink) -> None:
+    url = f"http://xn--mnchen-3ya.example.com:{server.port}/"
+    answer = await post(url, "xn--mnchen-3ya.example.com", "127.0.0.1", names=Names("127.0.0.1"))
+    assert answer == Answer(Verdict.DELIVERED)
+
+
+async def test_a_name_that_is_none_is_no_end_of_the_event_and_says_so() -> None:
+    answer = await post("http://xn--a.example.com/", "*.example.com")
+    assert (answer.verdict, answer.unreachable) == (Verdict.LATER, True)
+    assert answer.why.startswith("the sink's URL is none: UnicodeError: ")
+
+
 @pytest.mark.parametrize("host", ["2130706433", "0x7f000001", "127.1"])
 async def test_a_number_that_resolvers_take_for_an_address_is_judged_as_that_address(server: Sink, host: str) -> None:
     """Also where somebody managed to have it allowed as a name."""
