@@ -5,7 +5,8 @@ a *line*; only its first one is tried. Who tries it has claimed the line, for lo
 leaves nothing behind that time does not heal, and any number of replicas may deliver beside each other. An event is
 gone from the outbox only after the sink answered; whoever dies in between, or was frozen, has it sent once more.
 
-Each sink has a lane: some lines are tried at a time there, so that a slow sink holds up nothing but its own events. A
+Each sink that is busy has a lane: some lines are tried at a time there, so that a slow sink holds up nothing but its
+own events. When more sinks are busy than there are lanes, each hands its lane on after a turn, and comes last then. A
 sink that cannot be reached at all is left alone for a while, then tried with one event, whatever waits for it. What its
 own event makes it answer is that event's affair: the others go on.
 """
@@ -17,6 +18,7 @@ import json
 import random
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,12 +40,6 @@ from romancy_service.webhook import Answer, Webhooks, text_of, to_message
 
 _log = structlog.get_logger("romancy.outbox")
 
-SINKS: Final = 1_000
-"""So many sinks are looked at then, those first for which something is due longest."""
-LANES: Final = 64
-"""So many sinks are delivered to at a time."""
-BURIED: Final = 1_000
-"""So many old events are made dead letters at a time."""
 _AFTER_ANSWER_MS: Final = 5_000
 """So much longer than a try is a line claimed: to write down what became of it, even on a busy database."""
 _FIRST_WAIT_MS: Final = 1_000
@@ -67,6 +63,10 @@ class _Lane:
     """Who has the lines: this lane, and none before it."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     tries: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
+    begun: int = 0
+    """How many events were tried, or are."""
+    handed_on: bool = False
+    """Others wait for a lane, and this one's turn is over."""
     trying: set[int] = field(default_factory=set)
     """The lines whose first events are under way."""
     delivered: list[tuple[Outgoing, asyncio.Future[None]]] = field(default_factory=list)
@@ -96,6 +96,8 @@ class Outbox:
         self._lease_ms = limits.sink_answer_ms + _AFTER_ANSWER_MS
         self._waiting: dict[_Key, None] = {}
         self._lanes: dict[_Key, _Lane] = {}
+        self._lanes_of: Counter[str] = Counter()
+        """By namespace."""
         self._troubles: dict[_Key, _Trouble] = {}
         self._wake = asyncio.Event()
         self._look = asyncio.Event()
@@ -144,14 +146,43 @@ class Outbox:
                 await self._wake.wait()
                 self._wake.clear()
                 for key in [] if self._stopping else list(self._waiting):
-                    if key not in self._lanes and len(self._lanes) >= LANES:
-                        continue
-                    del self._waiting[key]
                     if key in self._lanes:
                         self._lanes[key].wake.set()
                     elif not self._is_left_alone(key):
-                        lane = self._lanes[key] = _Lane()
-                        lanes.create_task(self._keep_lane(key, lane))
+                        if not self._has_room(key[0]):
+                            continue
+                        lanes.create_task(self._keep_lane(key, self._open_lane(key)))
+                    del self._waiting[key]
+
+    def _has_room(self, namespace: str) -> bool:
+        """Whether a lane is free for it."""
+        limits = self._limits
+        return len(self._lanes) < limits.sink_lanes and self._lanes_of[namespace] < limits.sink_lanes_of_namespace
+
+    def _open_lane(self, key: _Key) -> _Lane:
+        lane = self._lanes[key] = _Lane()
+        self._lanes_of[key[0]] += 1
+        return lane
+
+    def _close_lane(self, key: _Key) -> None:
+        lane = self._lanes.pop(key)
+        self._lanes_of[key[0]] -= 1
+        if lane.handed_on:
+            self._waiting[key] = None  # the last one now
+        self._ended.set()
+        self._wake.set()
+
+    def _is_over(self, key: _Key, lane: _Lane) -> bool:
+        """Whether the lane had its turn, and another sink would get its place."""
+        if lane.begun >= self._limits.sink_turn and not self._has_room(key[0]):
+            most = self._limits.sink_lanes_of_namespace
+            lane.handed_on = any(
+                waits not in self._lanes and (waits[0] == key[0] or self._lanes_of[waits[0]] < most)
+                for waits in self._waiting
+            )
+        else:
+            lane.handed_on = False
+        return lane.handed_on
 
     async def drained(self) -> None:
         """Claim nothing more, and wait for what is under way."""
@@ -165,7 +196,7 @@ class Outbox:
             await self._look.wait()
             self._look.clear()
             try:
-                for key in await self._store.sinks_with_work(self._clock.latest_ms(), SINKS):
+                for key in await self._store.sinks_with_work(self._clock.latest_ms(), self._limits.due_sinks):
                     self._work_for(key)
             except StoreUnavailable as error:
                 _log.warning("database unavailable", error=str(error))
@@ -175,9 +206,7 @@ class Outbox:
             async with lane.tries:
                 await self._drive(key, lane)
         finally:
-            del self._lanes[key]
-            self._ended.set()
-            self._wake.set()
+            self._close_lane(key)
 
     async def _drive(self, key: _Key, lane: _Lane) -> None:
         """Have as many lines tried as may be, until there is nothing to do."""
@@ -190,6 +219,7 @@ class Outbox:
             for line in found:
                 if line.event is not None and line.line_id not in lane.trying:
                     lane.trying.add(line.line_id)
+                    lane.begun += 1
                     lane.tries.create_task(self._see_to(key, lane, line, last_moment))
             if empty := [line for line in found if line.event is None]:
                 with self._going_on(key):
@@ -219,7 +249,7 @@ class Outbox:
 
     async def _claim(self, key: _Key, lane: _Lane) -> list[Outgoing]:
         """Lines to try now; some may turn out to be empty."""
-        if self._stopping or self._is_left_alone(key):
+        if self._stopping or self._is_left_alone(key) or self._is_over(key, lane):
             return []
         most = 1 if key in self._troubles else self._limits.sink_requests
         room = most - len(lane.trying)
@@ -348,9 +378,10 @@ class Outbox:
         now_ms = self._clock.earliest_ms()
         before_ms, old = now_ms - self._limits.outbox_ms, f"{why}, and so for too long"
         forget_ms = await self._forget_ms(key, now_ms)
-        while count := await self._store.bury_old(*key, before_ms, old, now_ms, forget_ms, BURIED):
+        most = self._limits.buried_events
+        while count := await self._store.bury_old(*key, before_ms, old, now_ms, forget_ms, most):
             _log.warning("events are dead letters", namespace=key[0], sink=key[1], count=count, error=old)
-            if count < BURIED:
+            if count < most:
                 break
 
 
