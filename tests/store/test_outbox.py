@@ -206,6 +206,19 @@ async def test_a_dead_letter_whose_line_is_gone_gets_one(store: Store) -> None:
     assert types(await claim(store, now_ms=T0 + 5)) == ["a", "a"]
 
 
+async def test_sending_dead_letters_again_touches_no_lines_but_theirs(store: Store) -> None:
+    for number in range(4):
+        await sent(store, f"order-{number}", "a")
+    for line in await claim(store):
+        await store.bury("me", line, "answered 400", T0, T0 + 1_000)
+    assert await store.revive(NAMESPACE, "default", T0, 2) == 2
+    first = {line.line_id: line.version for line in await claim(store)}
+    assert await store.revive(NAMESPACE, "default", T0, 2) == 2
+    both = {line.line_id: line.version for line in await claim(store, now_ms=T0 + LEASE)}
+    assert len(both) == 4
+    assert both.items() >= first.items(), "those of the first time are as they were"
+
+
 async def test_dead_letters_are_dropped_or_forgotten_when_their_time_has_come(store: Store) -> None:
     await sent(store, "order", "a", "b", "c")
     for number in range(3):

@@ -265,7 +265,7 @@ def _revive(which: Sequence[Any]) -> Executable:
     return update(outbox).where(_chosen(which)).values(**_REVIVED).returning(outbox.c.position)
 
 
-def _line_up(which: Sequence[Any]) -> Executable:
+def _line_up() -> Executable:
     """Those that were revived just now are the first ones of their lines. Who has a line goes on with what he has."""
     revived = (
         select(
@@ -279,7 +279,7 @@ def _line_up(which: Sequence[Any]) -> Executable:
             literal("", TEXT),
         )
         .distinct()
-        .where(_IS_WAITING, outbox.c.since_ms == _NOW, *which)
+        .where(among(outbox.c.position, "found"))
         .order_by(outbox.c.namespace, outbox.c.sink, outbox.c.workflow_id)
     )
     columns = ["namespace", "sink", "workflow_id", "version", "due_ms", "claim", "attempts", "error"]
@@ -296,7 +296,8 @@ def _line_up(which: Sequence[Any]) -> Executable:
     )
 
 
-_REVIVE: Final = {which: (_revive(where), _line_up(where)) for which, where in (("one", _ONE), ("sink", _OF_SINK))}
+_LINE_UP: Final = _line_up()
+_REVIVE: Final = {which: _revive(where) for which, where in (("one", _ONE), ("sink", _OF_SINK))}
 _DROP: Final = {
     which: delete(outbox).where(_chosen(where)).returning(outbox.c.position)
     for which, where in (("one", _ONE), ("sink", _OF_SINK))
@@ -533,7 +534,7 @@ class Outbox(Statements):
     async def revive(self, namespace: str, which: int | str, now_ms: int, limit: int) -> int:
         """Have a dead letter, by its position, or those of a sink, sent again. Returns how many: at most `limit`."""
         kind, where = _which(namespace, which)
-        return len(await self._write_together(*_REVIVE[kind], **where, now_ms=now_ms, limit=limit))
+        return len(await self._write_together(_REVIVE[kind], _LINE_UP, **where, now_ms=now_ms, limit=limit))
 
     async def drop_dead(self, namespace: str, which: int | str, limit: int) -> int:
         """Delete a dead letter, by its position, or those of a sink. Returns how many: at most `limit`."""
