@@ -24,7 +24,7 @@ from romancy_service.core.task import NEVER_MS
 from romancy_service.errors import StoreUnavailable
 from romancy_service.outbox import Outbox
 from romancy_service.store.outbox import SinkRow
-from romancy_service.store.store import Store
+from romancy_service.store.store import Request, Store
 from romancy_service.webhook import Answer, Webhooks
 
 T0 = 1_700_000_000_000
@@ -81,7 +81,7 @@ async def fill(store: Store, sink: str, workflows: int, namespace: str = "defaul
     columns = "namespace, sink, workflow_id, version, due_ms, claim, attempts, error"
     values = f"'{namespace}', '{sink}', 'order-' || n, 1, {T0}, '', 0, ''"
     await store._write(text(f"insert into outbox_lines ({columns}) {numbers} select {values} from n returning 1"))
-    await store.set_sink(namespace, SinkRow(sink, f"http://{sink}/", "", "", 0, T0))
+    await store.set_sink(SinkRow(sink, f"http://{sink}/", "", "", 0, T0), Request(namespace, sink, "", "SetSink", b""))
 
 
 @asynccontextmanager

@@ -18,10 +18,11 @@ from romancy_service.core.run import Run
 from romancy_service.core.task import NEVER_MS, WORKFLOW_TASK_ID, Fence, activity_task_id
 from romancy_service.core.triggers import CompleteActivity, SendSignal
 from romancy_service.core.why.facts import Undelivered
+from romancy_service.errors import BatchRejected
 from romancy_service.store.outbox import OF_RUN, WITH_WORK, Outgoing, SinkRow, Waiting
 from romancy_service.store.postgres import DIALECT
 from romancy_service.store.sql import compiled
-from romancy_service.store.store import Change, Store
+from romancy_service.store.store import Change, Request, Store
 from tests.core.life import schedule
 from tests.store.drive import NAMESPACE, T0, begin, code, store_all, terminated, then
 
@@ -47,6 +48,16 @@ async def claim(
     """Due lines, by when they began."""
     found = await store.claim_lines(NAMESPACE, sink, name, now_ms, now_ms + LEASE, limit)
     return sorted(found, key=lambda each: each.line_id)
+
+
+def asked(request_id: str, namespace: str = NAMESPACE) -> Request:
+    return Request(namespace, request_id, "", "Asked", b"")
+
+
+async def remembered(store: Store) -> set[str]:
+    """Which of the requests that tests make are known."""
+    keys = [(NAMESPACE, name) for name in ("first", "second", "third", "fourth")]
+    return {request_id for _, request_id in await store.find_requests(keys)}
 
 
 def types(found: list[Outgoing]) -> list[str]:
@@ -184,8 +195,10 @@ async def test_a_dead_letter_lets_the_next_one_go_and_can_be_sent_again_before_i
     assert await store.count_outbox(NAMESPACE, "default") == Waiting(2, 1, T0)
     (line,) = await claim(store, now_ms=T0 + 1)
     assert (types([line]), line.attempts) == (["b"], 0)
-    assert await store.revive(NAMESPACE, dead.position, T0 + 2, 10) == 1
-    assert await store.revive(NAMESPACE, dead.position, T0 + 2, 10) == 0
+    assert not await store.revive_one(dead.position, asked("another namespace's", "another"), T0 + 2)
+    assert await store.revive_one(dead.position, asked("first"), T0 + 2)
+    assert not await store.revive_one(dead.position, asked("second"), T0 + 2)
+    assert await remembered(store) == {"first"}
     assert await claim(store, "another", now_ms=T0 + 3) == [], "whoever has the line goes on"
     await store.take_delivered("me", [line], T0 + 3)
     (line,) = await claim(store, now_ms=T0 + 3)
@@ -232,8 +245,17 @@ async def test_dead_letters_are_dropped_or_forgotten_when_their_time_has_come(st
         each.position
         for each in await store.list_outbox(NAMESPACE, dead=True, sink="", workflow_id="", after=0, limit=9)
     ]
-    assert await store.drop_dead(NAMESPACE, position, 10) == 1
-    assert await store.drop_dead(NAMESPACE, position, 10) == 0
+    assert not await store.drop_one(position, asked("another namespace's", "another"), T0)
+    await store.remember(asked("first"), T0)
+    with pytest.raises(BatchRejected) as refused:
+        await store.remember(asked("first"), T0)
+    assert refused.value.conflict
+    with pytest.raises(BatchRejected):
+        await store.drop_one(position, asked("first"), T0)
+    assert await waiting(store, dead=True) == ["b", "c"], "what is not remembered is not done"
+    assert await store.drop_one(position, asked("second"), T0)
+    assert not await store.drop_one(position, asked("third"), T0)
+    assert await remembered(store) == {"first", "second"}
     assert await store.drop_dead(NAMESPACE, "default", 10) == 1
 
 
@@ -323,15 +345,20 @@ async def test_of_many_that_claim_at_once_each_line_is_one_s(store: Store) -> No
 
 async def test_a_sink_is_kept_as_it_was_set_last(store: Store) -> None:
     sink = SinkRow("default", "https://one", "whsec_1", "", 0, T0)
-    await store.set_sink(NAMESPACE, sink)
-    await store.set_sink("another", sink)
+    await store.set_sink(sink, asked("first"))
+    await store.set_sink(sink, asked("first", "another"))
     changed = SinkRow("default", "https://two", "whsec_2", "whsec_1", T0 + 5, T0 + 1)
-    await store.set_sink(NAMESPACE, changed)
+    with pytest.raises(BatchRejected) as refused:
+        await store.set_sink(changed, asked("first"))
+    assert refused.value.conflict
+    assert await store.get_sink(NAMESPACE, "default") == sink, "what is not remembered is not done"
+    await store.set_sink(changed, asked("second"))
     assert await store.get_sink(NAMESPACE, "default") == changed
     assert await store.list_sinks(NAMESPACE) == [changed]
     assert await store.list_sinks("another") == [sink]
-    assert await store.delete_sink(NAMESPACE, "default")
-    assert not await store.delete_sink(NAMESPACE, "default")
+    assert await store.delete_sink("default", asked("third"), T0)
+    assert not await store.delete_sink("default", asked("fourth"), T0)
+    assert await remembered(store) == {"first", "second", "third"}
     assert await store.get_sink(NAMESPACE, "default") is None
 
 

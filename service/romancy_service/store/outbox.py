@@ -33,7 +33,8 @@ from romancy.v1.event_pb2 import CloudEvent
 from romancy_service.core.limits import COUNTED
 from romancy_service.core.task import NEVER_MS
 from romancy_service.core.why.facts import Undelivered as UndeliveredOfRun
-from romancy_service.store.rows import Row
+from romancy_service.store.rows import Request, Row
+from romancy_service.store.schedules import ANSWER, answer_values
 from romancy_service.store.sql import Statements, among
 from romancy_service.store.tables import TEXT, WAITING, outbox, outbox_lines, sinks
 
@@ -383,6 +384,7 @@ _SET_SINK: Final = (
     insert(sinks)
     .values(namespace=_NAMESPACE, sink=_SINK, **_NEW_SINK)
     .on_conflict_do_update(index_elements=[sinks.c.namespace, sinks.c.sink], set_=_NEW_SINK)
+    .returning(sinks.c.sink)
 )
 
 
@@ -531,29 +533,50 @@ class Outbox(Statements):
 
     # Dead letters ---------------------------------------------------------------------------------------------------
 
-    async def revive(self, namespace: str, which: int | str, now_ms: int, limit: int) -> int:
-        """Have a dead letter, by its position, or those of a sink, sent again. Returns how many: at most `limit`."""
-        kind, where = _which(namespace, which)
-        return len(await self._write_together(_REVIVE[kind], _LINE_UP, **where, now_ms=now_ms, limit=limit))
+    # What is asked for by a request is remembered with it: both are stored, or neither is, with BatchRejected and
+    # `conflict` when the request's id is taken.
 
-    async def drop_dead(self, namespace: str, which: int | str, limit: int) -> int:
-        """Delete a dead letter, by its position, or those of a sink. Returns how many: at most `limit`."""
-        kind, where = _which(namespace, which)
-        return len(await self._write(_DROP[kind], **where, limit=limit))
+    async def revive_one(self, position: int, request: Request, now_ms: int) -> bool:
+        """Have a dead letter sent again. False: there is none."""
+        where = {"of_namespace": request.namespace, "at": position}
+        answer = answer_values(request, now_ms)
+        return bool(await self._write_together(_REVIVE["one"], _LINE_UP, ANSWER, **where, limit=1, **answer))
+
+    async def revive(self, namespace: str, sink: str, now_ms: int, limit: int) -> int:
+        """Have dead letters of a sink sent again. Returns how many: at most `limit`."""
+        where = {"of_namespace": namespace, "of_sink": sink}
+        return len(await self._write_together(_REVIVE["sink"], _LINE_UP, **where, now_ms=now_ms, limit=limit))
+
+    async def drop_one(self, position: int, request: Request, now_ms: int) -> bool:
+        """Delete a dead letter. False: there is none."""
+        where = {"of_namespace": request.namespace, "at": position}
+        return bool(
+            await self._write_together(_DROP["one"], ANSWER, **where, limit=1, **answer_values(request, now_ms))
+        )
+
+    async def drop_dead(self, namespace: str, sink: str, limit: int) -> int:
+        """Delete dead letters of a sink. Returns how many: at most `limit`."""
+        return len(await self._write(_DROP["sink"], of_namespace=namespace, of_sink=sink, limit=limit))
+
+    async def remember(self, request: Request, now_ms: int) -> None:
+        """A request was carried out, in as many transactions as it took."""
+        await self._write_together(ANSWER, of_namespace=request.namespace, **answer_values(request, now_ms))
 
     # Sinks ----------------------------------------------------------------------------------------------------------
 
-    async def set_sink(self, namespace: str, sink: SinkRow) -> None:
+    async def set_sink(self, sink: SinkRow, request: Request) -> None:
         """Keep it so."""
-        await self._write(
+        await self._write_together(
             _SET_SINK,
-            of_namespace=namespace,
+            ANSWER,
+            of_namespace=request.namespace,
             of_sink=sink.name,
             new_url=sink.url,
             new_secret=sink.secret,
             new_old_secret=sink.old_secret,
             new_old_until_ms=sink.old_until_ms,
             new_update_ms=sink.update_ms,
+            **answer_values(request, sink.update_ms),
         )
 
     async def get_sink(self, namespace: str, name: str) -> SinkRow | None:
@@ -565,9 +588,10 @@ class Outbox(Statements):
         """All that were set, by name."""
         return [_sink(row) for row in await self._read(_SINKS, of_namespace=namespace)]
 
-    async def delete_sink(self, namespace: str, name: str) -> bool:
+    async def delete_sink(self, name: str, request: Request, now_ms: int) -> bool:
         """Forget it. False: there is none."""
-        return bool(await self._write(_DELETE_SINK, of_namespace=namespace, of_sink=name))
+        where = {"of_namespace": request.namespace, "of_sink": name}
+        return bool(await self._write_together(_DELETE_SINK, ANSWER, **where, **answer_values(request, now_ms)))
 
 
 def _held(claim: str, lines: Sequence[Outgoing]) -> dict[str, Any]:
@@ -577,12 +601,6 @@ def _held(claim: str, lines: Sequence[Outgoing]) -> dict[str, Any]:
         "line_ids": [each.line_id for each in lines],
         "as_read": [f"{each.line_id}/{each.version}" for each in lines],
     }
-
-
-def _which(namespace: str, which: int | str) -> tuple[str, dict[str, Any]]:
-    if isinstance(which, int):
-        return "one", {"of_namespace": namespace, "at": which}
-    return "sink", {"of_namespace": namespace, "of_sink": which}
 
 
 def _outgoing(row: Row) -> Outgoing:
