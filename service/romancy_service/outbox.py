@@ -34,7 +34,8 @@ from romancy_service.core.limits import Limits
 from romancy_service.core.run import Run
 from romancy_service.core.sink import Verdict, message_id, read_secret, signatures
 from romancy_service.errors import StoreUnavailable
-from romancy_service.store.outbox import Outgoing, SinkRow
+from romancy_service.store.outbox import Outgoing
+from romancy_service.store.sinks import SinkRow
 from romancy_service.store.store import Store
 from romancy_service.webhook import Answer, Webhooks, text_of, to_message
 

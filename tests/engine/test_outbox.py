@@ -23,7 +23,7 @@ from romancy_service.core.sink import Verdict
 from romancy_service.core.task import NEVER_MS
 from romancy_service.errors import StoreUnavailable
 from romancy_service.outbox import Outbox
-from romancy_service.store.outbox import SinkRow
+from romancy_service.store.sinks import SinkRow
 from romancy_service.store.store import Request, Store
 from romancy_service.webhook import Answer, Webhooks
 

@@ -19,8 +19,9 @@ from romancy_service.core.task import NEVER_MS, WORKFLOW_TASK_ID, Fence, activit
 from romancy_service.core.triggers import CompleteActivity, SendSignal
 from romancy_service.core.why.facts import Undelivered
 from romancy_service.errors import BatchRejected
-from romancy_service.store.outbox import OF_RUN, WITH_WORK, Outgoing, SinkRow, Waiting
+from romancy_service.store.outbox import OF_RUN, WITH_WORK, Outgoing, Waiting
 from romancy_service.store.postgres import DIALECT
+from romancy_service.store.sinks import SinkRow
 from romancy_service.store.sql import compiled
 from romancy_service.store.store import Change, Request, Store
 from tests.core.life import schedule

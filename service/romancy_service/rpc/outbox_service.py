@@ -41,7 +41,8 @@ from romancy_service.rpc.once import once
 from romancy_service.rpc.pages import name_token, read_name_token
 from romancy_service.rpc.validate import namespace_of, page_size
 from romancy_service.starter import new_id
-from romancy_service.store.outbox import SinkRow, Undelivered, Waiting
+from romancy_service.store.outbox import Undelivered, Waiting
+from romancy_service.store.sinks import SinkRow
 from romancy_service.store.store import Request
 
 _audit = structlog.get_logger("romancy.audit")

@@ -14,18 +14,15 @@ from sqlalchemy import (
     TextClause,
     and_,
     bindparam,
-    case,
     cast,
     delete,
     func,
-    literal,
     or_,
     select,
     text,
     tuple_,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.expression import Executable
 
 from romancy.v1.event_pb2 import CloudEvent
@@ -33,10 +30,9 @@ from romancy.v1.event_pb2 import CloudEvent
 from romancy_service.core.limits import COUNTED
 from romancy_service.core.task import NEVER_MS
 from romancy_service.core.why.facts import Undelivered as UndeliveredOfRun
-from romancy_service.store.rows import Request, Row
-from romancy_service.store.schedules import ANSWER, answer_values
+from romancy_service.store.rows import Row
 from romancy_service.store.sql import Statements, among
-from romancy_service.store.tables import TEXT, WAITING, outbox, outbox_lines, sinks
+from romancy_service.store.tables import TEXT, WAITING, outbox, outbox_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +66,6 @@ class Undelivered:
     dead_ms: int
     """0: it is not dead."""
     forget_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class SinkRow:
-    """A sink."""
-
-    name: str
-    url: str
-    secret: str
-    old_secret: str
-    old_until_ms: int
-    update_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,73 +221,6 @@ _LOCK_BURIED: Final = (
 )
 _FORGET_BURIED: Final = delete(outbox_lines).where(_OF_BURIED, outbox_lines.c.claim == "", _IS_EMPTY)
 """What is locked already gets nothing that this statement does not see."""
-_FORGOTTEN: Final = (
-    select(outbox.c.position).where(_IS_DEAD, outbox.c.forget_ms < _NOW).order_by(outbox.c.forget_ms).limit(_LIMIT)
-)
-_FORGET: Final = delete(outbox).where(outbox.c.position.in_(_FORGOTTEN)).returning(outbox.c.position)
-
-# Dead letters, chosen by position, or all of a sink.
-_ONE: Final = (outbox.c.namespace == _NAMESPACE, outbox.c.position == bindparam("at", type_=BigInteger))
-
-
-def _chosen(which: Sequence[Any]) -> Any:
-    return outbox.c.position.in_(
-        select(outbox.c.position).where(_IS_DEAD, *which).order_by(outbox.c.position).limit(_LIMIT).with_for_update()
-    )
-
-
-_REVIVED: Final = {
-    "waiting": True,
-    "since_ms": _NOW,
-    "attempts": 0,
-    "error": "",
-    "dead_ms": 0,
-    "forget_ms": 0,
-}
-
-
-def _revive(which: Sequence[Any]) -> Executable:
-    return update(outbox).where(_chosen(which)).values(**_REVIVED).returning(outbox.c.position)
-
-
-def _line_up() -> Executable:
-    """Those that were revived just now are the first ones of their lines. Who has a line goes on with what he has."""
-    revived = (
-        select(
-            outbox.c.namespace,
-            outbox.c.sink,
-            outbox.c.workflow_id,
-            literal(1, BigInteger),
-            _NOW,
-            literal("", TEXT),
-            literal(0, Integer),
-            literal("", TEXT),
-        )
-        .distinct()
-        .where(among(outbox.c.position, "found"))
-        .order_by(outbox.c.namespace, outbox.c.sink, outbox.c.workflow_id)
-    )
-    columns = ["namespace", "sink", "workflow_id", "version", "due_ms", "claim", "attempts", "error"]
-    added = insert(outbox_lines).from_select(columns, revived)
-    nobodys = outbox_lines.c.claim == ""
-    return added.on_conflict_do_update(
-        index_elements=[outbox_lines.c.namespace, outbox_lines.c.sink, outbox_lines.c.workflow_id],
-        set_={
-            "version": outbox_lines.c.version + 1,
-            "due_ms": case((nobodys, _NOW), else_=outbox_lines.c.due_ms),
-            "attempts": 0,
-            "error": "",
-        },
-    )
-
-
-_LINE_UP: Final = _line_up()
-_REVIVE: Final = {which: _revive(where) for which, where in (("one", _ONE), ("sink", _OF_SINK))}
-_DROP: Final = {
-    which: delete(outbox).where(_chosen(where)).returning(outbox.c.position)
-    for which, where in (("one", _ONE), ("sink", _OF_SINK))
-}
-
 LIST: Final = (
     select(
         outbox,
@@ -368,24 +285,6 @@ select sink from used where sink is not null limit :limit
 
 
 _USED: Final = (_used(f"outbox.{WAITING}"), _used("not outbox.waiting"))
-_SINKS: Final = select(sinks).where(sinks.c.namespace == _NAMESPACE).order_by(sinks.c.sink)
-_GET_SINK: Final = select(sinks).where(sinks.c.namespace == _NAMESPACE, sinks.c.sink == _SINK)
-_DELETE_SINK: Final = (
-    delete(sinks).where(sinks.c.namespace == _NAMESPACE, sinks.c.sink == _SINK).returning(sinks.c.sink)
-)
-_NEW_SINK: Final = {
-    "url": bindparam("new_url", type_=TEXT),
-    "secret": bindparam("new_secret", type_=TEXT),
-    "old_secret": bindparam("new_old_secret", type_=TEXT),
-    "old_until_ms": bindparam("new_old_until_ms", type_=BigInteger),
-    "update_ms": bindparam("new_update_ms", type_=BigInteger),
-}
-_SET_SINK: Final = (
-    insert(sinks)
-    .values(namespace=_NAMESPACE, sink=_SINK, **_NEW_SINK)
-    .on_conflict_do_update(index_elements=[sinks.c.namespace, sinks.c.sink], set_=_NEW_SINK)
-    .returning(sinks.c.sink)
-)
 
 
 _FIRST_OF_LINE: Final = f"""(select min(position) from outbox as mine where mine.namespace = line.namespace
@@ -490,10 +389,6 @@ class Outbox(Statements):
         if len(await self._write(_FORGET_EMPTY, **_held(claim, lines))) < len(lines):
             await self.release_lines(claim, lines, now_ms)
 
-    async def forget_dead(self, now_ms: int, limit: int) -> int:
-        """Delete dead letters that nobody asked for in time. Returns how many."""
-        return len(await self._sweep(_FORGET, now_ms=now_ms, limit=limit))
-
     # Looking ------------------------------------------------------------------------------------------------------
 
     async def list_outbox(
@@ -530,68 +425,6 @@ class Outbox(Statements):
             for statement in _USED
             for row in await self._search(statement, of_namespace=namespace, limit=limit)
         }
-
-    # Dead letters ---------------------------------------------------------------------------------------------------
-
-    # What is asked for by a request is remembered with it: both are stored, or neither is, with BatchRejected and
-    # `conflict` when the request's id is taken.
-
-    async def revive_one(self, position: int, request: Request, now_ms: int) -> bool:
-        """Have a dead letter sent again. False: there is none."""
-        where = {"of_namespace": request.namespace, "at": position}
-        answer = answer_values(request, now_ms)
-        return bool(await self._write_together(_REVIVE["one"], _LINE_UP, ANSWER, **where, limit=1, **answer))
-
-    async def revive(self, namespace: str, sink: str, now_ms: int, limit: int) -> int:
-        """Have dead letters of a sink sent again. Returns how many: at most `limit`."""
-        where = {"of_namespace": namespace, "of_sink": sink}
-        return len(await self._write_together(_REVIVE["sink"], _LINE_UP, **where, now_ms=now_ms, limit=limit))
-
-    async def drop_one(self, position: int, request: Request, now_ms: int) -> bool:
-        """Delete a dead letter. False: there is none."""
-        where = {"of_namespace": request.namespace, "at": position}
-        return bool(
-            await self._write_together(_DROP["one"], ANSWER, **where, limit=1, **answer_values(request, now_ms))
-        )
-
-    async def drop_dead(self, namespace: str, sink: str, limit: int) -> int:
-        """Delete dead letters of a sink. Returns how many: at most `limit`."""
-        return len(await self._write(_DROP["sink"], of_namespace=namespace, of_sink=sink, limit=limit))
-
-    async def remember(self, request: Request, now_ms: int) -> None:
-        """A request was carried out, in as many transactions as it took."""
-        await self._write_together(ANSWER, of_namespace=request.namespace, **answer_values(request, now_ms))
-
-    # Sinks ----------------------------------------------------------------------------------------------------------
-
-    async def set_sink(self, sink: SinkRow, request: Request) -> None:
-        """Keep it so."""
-        await self._write_together(
-            _SET_SINK,
-            ANSWER,
-            of_namespace=request.namespace,
-            of_sink=sink.name,
-            new_url=sink.url,
-            new_secret=sink.secret,
-            new_old_secret=sink.old_secret,
-            new_old_until_ms=sink.old_until_ms,
-            new_update_ms=sink.update_ms,
-            **answer_values(request, sink.update_ms),
-        )
-
-    async def get_sink(self, namespace: str, name: str) -> SinkRow | None:
-        """As it is stored."""
-        rows = await self._read(_GET_SINK, of_namespace=namespace, of_sink=name)
-        return _sink(rows[0]) if rows else None
-
-    async def list_sinks(self, namespace: str) -> list[SinkRow]:
-        """All that were set, by name."""
-        return [_sink(row) for row in await self._read(_SINKS, of_namespace=namespace)]
-
-    async def delete_sink(self, name: str, request: Request, now_ms: int) -> bool:
-        """Forget it. False: there is none."""
-        where = {"of_namespace": request.namespace, "of_sink": name}
-        return bool(await self._write_together(_DELETE_SINK, ANSWER, **where, **answer_values(request, now_ms)))
 
 
 def _held(claim: str, lines: Sequence[Outgoing]) -> dict[str, Any]:
@@ -642,7 +475,3 @@ def _of_run(row: Row) -> UndeliveredOfRun:
         is_tried=bool(row["claim"]),
         is_behind=row["first_position"] not in (None, row["position"]),
     )
-
-
-def _sink(row: Row) -> SinkRow:
-    return SinkRow(row["sink"], row["url"], row["secret"], row["old_secret"], row["old_until_ms"], row["update_ms"])
