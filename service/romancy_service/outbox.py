@@ -168,6 +168,8 @@ class Outbox:
     def _close_lane(self, key: _Key) -> None:
         lane = self._lanes.pop(key)
         self._lanes_of[key[0]] -= 1
+        if not self._lanes_of[key[0]]:
+            del self._lanes_of[key[0]]
         if lane.handed_on:
             self._waiting[key] = None  # the last one now
         self._ended.set()

@@ -165,7 +165,7 @@ async def test_more_busy_sinks_than_lanes_take_turns(store: Store) -> None:
         await until(lambda: sinks.tried["http://near/"] == 1, "it has its event")
         assert sinks.begun_before_near <= FEW_LANES.sink_turn + FEW_LANES.sink_requests
         await until(lambda: sinks.tried.total() == 101 and not outbox._lanes, "the others have everything")
-    assert not +outbox._lanes_of
+    assert not outbox._lanes_of
 
 
 async def test_a_namespace_whose_sinks_are_slow_leaves_lanes_to_others(store: Store) -> None:

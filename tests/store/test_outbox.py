@@ -290,8 +290,12 @@ async def test_a_line_whose_event_somebody_else_took_is_free_at_once(store: Stor
     await store_all(store, code(run, sends("c")))
     await store.take_delivered("frozen", frozen, T0 + LEASE)
     await store.take_delivered("other", again, T0 + LEASE)
-    assert types(await claim(store, "third", now_ms=T0 + LEASE)) == ["c"]
+    third = await claim(store, "third", now_ms=T0 + LEASE)
+    assert types(third) == ["c"]
     assert len(await store.sinks_with_work(NEVER_MS, 10)) == 1
+    assert await store.bury_old(NAMESPACE, "default", T0, "why", T0, T0, 10) == 1
+    await store.bury("third", third[0], "why", T0, T0)
+    assert await store.sinks_with_work(NEVER_MS, 10) == []
 
 
 async def test_lines_of_what_was_too_old_go_with_it(store: Store) -> None:

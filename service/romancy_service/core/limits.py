@@ -130,7 +130,7 @@ class Limits:
     sent_events: int = 100
     """Events that one attempt of an activity sends: all are recorded in one event, and sent to workers on replay."""
     sinks: int = 100
-    """Sinks of a namespace: each may be sent to at the same time, and all are listed on one page."""
+    """Sinks of a namespace: all are listed on one page, with what waits for each."""
     sink_url_bytes: int = 2 * KIB
     """What usual servers and proxies take."""
     kept_secret_ms: int = 30 * 86_400_000

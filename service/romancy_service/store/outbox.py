@@ -333,11 +333,18 @@ class Outbox(Statements):
 
     async def take_delivered(self, claim: str, delivered: Sequence[Outgoing], now_ms: int) -> None:
         """These were delivered; their lines are free again, or gone where nothing else is in them."""
-        positions = [each.position for each in delivered]
-        held = {**_held(claim, delivered), "now_ms": now_ms}
-        if not await self._write_together(_TAKE_DELIVERED, _FORGET_EMPTY, _FREE, positions=positions, **held):
-            await self._write_together(_FORGET_EMPTY, **held)  # somebody else took them
-            await self.release_lines(claim, delivered, now_ms)
+        await self._take_first(_TAKE_DELIVERED, claim, delivered, now_ms=now_ms)
+
+    async def _take_first(
+        self, statement: Executable, claim: str, lines: Sequence[Outgoing], *, now_ms: int, **values: Any
+    ) -> None:
+        """Take the first events of lines out of them, and let the lines go."""
+        held = {**_held(claim, lines), "now_ms": now_ms}
+        positions = [each.position for each in lines]
+        taken = await self._write_together(statement, _FORGET_EMPTY, _FREE, positions=positions, **held, **values)
+        if not taken:  # somebody else did
+            await self._write(_FORGET_EMPTY, **held)
+            await self._write(_FREE, **held)
 
     async def put_off(self, claim: str, line: Outgoing, until_ms: int, why: str) -> None:
         """The first event of the line could not be delivered, and is tried again."""
@@ -351,17 +358,8 @@ class Outbox(Statements):
 
     async def bury(self, claim: str, line: Outgoing, why: str, now_ms: int, forget_ms: int) -> None:
         """The first event of the line is dead; the next one is tried."""
-        await self._write_together(
-            _BURY,
-            _FORGET_EMPTY,
-            _FREE,
-            **_held(claim, [line]),
-            positions=[line.position],
-            why=why,
-            tried=line.attempts + 1,
-            now_ms=now_ms,
-            until_ms=forget_ms,
-        )
+        values = {"why": why, "tried": line.attempts + 1, "until_ms": forget_ms}
+        await self._take_first(_BURY, claim, [line], now_ms=now_ms, **values)
 
     async def bury_old(
         self, namespace: str, sink: str, before_ms: int, why: str, now_ms: int, forget_ms: int, limit: int
