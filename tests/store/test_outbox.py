@@ -307,19 +307,21 @@ async def test_lines_of_what_was_too_old_go_with_it(store: Store) -> None:
     assert types(await claim(store)) == ["c"]
 
 
-LOCKERS: dict[str, Callable[[Store, list[Outgoing]], Coroutine[Any, Any, object]]] = {
-    "deliveries": lambda store, lines: store.take_delivered("me", lines, T0),
-    "releases": lambda store, lines: store.release_lines("me", lines, T0),
-    "ends of empty lines": lambda store, lines: store.forget_empty("me", lines, T0),
-    "what is too old": lambda store, _: store.bury_old(NAMESPACE, "default", T0, "why", T0, T0, 10),
+LOCKERS: dict[str, Callable[[Store, list[Outgoing], list[Run]], Coroutine[Any, Any, object]]] = {
+    "commits": lambda store, _, runs: store.commit([code(run, sends("more")) for run in runs], T0),
+    "deliveries": lambda store, lines, _: store.take_delivered("me", lines, T0),
+    "releases": lambda store, lines, _: store.release_lines("me", lines, T0),
+    "ends of empty lines": lambda store, lines, _: store.forget_empty("me", lines, T0),
+    "what is too old": lambda store, *_: store.bury_old(NAMESPACE, "default", T0, "why", T0, T0, 10),
 }
 
 
 @pytest.mark.parametrize("who", LOCKERS)
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
-async def test_all_lock_lines_in_the_order_in_which_commits_do(store: Store, database_url: str, who: str) -> None:
-    for workflow_id in ("b", "C", "a"):
-        await sent(store, workflow_id, "event")
+async def test_all_lock_lines_in_one_order(store: Store, database_url: str, who: str) -> None:
+    runs = [await sent(store, workflow_id, "event") for workflow_id in ("b", "C", "a")]
+    for run in runs:
+        await store_all(store, then(run, SendSignal(Signal(name="hello"))))
     lines = await claim(store)
     look = "select 1 from outbox_lines where workflow_id = $1 for update nowait"
     async with (
@@ -329,7 +331,7 @@ async def test_all_lock_lines_in_the_order_in_which_commits_do(store: Store, dat
         first.transaction(),
     ):
         await first.fetch(look, "C")
-        locking = asyncio.create_task(LOCKERS[who](store, lines))
+        locking = asyncio.create_task(LOCKERS[who](store, lines, runs))
         while not await other.fetchval("select count(*) from pg_locks where not granted"):
             assert not locking.done()
         for later in ("a", "b"):
