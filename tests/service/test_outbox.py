@@ -105,13 +105,15 @@ async def nothing_waits(tenant: Tenant) -> None:
 
 
 async def tried(tenant: Tenant, times: int = 1) -> OutboxEvent:
-    """The first event that waits, when it was tried so often in vain."""
+    """The first event that was tried so often in vain, when there is one."""
+    found: list[OutboxEvent] = []
 
     async def often() -> bool:
-        return any(each.attempts >= times for each in await listed(tenant))
+        found[:] = [each for each in await listed(tenant) if each.attempts >= times]
+        return bool(found)
 
     await until(often, f"it was tried {times} times")
-    return (await listed(tenant))[0]
+    return found[0]
 
 
 async def move(tenant: Tenant, ms: int) -> None:
