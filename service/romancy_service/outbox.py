@@ -5,7 +5,8 @@ a *line*; only its first one is tried. Who tries it has claimed the line, for lo
 leaves nothing behind that time does not heal, and any number of replicas may deliver beside each other. An event is
 gone from the outbox only after the sink answered; whoever dies in between, or was frozen, has it sent once more.
 
-Each sink has a lane: some lines are tried at a time there, so that a slow sink holds up nothing but its own events. A
+Each sink that is busy has a lane: some lines are tried at a time there, so that a slow sink holds up nothing but its
+own events. When more sinks are busy than there are lanes, each hands its lane on after a turn, and comes last then. A
 sink that cannot be reached at all is left alone for a while, then tried with one event, whatever waits for it. What its
 own event makes it answer is that event's affair: the others go on.
 """
@@ -17,6 +18,7 @@ import json
 import random
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,18 +34,13 @@ from romancy_service.core.limits import Limits
 from romancy_service.core.run import Run
 from romancy_service.core.sink import Verdict, message_id, read_secret, signatures
 from romancy_service.errors import StoreUnavailable
-from romancy_service.store.outbox import Outgoing, SinkRow
+from romancy_service.store.outbox import Outgoing
+from romancy_service.store.sinks import SinkRow
 from romancy_service.store.store import Store
-from romancy_service.webhook import Answer, Webhooks, to_message
+from romancy_service.webhook import Answer, Webhooks, text_of, to_message
 
 _log = structlog.get_logger("romancy.outbox")
 
-SINKS: Final = 1_000
-"""So many sinks are looked at then, those first for which something is due longest."""
-LANES: Final = 64
-"""So many sinks are delivered to at a time."""
-BURIED: Final = 1_000
-"""So many old events are made dead letters at a time."""
 _AFTER_ANSWER_MS: Final = 5_000
 """So much longer than a try is a line claimed: to write down what became of it, even on a busy database."""
 _FIRST_WAIT_MS: Final = 1_000
@@ -67,6 +64,10 @@ class _Lane:
     """Who has the lines: this lane, and none before it."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     tries: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
+    begun: int = 0
+    """How many events were tried, or are."""
+    handed_on: bool = False
+    """Others wait for a lane, and this one's turn is over."""
     trying: set[int] = field(default_factory=set)
     """The lines whose first events are under way."""
     delivered: list[tuple[Outgoing, asyncio.Future[None]]] = field(default_factory=list)
@@ -96,6 +97,8 @@ class Outbox:
         self._lease_ms = limits.sink_answer_ms + _AFTER_ANSWER_MS
         self._waiting: dict[_Key, None] = {}
         self._lanes: dict[_Key, _Lane] = {}
+        self._lanes_of: Counter[str] = Counter()
+        """By namespace."""
         self._troubles: dict[_Key, _Trouble] = {}
         self._wake = asyncio.Event()
         self._look = asyncio.Event()
@@ -144,14 +147,45 @@ class Outbox:
                 await self._wake.wait()
                 self._wake.clear()
                 for key in [] if self._stopping else list(self._waiting):
-                    if key not in self._lanes and len(self._lanes) >= LANES:
-                        continue
-                    del self._waiting[key]
                     if key in self._lanes:
                         self._lanes[key].wake.set()
                     elif not self._is_left_alone(key):
-                        lane = self._lanes[key] = _Lane()
-                        lanes.create_task(self._keep_lane(key, lane))
+                        if not self._has_room(key[0]):
+                            continue
+                        lanes.create_task(self._keep_lane(key, self._open_lane(key)))
+                    del self._waiting[key]
+
+    def _has_room(self, namespace: str) -> bool:
+        """Whether a lane is free for it."""
+        limits = self._limits
+        return len(self._lanes) < limits.sink_lanes and self._lanes_of[namespace] < limits.sink_lanes_of_namespace
+
+    def _open_lane(self, key: _Key) -> _Lane:
+        lane = self._lanes[key] = _Lane()
+        self._lanes_of[key[0]] += 1
+        return lane
+
+    def _close_lane(self, key: _Key) -> None:
+        lane = self._lanes.pop(key)
+        self._lanes_of[key[0]] -= 1
+        if not self._lanes_of[key[0]]:
+            del self._lanes_of[key[0]]
+        if lane.handed_on:
+            self._waiting[key] = None  # the last one now
+        self._ended.set()
+        self._wake.set()
+
+    def _is_over(self, key: _Key, lane: _Lane) -> bool:
+        """Whether the lane had its turn, and another sink would get its place."""
+        if lane.begun >= self._limits.sink_turn and not self._has_room(key[0]):
+            most = self._limits.sink_lanes_of_namespace
+            lane.handed_on = any(
+                waits not in self._lanes and (waits[0] == key[0] or self._lanes_of[waits[0]] < most)
+                for waits in self._waiting
+            )
+        else:
+            lane.handed_on = False
+        return lane.handed_on
 
     async def drained(self) -> None:
         """Claim nothing more, and wait for what is under way."""
@@ -165,7 +199,7 @@ class Outbox:
             await self._look.wait()
             self._look.clear()
             try:
-                for key in await self._store.sinks_with_work(self._clock.latest_ms(), SINKS):
+                for key in await self._store.sinks_with_work(self._clock.latest_ms(), self._limits.due_sinks):
                     self._work_for(key)
             except StoreUnavailable as error:
                 _log.warning("database unavailable", error=str(error))
@@ -175,9 +209,7 @@ class Outbox:
             async with lane.tries:
                 await self._drive(key, lane)
         finally:
-            del self._lanes[key]
-            self._ended.set()
-            self._wake.set()
+            self._close_lane(key)
 
     async def _drive(self, key: _Key, lane: _Lane) -> None:
         """Have as many lines tried as may be, until there is nothing to do."""
@@ -188,9 +220,13 @@ class Outbox:
             with self._going_on(key):
                 found = await self._claim(key, lane)
             for line in found:
-                if line.line_id not in lane.trying:
+                if line.event is not None and line.line_id not in lane.trying:
                     lane.trying.add(line.line_id)
+                    lane.begun += 1
                     lane.tries.create_task(self._see_to(key, lane, line, last_moment))
+            if empty := [line for line in found if line.event is None]:
+                with self._going_on(key):
+                    await self._store.forget_empty(lane.claim, empty, self._clock.latest_ms())
             if not found and lane.trying:
                 await lane.wake.wait()
             elif not found and not lane.wake.is_set():
@@ -215,21 +251,18 @@ class Outbox:
             lane.wake.set()
 
     async def _claim(self, key: _Key, lane: _Lane) -> list[Outgoing]:
-        """Lines to try now. Those that turned out to be empty are gone."""
-        while not self._stopping and not self._is_left_alone(key):
-            most = 1 if key in self._troubles else self._limits.sink_requests
-            room = most - len(lane.trying)
-            if room <= 0:
-                return []
-            now_ms = self._clock.latest_ms()
-            until_ms = now_ms + self._lease_ms
-            found = await self._store.claim_lines(*key, lane.claim, now_ms, until_ms, room)
-            empty = [line for line in found if line.event is None]
-            await self._store.forget_empty(lane.claim, empty, now_ms)
-            if len(found) > len(empty) or not found:
-                faults.point("outbox.claimed")
-                return [line for line in found if line.event is not None]
-        return []
+        """Lines to try now; some may turn out to be empty."""
+        if self._stopping or self._is_left_alone(key) or self._is_over(key, lane):
+            return []
+        most = 1 if key in self._troubles else self._limits.sink_requests
+        room = most - len(lane.trying)
+        if room <= 0:
+            return []
+        now_ms = self._clock.latest_ms()
+        found = await self._store.claim_lines(*key, lane.claim, now_ms, now_ms + self._lease_ms, room)
+        if any(line.event is not None for line in found):
+            faults.point("outbox.claimed")
+        return found
 
     def _is_left_alone(self, key: _Key) -> bool:
         trouble = self._troubles.get(key)
@@ -244,8 +277,14 @@ class Outbox:
         failures = trouble.failures if trouble is not None else 0
         sink = await self._sink(key, lane)
         if time.monotonic() > last_moment:
-            return  # this process stood still: the line may be another one's by now, and is found again
-        answer = await self._send(key, sink, line.event)
+            # This process stood still, or the database did: the line may be another one's by now. If not, it is free.
+            await self._store.release_lines(lane.claim, [line], self._clock.latest_ms())
+            return
+        try:
+            answer = await self._send(key, sink, line.event)
+        except Exception as error:  # it counts as a try, or the event would be tried for ever, and nobody would know
+            _log.exception("an event cannot be sent", namespace=key[0], sink=key[1], position=line.position)
+            answer = Answer(Verdict.LATER, text_of(error))
         faults.point("outbox.answered")
         if not answer.unreachable:
             self._troubles.pop(key, None)
@@ -279,7 +318,7 @@ class Outbox:
             message = to_message(event)
         except Exception as error:  # whatever its library finds in it, it would find again
             _log.exception("an event cannot be written", namespace=key[0], sink=key[1], event_id=event.id)
-            return Answer(Verdict.DEAD, f"it cannot be written: {type(error).__name__}: {error}"[:500])
+            return Answer(Verdict.DEAD, f"it cannot be written: {text_of(error)}")
         now_ms = self._clock.now_ms()
         headers = {"webhook-id": message_id(event.source, event.id), "webhook-timestamp": str(now_ms // 1000)}
         secrets = [sink.secret, sink.old_secret if now_ms < sink.old_until_ms else ""]
@@ -342,9 +381,10 @@ class Outbox:
         now_ms = self._clock.earliest_ms()
         before_ms, old = now_ms - self._limits.outbox_ms, f"{why}, and so for too long"
         forget_ms = await self._forget_ms(key, now_ms)
-        while count := await self._store.bury_old(*key, before_ms, old, now_ms, forget_ms, BURIED):
+        most = self._limits.buried_events
+        while count := await self._store.bury_old(*key, before_ms, old, now_ms, forget_ms, most):
             _log.warning("events are dead letters", namespace=key[0], sink=key[1], count=count, error=old)
-            if count < BURIED:
+            if count < most:
                 break
 
 

@@ -7,6 +7,7 @@ connected to, which is the one that the socket then gets. Redirects are not foll
 
 from __future__ import annotations
 
+import base64
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -99,9 +100,13 @@ class Webhooks:
 
     async def post(self, url: str, message: HTTPMessage, headers: Mapping[str, str], now_ms: int) -> Answer:
         """Send an event. Raises nothing but what cancels."""
-        target = URL(url)
-        if not self._may_be(target):
-            why = f"{target.host} port {target.port} is not allowed by --sink-allow"
+        try:
+            target = URL(url)
+            allowed = bool(target.host) and self._may_be(target)  # `host` is read from xn--, which may be none
+        except ValueError as error:
+            return Answer(Verdict.LATER, f"the sink's URL is none: {_text(error)}", unreachable=True)
+        if not allowed:
+            why = f"{target.raw_host} port {target.port} is not allowed by --sink-allow"
             return Answer(Verdict.LATER, why, unreachable=True)
         sent = {**message.headers, **headers, "user-agent": "romancy"}
         try:
@@ -118,7 +123,7 @@ class Webhooks:
             return Answer(Verdict.LATER, _text(error))
 
     def _may_be(self, target: URL) -> bool:
-        return bool(target.host) and self._destinations.allow_host(target.host or "", target.port or 0)
+        return bool(target.raw_host) and self._destinations.allow_host(target.raw_host or "", target.port or 0)
 
     async def _answer(self, response: aiohttp.ClientResponse, now_ms: int) -> Answer:
         meaning = verdict(response.status)
@@ -154,9 +159,12 @@ def _wait_ms(retry_after: str, now_ms: int) -> int:
 
 def _text(error: BaseException) -> str:
     cause = getattr(error, "os_error", None)
-    if isinstance(cause, NotAllowed):
-        return str(cause)
-    return f"{type(error).__name__}: {error}"[:_SHOWN]
+    return str(cause) if isinstance(cause, NotAllowed) else text_of(error)
+
+
+def text_of(error: BaseException) -> str:
+    """An error for people, in characters that every database keeps."""
+    return f"{type(error).__name__}: {error}"[:_SHOWN].encode("ascii", "backslashreplace").decode().replace("\0", "")
 
 
 def to_message(event: CloudEvent) -> HTTPMessage:
@@ -171,27 +179,49 @@ def to_message(event: CloudEvent) -> HTTPMessage:
         value = _attribute(event, name)
         if value is not ABSENT and not (name in _TEXTS and value == ""):
             attributes[name] = value
-    return to_structured_event(StructuredEvent(attributes, _data(event)))
+    text = _json_text(event)
+    message = to_structured_event(StructuredEvent(attributes, None if text is not None else _data(event)))
+    if text is None:
+        return message
+    # Not read and written anew: that would change numbers that no float holds.
+    return HTTPMessage(message.headers, b'%s, "data": %s}' % (message.body[:-1], text.encode()))
 
 
 def _attribute(event: CloudEvent, name: str) -> Any:
     value = event.attributes[name]
-    if value.WhichOneof("attr") == "ce_timestamp":
-        return value.ce_timestamp.ToDatetime(UTC)
-    return attribute(event, name)
+    match value.WhichOneof("attr"):
+        case "ce_timestamp":
+            return value.ce_timestamp.ToDatetime(UTC)
+        case "ce_bytes":
+            return base64.b64encode(value.ce_bytes).decode()
+        case _:
+            return attribute(event, name)
+
+
+def _content_type(event: CloudEvent) -> str:
+    content_type = attribute(event, "datacontenttype")
+    return JSONFormat.DEFAULT_CONTENT_TYPE if content_type in (ABSENT, "") else str(content_type)
+
+
+def _json_text(event: CloudEvent) -> str | None:
+    """The data as it is, where it is JSON."""
+    if not event.HasField("data") or event.HasField("proto_data"):
+        return None
+    if JSONFormat.JSON_CONTENT_TYPE_PATTERN.match(_content_type(event)) is None:
+        return None
+    try:
+        text = data_bytes(event).decode()
+        strict_json(text)
+    except (ValueError, RecursionError):
+        return None
+    return text
 
 
 def _data(event: CloudEvent) -> Any:
-    """Data as the format takes them: what is JSON as it is, text as text, and bytes, which it writes in base64."""
+    """Other data as the format takes it: text as text, and bytes, which it writes in base64."""
     if not event.HasField("data"):
         return None
-    content_type = attribute(event, "datacontenttype")
-    known = JSONFormat.DEFAULT_CONTENT_TYPE if content_type in (ABSENT, "") else str(content_type)
-    if not event.HasField("proto_data") and (JSONFormat.JSON_CONTENT_TYPE_PATTERN.match(known) is not None):
-        try:
-            return strict_json(data_bytes(event).decode())
-        except (ValueError, RecursionError):
-            return data_bytes(event)
-    if event.HasField("text_data") and not is_json(known):
+    known = _content_type(event)
+    if event.HasField("text_data") and not (is_json(known) or JSONFormat.JSON_CONTENT_TYPE_PATTERN.match(known)):
         return event.text_data
     return data_bytes(event)

@@ -119,6 +119,8 @@ def test_events_of_an_attempt_are_limited_in_number_and_size() -> None:
         "https://hooks.example.com/a b",
         "https://hooks.example.com/\r\nx: y",
         "https://hööks.example.com/",
+        "https://xn--a.example.com/",
+        "https://xn--/",
         "https://hooks.example.com/" + "x" * 2_048,
     ],
 )
@@ -204,7 +206,10 @@ def test_a_port_that_was_said_is_the_only_one() -> None:
         "100.64.0.1", "192.0.0.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1",
         "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1", "fe80::1", "fc00::1",
         "fd00:ec2::254", "ff02::1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2002:a9fe:a9fe::",
-        "2001:db8::1", "2001::1",
+        "2001:db8::1", "2001::1", "fec0::1", "feff:ffff::1", "::ffff:0:10.0.0.1", "64:ff9b:1::a00:1", "5f00::1",
+        "3fff::1", "100::1", "100:0:0:1::1", "4000::1", "192.0.0.9", "192.0.0.192", "192.88.99.1", "168.63.129.16",
+        "192.0.2.1", "198.51.100.1", "203.0.113.1", "100.100.100.200", "2002:c058:6301::", "::ffff:168.63.129.16",
+        "2001:20::1",
     ],
 )  # fmt: skip
 def test_an_address_that_is_not_public_is_reached_only_where_its_network_was_said(address: str) -> None:
@@ -212,7 +217,7 @@ def test_an_address_that_is_not_public_is_reached_only_where_its_network_was_sai
     assert not Destinations.parse(["*.example.com", "example.com"]).allow_address(ip_address(address), 443)
 
 
-@pytest.mark.parametrize("address", ["93.184.216.34", "1.1.1.1", "2606:4700::1111", "64:ff9b::101:101"])
+@pytest.mark.parametrize("address", ["93.184.216.34", "1.1.1.1", "2606:4700::1111", "64:ff9b::101:101", "2a00::1"])
 def test_a_public_address_is_reached_by_a_name_that_was_said(address: str) -> None:
     assert Destinations.parse(["example.com"]).allow_address(ip_address(address), 443)
 

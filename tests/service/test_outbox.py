@@ -105,13 +105,15 @@ async def nothing_waits(tenant: Tenant) -> None:
 
 
 async def tried(tenant: Tenant, times: int = 1) -> OutboxEvent:
-    """The first event that waits, when it was tried so often in vain."""
+    """The first event that was tried so often in vain, when there is one."""
+    found: list[OutboxEvent] = []
 
     async def often() -> bool:
-        return any(each.attempts >= times for each in await listed(tenant))
+        found[:] = [each for each in await listed(tenant) if each.attempts >= times]
+        return bool(found)
 
     await until(often, f"it was tried {times} times")
-    return (await listed(tenant))[0]
+    return found[0]
 
 
 async def move(tenant: Tenant, ms: int) -> None:
@@ -252,6 +254,7 @@ BAD_SINKS = [
     ("keep_secret", {"keep_secret": seconds(-1)}),
     ("keep_secret", {"keep_secret": seconds(31 * 86_400)}),
     ("identity", {"identity": "x" * 256}),
+    ("request_id", {"request_id": "x" * 256}),
     ("namespace", {"namespace": "x" * 256}),
 ]
 
@@ -280,13 +283,15 @@ async def test_where_the_service_may_not_send_is_a_reason_of_its_own(tenant: Ten
         ("sink", DropDeadLettersRequest(sink="")),
         ("sink", RetryDeadLettersRequest(sink="x" * 256)),
         ("identity", RetryDeadLettersRequest(position=1, identity="x" * 256)),
+        ("request_id", DropDeadLettersRequest(position=1, request_id="a\x00")),
+        ("request_id", DeleteSinkRequest(request_id="x" * 256)),
         ("page_size", ListOutboxRequest(page_size=-1)),
         ("page_token", ListOutboxRequest(page_token="nonsense")),
         ("sink", ListOutboxRequest(sink="x" * 256)),
         ("workflow_id", ListOutboxRequest(workflow_id="a\x00")),
         ("name", DeleteSinkRequest(name="a\x00")),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 async def test_what_cannot_be_asked_of_the_outbox_is_refused(tenant: Tenant, field: str, request_: Any) -> None:
     method = type(request_).__name__.removesuffix("Request")
@@ -550,6 +555,48 @@ async def test_a_dead_letter_is_sent_again_or_dropped_by_its_position(tenant: Te
     every = DropDeadLettersRequest(namespace=tenant.namespace, sink="default")
     assert (await tenant.outbox.DropDeadLetters(every)).count == 1
     assert (await tenant.outbox.DropDeadLetters(every)).count == 0
+
+
+async def test_what_is_asked_about_dead_letters_is_done_once_for_each_request_id(
+    tenant: Tenant, server: Server
+) -> None:
+    server.script = lambda _: 400
+    await set_sink(tenant, server.url)
+    worker = await tenant.worker(workflow_slots=9)
+    await sent(tenant, worker, "order", *sends("a", "b", "c", "d"), complete())
+    first, second, *_ = await dead(tenant, 4)
+    named = {"namespace": tenant.namespace, "request_id": "one"}
+    retry = RetryDeadLettersRequest(**named, position=first.position)
+    assert [(await tenant.outbox.RetryDeadLetters(retry)).count for _ in range(2)] == [1, 1]
+    other = RetryDeadLettersRequest(**named, position=second.position)
+    assert (await refused(tenant.outbox.RetryDeadLetters(other))).reason == "REQUEST_ID_REUSED"
+    drop = DropDeadLettersRequest(namespace=tenant.namespace, request_id="two", position=second.position)
+    assert [(await tenant.outbox.DropDeadLetters(drop)).count for _ in range(2)] == [1, 1]
+    await dead(tenant, 3)
+    every = RetryDeadLettersRequest(namespace=tenant.namespace, request_id="three", sink="default")
+    assert (await tenant.outbox.RetryDeadLetters(every)).count == 3
+    await dead(tenant, 3)
+    assert (await tenant.outbox.RetryDeadLetters(every)).count == 3, "what it answered"
+    assert len(await listed(tenant, dead=True)) == 3, "and did not do again"
+    drop_all = DropDeadLettersRequest(namespace=tenant.namespace, request_id="four", sink="default")
+    assert [(await tenant.outbox.DropDeadLetters(drop_all)).count for _ in range(2)] == [3, 3]
+
+
+async def test_what_is_asked_about_sinks_is_done_once_for_each_request_id(tenant: Tenant) -> None:
+    before = await set_sink(tenant, "http://127.0.0.1:1/", request_id="one")
+    assert (await set_sink(tenant, "http://127.0.0.1:2/", request_id="two")).url == "http://127.0.0.1:2/"
+    assert await set_sink(tenant, "http://127.0.0.1:1/", request_id="one") == before
+    (sink_now,) = (await tenant.outbox.ListSinks(ListSinksRequest(namespace=tenant.namespace))).sinks
+    assert sink_now.url == "http://127.0.0.1:2/", "a repeated request undoes nothing"
+    refusal = await refused(set_sink(tenant, "http://127.0.0.1:1/", name="other", request_id="one"))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "REQUEST_ID_REUSED")
+    delete = DeleteSinkRequest(namespace=tenant.namespace, request_id="three")
+    for _ in range(2):
+        await tenant.outbox.DeleteSink(delete)
+    await set_sink(tenant, "http://127.0.0.1:3/")
+    await tenant.outbox.DeleteSink(delete)
+    (sink_now,) = (await tenant.outbox.ListSinks(ListSinksRequest(namespace=tenant.namespace))).sinks
+    assert sink_now.url == "http://127.0.0.1:3/"
 
 
 async def test_a_list_has_pages_and_is_of_a_sink_or_a_workflow(tenant: Tenant) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -85,6 +87,57 @@ async def test_a_name_that_leads_to_an_address_that_is_not_public_is_refused(ser
     assert answer.why == f"{address} port {server.port} is not allowed by --sink-allow"
     assert names.asked == ["hooks.example.com"]
     assert server.received == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"amount": 12345678901234567.89}', '{"a":1e-400,"b":1.10,"c":-0.0}', " [1,2] ", '"\\u00e9 \\ud83d\\ude00 é"', "null",
+        "123456789012345678901234567890",
+    ],
+)  # fmt: skip
+def test_json_goes_out_as_it_was_sent(text: str) -> None:
+    event = CloudEvent(id="1", source="/s", type="t", spec_version="1.0", text_data=text)
+    event.attributes["datacontenttype"].ce_string = "application/json; charset=utf-8"
+    body = to_message(event).body
+    assert body.endswith(f', "data": {text}}}'.encode())
+    assert json.loads(body)["id"] == "1"
+
+
+@pytest.mark.parametrize("data", [b"{", b"\xff", b"[1e999]", b"NaN", b'{"a":1,"a":2}', b""])
+def test_what_is_no_json_is_no_part_of_it(data: bytes) -> None:
+    event = CloudEvent(id="1", source="/s", type="t", spec_version="1.0", binary_data=data)
+    sent = json.loads(to_message(event).body)
+    assert base64.b64decode(sent["data_base64"]) == data
+    assert "data" not in sent
+
+
+def test_every_kind_of_attribute_goes_out() -> None:
+    event = CloudEvent(id="1", source="/s", type="t", spec_version="1.0")
+    event.attributes["bytes"].ce_bytes = b"\0\xff"
+    event.attributes["number"].ce_integer = -5
+    event.attributes["flag"].ce_boolean = False
+    event.attributes["schema"].ce_uri = "https://example.com/s"
+    event.attributes["dataschema"].ce_uri_ref = "/s"
+    event.attributes["time"].ce_timestamp.FromMilliseconds(1)
+    sent = json.loads(to_message(event).body)
+    assert sent.pop("time").startswith("1970-01-01T00:00:00.001")
+    assert sent == {
+        "id": "1", "source": "/s", "type": "t", "specversion": "1.0", "bytes": "AP8=", "number": -5, "flag": False,
+        "schema": "https://example.com/s", "dataschema": "/s",
+    }  # fmt: skip
+
+
+async def test_a_name_of_other_letters_is_allowed_as_it_is_written_in_a_url(server: Sink) -> None:
+    url = f"http://xn--mnchen-3ya.example.com:{server.port}/"
+    answer = await post(url, "xn--mnchen-3ya.example.com", "127.0.0.1", names=Names("127.0.0.1"))
+    assert answer == Answer(Verdict.DELIVERED)
+
+
+async def test_a_name_that_is_none_is_no_end_of_the_event_and_says_so() -> None:
+    answer = await post("http://xn--a.example.com/", "*.example.com")
+    assert (answer.verdict, answer.unreachable) == (Verdict.LATER, True)
+    assert answer.why.startswith("the sink's URL is none: UnicodeError: ")
 
 
 @pytest.mark.parametrize("host", ["2130706433", "0x7f000001", "127.1"])

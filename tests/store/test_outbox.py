@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import asyncpg
 import pytest
@@ -16,10 +18,12 @@ from romancy_service.core.run import Run
 from romancy_service.core.task import NEVER_MS, WORKFLOW_TASK_ID, Fence, activity_task_id
 from romancy_service.core.triggers import CompleteActivity, SendSignal
 from romancy_service.core.why.facts import Undelivered
-from romancy_service.store.outbox import OF_RUN, WITH_WORK, Outgoing, SinkRow, Waiting
+from romancy_service.errors import BatchRejected
+from romancy_service.store.outbox import OF_RUN, WITH_WORK, Outgoing, Waiting
 from romancy_service.store.postgres import DIALECT
+from romancy_service.store.sinks import SinkRow
 from romancy_service.store.sql import compiled
-from romancy_service.store.store import Change, Store
+from romancy_service.store.store import Change, Request, Store
 from tests.core.life import schedule
 from tests.store.drive import NAMESPACE, T0, begin, code, store_all, terminated, then
 
@@ -47,6 +51,16 @@ async def claim(
     return sorted(found, key=lambda each: each.line_id)
 
 
+def asked(request_id: str, namespace: str = NAMESPACE) -> Request:
+    return Request(namespace, request_id, "", "Asked", b"")
+
+
+async def remembered(store: Store) -> set[str]:
+    """Which of the requests that tests make are known."""
+    keys = [(NAMESPACE, name) for name in ("first", "second", "third", "fourth")]
+    return {request_id for _, request_id in await store.find_requests(keys)}
+
+
 def types(found: list[Outgoing]) -> list[str]:
     return [each.event.type if each.event is not None else "" for each in found]
 
@@ -68,10 +82,8 @@ async def test_events_are_stored_with_what_sent_them_and_claimed_in_their_order(
         assert line.event.id.startswith(f"{run.run_id}/")
         assert await claim(store, "another") == [], "it is claimed"
         await store.take_delivered("me", [line], T0)
-    (empty,) = await claim(store)
-    assert empty.event is None
-    await store.forget_empty("me", [empty], T0)
-    assert await store.sinks_with_work(NEVER_MS, 10) == []
+    assert await claim(store) == []
+    assert await store.sinks_with_work(NEVER_MS, 10) == [], "the line went with its last event"
     assert await waiting(store) == []
 
 
@@ -184,8 +196,10 @@ async def test_a_dead_letter_lets_the_next_one_go_and_can_be_sent_again_before_i
     assert await store.count_outbox(NAMESPACE, "default") == Waiting(2, 1, T0)
     (line,) = await claim(store, now_ms=T0 + 1)
     assert (types([line]), line.attempts) == (["b"], 0)
-    assert await store.revive(NAMESPACE, dead.position, T0 + 2, 10) == 1
-    assert await store.revive(NAMESPACE, dead.position, T0 + 2, 10) == 0
+    assert not await store.revive_one(dead.position, asked("another namespace's", "another"), T0 + 2)
+    assert await store.revive_one(dead.position, asked("first"), T0 + 2)
+    assert not await store.revive_one(dead.position, asked("second"), T0 + 2)
+    assert await remembered(store) == {"first"}
     assert await claim(store, "another", now_ms=T0 + 3) == [], "whoever has the line goes on"
     await store.take_delivered("me", [line], T0 + 3)
     (line,) = await claim(store, now_ms=T0 + 3)
@@ -206,6 +220,19 @@ async def test_a_dead_letter_whose_line_is_gone_gets_one(store: Store) -> None:
     assert types(await claim(store, now_ms=T0 + 5)) == ["a", "a"]
 
 
+async def test_sending_dead_letters_again_touches_no_lines_but_theirs(store: Store) -> None:
+    for number in range(4):
+        await sent(store, f"order-{number}", "a")
+    for line in await claim(store):
+        await store.bury("me", line, "answered 400", T0, T0 + 1_000)
+    assert await store.revive(NAMESPACE, "default", T0, 2) == 2
+    first = {line.line_id: line.version for line in await claim(store)}
+    assert await store.revive(NAMESPACE, "default", T0, 2) == 2
+    both = {line.line_id: line.version for line in await claim(store, now_ms=T0 + LEASE)}
+    assert len(both) == 4
+    assert both.items() >= first.items(), "those of the first time are as they were"
+
+
 async def test_dead_letters_are_dropped_or_forgotten_when_their_time_has_come(store: Store) -> None:
     await sent(store, "order", "a", "b", "c")
     for number in range(3):
@@ -219,8 +246,17 @@ async def test_dead_letters_are_dropped_or_forgotten_when_their_time_has_come(st
         each.position
         for each in await store.list_outbox(NAMESPACE, dead=True, sink="", workflow_id="", after=0, limit=9)
     ]
-    assert await store.drop_dead(NAMESPACE, position, 10) == 1
-    assert await store.drop_dead(NAMESPACE, position, 10) == 0
+    assert not await store.drop_one(position, asked("another namespace's", "another"), T0)
+    await store.remember(asked("first"), T0)
+    with pytest.raises(BatchRejected) as refused:
+        await store.remember(asked("first"), T0)
+    assert refused.value.conflict
+    with pytest.raises(BatchRejected):
+        await store.drop_one(position, asked("first"), T0)
+    assert await waiting(store, dead=True) == ["b", "c"], "what is not remembered is not done"
+    assert await store.drop_one(position, asked("second"), T0)
+    assert not await store.drop_one(position, asked("third"), T0)
+    assert await remembered(store) == {"first", "second"}
     assert await store.drop_dead(NAMESPACE, "default", 10) == 1
 
 
@@ -238,12 +274,69 @@ async def test_what_is_old_is_buried_also_behind_others(store: Store) -> None:
 async def test_an_event_that_comes_while_its_line_goes_is_not_left_behind(store: Store) -> None:
     run = await sent(store, "order", "a")
     (line,) = await claim(store)
-    await store.take_delivered("me", [line], T0)
-    (empty,) = await claim(store)
     await store_all(store, then(run, SendSignal(Signal(name="hello"))))
     await store_all(store, code(run, sends("b")))
-    await store.forget_empty("me", [empty], T0)
+    await store.take_delivered("me", [line], T0)
     assert types(await claim(store, "another")) == ["b"]
+    await store.take_delivered("another", await claim(store, "another", now_ms=T0 + LEASE), T0)
+
+
+async def test_a_line_whose_event_somebody_else_took_is_free_at_once(store: Store) -> None:
+    await sent(store, "order-1", "a")
+    run = await sent(store, "order-2", "b")
+    frozen = await claim(store, "frozen")
+    again = await claim(store, "other", now_ms=T0 + LEASE)
+    await store_all(store, then(run, SendSignal(Signal(name="hello"))))
+    await store_all(store, code(run, sends("c")))
+    await store.take_delivered("frozen", frozen, T0 + LEASE)
+    await store.take_delivered("other", again, T0 + LEASE)
+    third = await claim(store, "third", now_ms=T0 + LEASE)
+    assert types(third) == ["c"]
+    assert len(await store.sinks_with_work(NEVER_MS, 10)) == 1
+    assert await store.bury_old(NAMESPACE, "default", T0, "why", T0, T0, 10) == 1
+    await store.bury("third", third[0], "why", T0, T0)
+    assert await store.sinks_with_work(NEVER_MS, 10) == []
+
+
+async def test_lines_of_what_was_too_old_go_with_it(store: Store) -> None:
+    run = await sent(store, "order-1", "a")
+    await sent(store, "order-2", "b")
+    await store_all(store, then(run, SendSignal(Signal(name="hello"))))
+    await store_all(store, code(run, sends("c")), now_ms=T0 + 10)
+    assert await store.bury_old(NAMESPACE, "default", T0, "why", T0 + 20, T0 + 30, 10) == 2
+    assert types(await claim(store)) == ["c"]
+
+
+LOCKERS: dict[str, Callable[[Store, list[Outgoing], list[Run]], Coroutine[Any, Any, object]]] = {
+    "commits": lambda store, _, runs: store.commit([code(run, sends("more")) for run in runs], T0),
+    "deliveries": lambda store, lines, _: store.take_delivered("me", lines, T0),
+    "releases": lambda store, lines, _: store.release_lines("me", lines, T0),
+    "ends of empty lines": lambda store, lines, _: store.forget_empty("me", lines, T0),
+    "what is too old": lambda store, *_: store.bury_old(NAMESPACE, "default", T0, "why", T0, T0, 10),
+}
+
+
+@pytest.mark.parametrize("who", LOCKERS)
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+async def test_all_lock_lines_in_one_order(store: Store, database_url: str, who: str) -> None:
+    runs = [await sent(store, workflow_id, "event") for workflow_id in ("b", "C", "a")]
+    for run in runs:
+        await store_all(store, then(run, SendSignal(Signal(name="hello"))))
+    lines = await claim(store)
+    look = "select 1 from outbox_lines where workflow_id = $1 for update nowait"
+    async with (
+        asyncpg.create_pool(database_url, min_size=2) as pool,
+        pool.acquire() as first,
+        pool.acquire() as other,
+        first.transaction(),
+    ):
+        await first.fetch(look, "C")
+        locking = asyncio.create_task(LOCKERS[who](store, lines, runs))
+        while not await other.fetchval("select count(*) from pg_locks where not granted"):
+            assert not locking.done()
+        for later in ("a", "b"):
+            assert await other.fetchval(look, later) == 1, "who waits has none that comes after it"
+    await locking
 
 
 async def test_of_many_that_claim_at_once_each_line_is_one_s(store: Store) -> None:
@@ -259,15 +352,20 @@ async def test_of_many_that_claim_at_once_each_line_is_one_s(store: Store) -> No
 
 async def test_a_sink_is_kept_as_it_was_set_last(store: Store) -> None:
     sink = SinkRow("default", "https://one", "whsec_1", "", 0, T0)
-    await store.set_sink(NAMESPACE, sink)
-    await store.set_sink("another", sink)
+    await store.set_sink(sink, asked("first"))
+    await store.set_sink(sink, asked("first", "another"))
     changed = SinkRow("default", "https://two", "whsec_2", "whsec_1", T0 + 5, T0 + 1)
-    await store.set_sink(NAMESPACE, changed)
+    with pytest.raises(BatchRejected) as refused:
+        await store.set_sink(changed, asked("first"))
+    assert refused.value.conflict
+    assert await store.get_sink(NAMESPACE, "default") == sink, "what is not remembered is not done"
+    await store.set_sink(changed, asked("second"))
     assert await store.get_sink(NAMESPACE, "default") == changed
     assert await store.list_sinks(NAMESPACE) == [changed]
     assert await store.list_sinks("another") == [sink]
-    assert await store.delete_sink(NAMESPACE, "default")
-    assert not await store.delete_sink(NAMESPACE, "default")
+    assert await store.delete_sink("default", asked("third"), T0)
+    assert not await store.delete_sink("default", asked("fourth"), T0)
+    assert await remembered(store) == {"first", "second", "third"}
     assert await store.get_sink(NAMESPACE, "default") is None
 
 

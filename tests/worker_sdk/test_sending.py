@@ -226,7 +226,8 @@ async def test_events_reach_their_sinks_and_operators_see_to_the_rest() -> None:
         outbox = service.client.outbox
         secret = new_secret()
         server.script = lambda received: 400 if received.type == "paid" else 204
-        shown = await outbox.set_sink(server.url, secret=secret)
+        shown = await outbox.set_sink(server.url, secret=secret, request_id="set")
+        assert await outbox.set_sink("http://127.0.0.1:1/", request_id="set") == shown
         assert (shown.name, shown.url, shown.signed, shown.waiting, shown.dead) == ("default", server.url, True, 0, 0)
         async with Worker(service.address, workflows=[order], activities=[pay]):
             handle = await service.client.start_workflow(order, 7, id="order-7")
@@ -245,7 +246,7 @@ async def test_events_reach_their_sinks_and_operators_see_to_the_rest() -> None:
         assert letters[0].last_error == "answered 400"
         assert {each.name: each.dead for each in await outbox.list_sinks()} == {"books": 0, "default": 1}
         server.script = lambda _: 204
-        assert await outbox.retry(letters[0].position) == 1
+        assert [await outbox.retry(letters[0].position, request_id="retry") for _ in range(2)] == [1, 1]
         await server.until(2)
         with pytest.raises(DeadLetterNotFound):
             await outbox.drop(letters[0].position)
@@ -256,7 +257,8 @@ async def test_events_reach_their_sinks_and_operators_see_to_the_rest() -> None:
         assert refused.value.reason == "SINK_NOT_ALLOWED"
         with pytest.raises(ValueError, match="position"):
             await outbox.retry()
-        await outbox.delete_sink()
+        for _ in range(2):
+            await outbox.delete_sink(request_id="delete")
 
 
 @pytest.fixture
@@ -306,7 +308,11 @@ async def test_the_command_looks_after_the_outbox(monkeypatch: pytest.MonkeyPatc
         sinks = [json.loads(line) for line in (await romancy("outbox", "sinks", "--json")).splitlines()]
         assert [(each["name"], each["waiting"], each["dead"]) for each in sinks] == [("books", 1, 0), ("default", 0, 2)]
         assert "whsec_" not in await romancy("outbox", "sinks")
-        assert await romancy("outbox", "drop", str(first["position"])) == "1 dead letter dropped.\n"
+        for _ in range(2):
+            dropped = await romancy("outbox", "drop", str(first["position"]), "--request-id", "drop")
+            assert dropped == "1 dead letter dropped.\n"
+        both = await asyncio.to_thread(run, "outbox", "set-sink", server.url, "--new-secret", "--request-id", "set")
+        assert both[0] == 2
         assert (await asyncio.to_thread(run, "outbox", "drop", str(first["position"])))[0] == 3
         assert await romancy("outbox", "retry", "--sink", "default") == "1 dead letter sent again.\n"
         assert (await asyncio.to_thread(run, "outbox", "retry"))[0] == 2

@@ -25,6 +25,18 @@ _Network: TypeAlias = IPv4Network | IPv6Network
 _HOST: Final = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 _OLD_MAPPED: Final = IPv6Network("::/96")
+_GLOBAL: Final = IPv6Network("2000::/3")
+"""All that was ever given to networks of the world. Outside of it are old and new ways to name what is near."""
+_NEAR: Final[tuple[_Network, ...]] = tuple(
+    ip_network(each)
+    for each in (
+        "192.0.0.0/24",  # of protocols; one cloud keeps its metadata there
+        "192.88.99.0/24",  # the nearest relay of 6to4
+        "168.63.129.16",  # the host of a virtual machine in one cloud, with what it tells its guests
+        "3fff::/20",  # for documents
+    )
+)
+"""What the library, or some versions of it, take for public."""
 _ANY_PORT: Final = 0
 
 
@@ -87,6 +99,8 @@ def address_of(host: str) -> _Address | None:
 def is_public(address: _Address) -> bool:
     """Whether anybody in the world can reach it, so that it is no secret that the service can."""
     plain = _plain(address)
+    if (isinstance(plain, IPv6Address) and plain not in _GLOBAL) or any(plain in each for each in _NEAR):
+        return False
     return plain.is_global and not (
         plain.is_multicast or plain.is_reserved or plain.is_unspecified or plain.is_loopback or plain.is_link_local
     )

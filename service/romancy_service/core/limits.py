@@ -130,7 +130,7 @@ class Limits:
     sent_events: int = 100
     """Events that one attempt of an activity sends: all are recorded in one event, and sent to workers on replay."""
     sinks: int = 100
-    """Sinks of a namespace: each may be sent to at the same time, and all are listed on one page."""
+    """Sinks of a namespace: all are listed on one page, with what waits for each."""
     sink_url_bytes: int = 2 * KIB
     """What usual servers and proxies take."""
     kept_secret_ms: int = 30 * 86_400_000
@@ -141,10 +141,26 @@ class Limits:
     """So long may a sink take to answer, its connection included: what takes longer it should do after its answer."""
     sink_requests: int = 16
     """Requests to one sink at a time, of a replica: a slow sink holds so many events in memory."""
+    sink_lanes: int = 64
+    """Sinks that a replica delivers to at a time: each may have `sink_requests` under way, a thousand together."""
+    sink_lanes_of_namespace: int = 32
+    """Of these so many for one namespace: one whose sinks are all slow leaves the others half of them."""
+    sink_turn: int = 64
+    """Events that a sink is sent before others that wait for a lane have theirs: some rounds of requests, so that going
+    from one sink to the next costs little, and yet a sink that was idle gets what is new within seconds."""
+    due_sinks: int = 1_000
+    """Sinks for which something is due that one look finds, those first that wait longest: far more than there are
+    lanes, and each is a look into an index."""
+    buried_events: int = 1_000
+    """Events that become dead letters in one transaction, when their sink was away for too long: it takes a tenth of a
+    second."""
     retry_after_ms: int = 3_600_000
     """No sink puts an event off for longer by `Retry-After`: a mistake in it would be as good as a lost event."""
     outbox_ms: int = 86_400_000
-    """So long is it tried to deliver an event: who is away for longer than a day has people who look after it."""
+    """So long is it tried to deliver an event: who is away for longer than a day has people who look after it.
+
+    This and the retention of dead letters bound how much waits. There is no other limit of it: an event is recorded
+    with the step that sent it, which has happened, so to refuse the one would be to lose the other."""
     patches: int = 1_000
     """Patches that a run has marked: their names are stored with the run at each commit."""
     history_recur_events: int = 4_096
@@ -282,5 +298,6 @@ _WITHIN: Final = (
     ("page_events", "max_page_events"),
     ("reconnect_grace_ms", "session_lease_ms"),
     ("sink_connect_ms", "sink_answer_ms"),
+    ("sink_lanes_of_namespace", "sink_lanes"),
 )
 """Limits, and those that they lie within."""

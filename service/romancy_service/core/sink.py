@@ -12,6 +12,8 @@ from enum import Enum
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
+from yarl import URL
+
 from romancy_service.core.limits import Limits
 from romancy_service.errors import InvalidField
 
@@ -38,7 +40,8 @@ def check_url(field: str, url: str, limits: Limits) -> SplitResult:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
+        host = URL(url).host or ""
+    except ValueError as error:  # also of the name: it may say by xn-- what is no name
         raise InvalidField(field, f"is no URL: {error}") from None
     if parts.scheme not in PORTS:
         raise InvalidField(field, "is not of http or https", "give one that begins with https://")
@@ -46,7 +49,7 @@ def check_url(field: str, url: str, limits: Limits) -> SplitResult:
         raise InvalidField(field, "names a user", "leave it out; give a secret, by which what is sent is signed")
     if parts.fragment or "#" in url:
         raise InvalidField(field, "has a fragment, which is never sent", "leave it out")
-    if not parts.hostname or port == 0:
+    if not parts.hostname or not host or port == 0:
         raise InvalidField(field, "names no host and port", "give https://HOST/PATH")
     return parts
 

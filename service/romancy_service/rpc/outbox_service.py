@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeAlias, TypeVar
 
 import grpc
 import structlog
@@ -36,14 +37,21 @@ from romancy_service.errors import DeadLetterNotFound, InvalidField, SinkNotFoun
 from romancy_service.node import Node
 from romancy_service.outbox import Outbox
 from romancy_service.rpc.auth import identity_of
+from romancy_service.rpc.once import once
 from romancy_service.rpc.pages import name_token, read_name_token
 from romancy_service.rpc.validate import namespace_of, page_size
-from romancy_service.store.outbox import SinkRow, Undelivered, Waiting
+from romancy_service.starter import new_id
+from romancy_service.store.outbox import Undelivered, Waiting
+from romancy_service.store.sinks import SinkRow
+from romancy_service.store.store import Request
 
 _audit = structlog.get_logger("romancy.audit")
 
 AT_A_TIME: Final = 500
 """So many dead letters are sent again, or dropped, in one transaction."""
+
+Counted = TypeVar("Counted", RetryDeadLettersResponse, DropDeadLettersResponse)
+_Change: TypeAlias = SetSinkRequest | DeleteSinkRequest | RetryDeadLettersRequest | DropDeadLettersRequest
 
 # The generated servicer names its methods as the contract does.
 
@@ -60,7 +68,7 @@ class OutboxService(OutboxServiceServicer):
         """Say what a sink is."""
         limits, store = self._node.limits, self._node.store
         namespace, name = _names(request.namespace, request.name, limits)
-        _check_identity(request.identity, limits)
+        _check_asker(request, limits)
         self._check_url(request.url)
         check_duration("keep_secret", request.keep_secret)
         kept_ms = duration_ms(request.keep_secret)
@@ -71,16 +79,24 @@ class OutboxService(OutboxServiceServicer):
             read_secret("secret", request.secret)
             if request.unsigned:
                 raise InvalidField("unsigned", "is set, and a secret too", "set one or the other")
-        sinks = {each.name: each for each in await store.list_sinks(namespace)}
-        if name not in sinks and len(sinks) >= limits.sinks:
-            raise TooManySinks(limits.sinks)
-        sink = _changed(sinks.get(name), name, request, kept_ms, self._node.clock.now_ms())
-        await store.set_sink(namespace, sink)
-        # The URL is not logged: it may be a secret itself.
-        facts = {"namespace": namespace, "sink": name, "signed": bool(sink.secret)}
-        _audit.info("sink set", identity=identity_of(request.identity), **facts)
-        await self._outbox.sink_changed(namespace, name)
-        return SetSinkResponse(sink=_sink(sink, await store.count_outbox(namespace, name)))
+        request_id = request.request_id or new_id()
+        method = f"SetSink {name}"
+
+        async def carry_out() -> SetSinkResponse:
+            now_ms = self._node.clock.now_ms()
+            sinks = {each.name: each for each in await store.list_sinks(namespace)}
+            if name not in sinks and len(sinks) >= limits.sinks:
+                raise TooManySinks(limits.sinks)
+            sink = _changed(sinks.get(name), name, request, kept_ms, now_ms)
+            response = SetSinkResponse(sink=_sink(sink, await store.count_outbox(namespace, name)))
+            await store.set_sink(sink, Request(namespace, request_id, "", method, response.SerializeToString()))
+            # The URL is not logged: it may be a secret itself.
+            facts = {"namespace": namespace, "sink": name, "signed": bool(sink.secret), "request_id": request_id}
+            _audit.info("sink set", identity=identity_of(request.identity), **facts)
+            await self._outbox.sink_changed(namespace, name)
+            return response
+
+        return await once(store, namespace, request_id, method, SetSinkResponse, carry_out)
 
     def _check_url(self, url: str) -> None:
         parts = check_url("url", url, self._node.limits)
@@ -109,13 +125,21 @@ class OutboxService(OutboxServiceServicer):
         self, request: DeleteSinkRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> DeleteSinkResponse:
         """Forget a sink."""
+        store, now_ms = self._node.store, self._node.clock.now_ms()
         namespace, name = _names(request.namespace, request.name, self._node.limits)
-        _check_identity(request.identity, self._node.limits)
-        if not await self._node.store.delete_sink(namespace, name):
-            raise SinkNotFound(name)
-        _audit.info("sink deleted", identity=identity_of(request.identity), namespace=namespace, sink=name)
-        await self._outbox.sink_changed(namespace, name)
-        return DeleteSinkResponse()
+        _check_asker(request, self._node.limits)
+        request_id = request.request_id or new_id()
+        method = f"DeleteSink {name}"
+
+        async def carry_out() -> DeleteSinkResponse:
+            if not await store.delete_sink(name, Request(namespace, request_id, "", method, b""), now_ms):
+                raise SinkNotFound(name)
+            facts = {"namespace": namespace, "sink": name, "request_id": request_id}
+            _audit.info("sink deleted", identity=identity_of(request.identity), **facts)
+            await self._outbox.sink_changed(namespace, name)
+            return DeleteSinkResponse()
+
+        return await once(store, namespace, request_id, method, DeleteSinkResponse, carry_out)
 
     async def ListOutbox(
         self, request: ListOutboxRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -153,32 +177,67 @@ class OutboxService(OutboxServiceServicer):
     ) -> RetryDeadLettersResponse:
         """Send dead letters again."""
         store, now_ms = self._node.store, self._node.clock.latest_ms()
-        namespace, which = _which(request, self._node.limits)
-        count = 0
-        while revived := await store.revive(namespace, which, now_ms, AT_A_TIME):
-            count += revived
-            if revived < AT_A_TIME:
-                break
-        _check_found(which, count)
-        facts = {"namespace": namespace, "which": which, "count": count}
-        _audit.info("dead letters sent again", identity=identity_of(request.identity), **facts)
+
+        def some(namespace: str, sink: str) -> Awaitable[int]:
+            return store.revive(namespace, sink, now_ms, AT_A_TIME)
+
+        response = RetryDeadLettersResponse
+        answer = await self._with_letters(request, "RetryDeadLetters", response, store.revive_one, some, "sent again")
         self._outbox.look_now()
-        return RetryDeadLettersResponse(count=count)
+        return answer
 
     async def DropDeadLetters(
         self, request: DropDeadLettersRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> DropDeadLettersResponse:
         """Delete dead letters."""
+        store = self._node.store
+
+        def some(namespace: str, sink: str) -> Awaitable[int]:
+            return store.drop_dead(namespace, sink, AT_A_TIME)
+
+        response = DropDeadLettersResponse
+        return await self._with_letters(request, "DropDeadLetters", response, store.drop_one, some, "dropped")
+
+    async def _with_letters(
+        self,
+        request: RetryDeadLettersRequest | DropDeadLettersRequest,
+        method: str,
+        response: type[Counted],
+        one: Callable[[int, Request, int], Awaitable[bool]],
+        some: Callable[[str, str], Awaitable[int]],
+        done: str,
+    ) -> Counted:
+        """Do something with `one` dead letter, or with all of a sink, `some` at a time."""
+        store, now_ms = self._node.store, self._node.clock.latest_ms()
         namespace, which = _which(request, self._node.limits)
-        count = 0
-        while dropped := await self._node.store.drop_dead(namespace, which, AT_A_TIME):
-            count += dropped
-            if dropped < AT_A_TIME:
-                break
-        _check_found(which, count)
-        facts = {"namespace": namespace, "which": which, "count": count}
-        _audit.info("dead letters dropped", identity=identity_of(request.identity), **facts)
-        return DropDeadLettersResponse(count=count)
+        request_id = request.request_id or new_id()
+        exactly = f"{method} {which if isinstance(which, int) else f'of {which}'}"
+
+        async def carry_out() -> Counted:
+            answer = response(count=1)
+            if isinstance(which, int):
+                asked = Request(namespace, request_id, "", exactly, answer.SerializeToString())
+                if not await one(which, asked, now_ms):
+                    raise DeadLetterNotFound(which)
+            else:
+                answer.count = await _all(some, namespace, which)
+                asked = Request(namespace, request_id, "", exactly, answer.SerializeToString())
+                await store.remember(asked, now_ms)
+            facts = {"namespace": namespace, "which": which, "count": answer.count, "request_id": request_id}
+            _audit.info(f"dead letters {done}", identity=identity_of(request.identity), **facts)
+            return answer
+
+        return await once(store, namespace, request_id, exactly, response, carry_out)
+
+
+async def _all(some: Callable[[str, str], Awaitable[int]], namespace: str, sink: str) -> int:
+    """All dead letters of a sink, and how many these were."""
+    count = 0
+    while True:
+        done = await some(namespace, sink)
+        count += done
+        if done < AT_A_TIME:
+            return count
 
 
 def _names(namespace: str, name: str, limits: Limits) -> tuple[str, str]:
@@ -187,15 +246,16 @@ def _names(namespace: str, name: str, limits: Limits) -> tuple[str, str]:
     return namespace_of(namespace, limits), sink_name(name)
 
 
-def _check_identity(identity: str, limits: Limits) -> None:
-    if identity:
-        check_id("identity", identity, limits)
+def _check_asker(request: _Change, limits: Limits) -> None:
+    for field in ("identity", "request_id"):
+        if getattr(request, field):
+            check_id(field, getattr(request, field), limits)
 
 
 def _which(request: RetryDeadLettersRequest | DropDeadLettersRequest, limits: Limits) -> tuple[str, int | str]:
     """The namespace, and a position or a sink."""
     namespace = namespace_of(request.namespace, limits)
-    _check_identity(request.identity, limits)
+    _check_asker(request, limits)
     match request.WhichOneof("which"):
         case "position":
             if request.position < 1:
@@ -206,11 +266,6 @@ def _which(request: RetryDeadLettersRequest | DropDeadLettersRequest, limits: Li
             return namespace, request.sink
         case _:
             raise InvalidField("which", "is missing", "set position, or sink for all of a sink")
-
-
-def _check_found(which: int | str, count: int) -> None:
-    if isinstance(which, int) and not count:
-        raise DeadLetterNotFound(which)
 
 
 def _position_after(token: str, listed: str, limits: Limits) -> int:

@@ -154,7 +154,9 @@ class EventRules(Statements):
         self, statement: Any, namespace: str, rule_id: str, request: Request, now_ms: int, **values: Any
     ) -> bool:
         answer = answer_values(request, now_ms)
-        return bool(await self._write_both(statement, ANSWER, of_namespace=namespace, id=rule_id, **values, **answer))
+        return bool(
+            await self._write_together(statement, ANSWER, of_namespace=namespace, id=rule_id, **values, **answer)
+        )
 
     async def get_event_rule(self, namespace: str, rule_id: str) -> EventRuleRecord | None:
         """One of them."""
@@ -180,7 +182,9 @@ class EventRules(Statements):
     async def close_started(self, namespace: str, event: OpenEvent, outcome: Outcome, now_ms: int) -> None:
         """An event was delivered, and this is what rules made of it. Both are noted, once, whoever comes first."""
         of_rules = {"started": outcome.started, "skipped": outcome.skipped, "failed": outcome.failed}
-        await self._write_both(CLOSE, NOTE, **closing(namespace, event.event.type, [event]), **of_rules, now_ms=now_ms)
+        await self._write_together(
+            CLOSE, NOTE, **closing(namespace, event.event.type, [event]), **of_rules, now_ms=now_ms
+        )
 
     async def note_failed_start(self, uid: str, error: str, now_ms: int) -> None:
         """Why an event started nothing."""

@@ -8,20 +8,21 @@ from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     Integer,
     Text,
+    TextClause,
     and_,
     bindparam,
-    case,
+    cast,
     delete,
     func,
-    literal,
     or_,
     select,
     text,
+    tuple_,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.expression import Executable
 
 from romancy.v1.event_pb2 import CloudEvent
@@ -31,7 +32,7 @@ from romancy_service.core.task import NEVER_MS
 from romancy_service.core.why.facts import Undelivered as UndeliveredOfRun
 from romancy_service.store.rows import Row
 from romancy_service.store.sql import Statements, among
-from romancy_service.store.tables import TEXT, WAITING, outbox, outbox_lines, sinks
+from romancy_service.store.tables import TEXT, WAITING, outbox, outbox_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +66,6 @@ class Undelivered:
     dead_ms: int
     """0: it is not dead."""
     forget_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class SinkRow:
-    """A sink."""
-
-    name: str
-    url: str
-    secret: str
-    old_secret: str
-    old_until_ms: int
-    update_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,17 +146,39 @@ FIRST: Final = (
     )
     .where(*_HELD)
 )
-_TAKE_DELIVERED: Final = delete(outbox).where(among(outbox.c.position, "positions")).returning(outbox.c.position)
-_FREE: Final = update(outbox_lines).where(*_HELD).values(due_ms=_NOW, claim="", attempts=0, error="")
-_RELEASE: Final = update(outbox_lines).where(*_HELD).values(due_ms=_NOW, claim="")
-_FORGET_EMPTY: Final = (
-    delete(outbox_lines)
-    .where(*_HELD, outbox_lines.c.version == bindparam("of_version", type_=BigInteger))
-    .returning(outbox_lines.c.line_id)
+# Rows are locked in the same order by all who lock some, or two could wait for each other: events by their positions,
+# then lines by namespace, sink and workflow, as commits do.
+_MINE: Final = outbox_lines.c.line_id.in_(
+    select(outbox_lines.c.line_id)
+    .where(*_HELD)
+    .order_by(outbox_lines.c.namespace, outbox_lines.c.sink, outbox_lines.c.workflow_id)
+    .with_for_update()
 )
+
+
+def _in_order(*which: ColumnElement[bool] | TextClause) -> ColumnElement[bool]:
+    """These events, locked in the order of their positions."""
+    return outbox.c.position.in_(select(outbox.c.position).where(*which).order_by(outbox.c.position).with_for_update())
+
+
+_TAKE_DELIVERED: Final = (
+    delete(outbox).where(_in_order(among(outbox.c.position, "positions"))).returning(outbox.c.position)
+)
+_AS_READ: Final = cast(outbox_lines.c.line_id, Text) + "/" + cast(outbox_lines.c.version, Text)
+_IS_EMPTY: Final = text(
+    "not exists (select 1 from outbox as mine where mine.namespace = outbox_lines.namespace"
+    " and mine.sink = outbox_lines.sink and mine.workflow_id = outbox_lines.workflow_id"
+    f" and mine.{WAITING})"
+)
+_FORGET_EMPTY: Final = (
+    delete(outbox_lines).where(_MINE, among(_AS_READ, "as_read"), _IS_EMPTY).returning(outbox_lines.c.line_id)
+)
+"""A version that is still the same says that nothing came which this statement does not see yet."""
+_FREE: Final = update(outbox_lines).where(_MINE).values(due_ms=_NOW, claim="", attempts=0, error="")
+_RELEASE: Final = update(outbox_lines).where(_MINE).values(due_ms=_NOW, claim="")
 _PUT_OFF: Final = (
     update(outbox_lines)
-    .where(*_HELD)
+    .where(_MINE)
     .values(
         due_ms=bindparam("until_ms", type_=BigInteger),
         claim="",
@@ -183,7 +194,7 @@ _DIES: Final = {
 }
 _BURY: Final = (
     update(outbox)
-    .where(among(outbox.c.position, "positions"), _IS_WAITING)
+    .where(_in_order(among(outbox.c.position, "positions"), _IS_WAITING))
     .values(**_DIES, attempts=bindparam("tried", type_=Integer))
     .returning(outbox.c.position)
 )
@@ -193,73 +204,23 @@ _OLD: Final = (
     .order_by(outbox.c.since_ms)
     .limit(_LIMIT)
 )
-_BURY_OLD: Final = update(outbox).where(outbox.c.position.in_(_OLD)).values(**_DIES).returning(outbox.c.position)
-_FORGOTTEN: Final = (
-    select(outbox.c.position).where(_IS_DEAD, outbox.c.forget_ms < _NOW).order_by(outbox.c.forget_ms).limit(_LIMIT)
+_BURY_OLD: Final = (
+    update(outbox)
+    .where(_in_order(outbox.c.position.in_(_OLD), _IS_WAITING))
+    .values(**_DIES)
+    .returning(outbox.c.position)
 )
-_FORGET: Final = delete(outbox).where(outbox.c.position.in_(_FORGOTTEN)).returning(outbox.c.position)
-
-# Dead letters, chosen by position, or all of a sink.
-_ONE: Final = (outbox.c.namespace == _NAMESPACE, outbox.c.position == bindparam("at", type_=BigInteger))
-
-
-def _chosen(which: Sequence[Any]) -> Any:
-    return outbox.c.position.in_(
-        select(outbox.c.position).where(_IS_DEAD, *which).order_by(outbox.c.position).limit(_LIMIT)
-    )
-
-
-_REVIVED: Final = {
-    "waiting": True,
-    "since_ms": _NOW,
-    "attempts": 0,
-    "error": "",
-    "dead_ms": 0,
-    "forget_ms": 0,
-}
-
-
-def _revive(which: Sequence[Any]) -> Executable:
-    return update(outbox).where(_chosen(which)).values(**_REVIVED).returning(outbox.c.position)
-
-
-def _line_up(which: Sequence[Any]) -> Executable:
-    """Those that were revived just now are the first ones of their lines. Who has a line goes on with what he has."""
-    revived = (
-        select(
-            outbox.c.namespace,
-            outbox.c.sink,
-            outbox.c.workflow_id,
-            literal(1, BigInteger),
-            _NOW,
-            literal("", TEXT),
-            literal(0, Integer),
-            literal("", TEXT),
-        )
-        .distinct()
-        .where(_IS_WAITING, outbox.c.since_ms == _NOW, *which)
-        .order_by(outbox.c.namespace, outbox.c.sink, outbox.c.workflow_id)
-    )
-    columns = ["namespace", "sink", "workflow_id", "version", "due_ms", "claim", "attempts", "error"]
-    added = insert(outbox_lines).from_select(columns, revived)
-    nobodys = outbox_lines.c.claim == ""
-    return added.on_conflict_do_update(
-        index_elements=[outbox_lines.c.namespace, outbox_lines.c.sink, outbox_lines.c.workflow_id],
-        set_={
-            "version": outbox_lines.c.version + 1,
-            "due_ms": case((nobodys, _NOW), else_=outbox_lines.c.due_ms),
-            "attempts": 0,
-            "error": "",
-        },
-    )
-
-
-_REVIVE: Final = {which: (_revive(where), _line_up(where)) for which, where in (("one", _ONE), ("sink", _OF_SINK))}
-_DROP: Final = {
-    which: delete(outbox).where(_chosen(where)).returning(outbox.c.position)
-    for which, where in (("one", _ONE), ("sink", _OF_SINK))
-}
-
+_OF_BURIED: Final = tuple_(outbox_lines.c.namespace, outbox_lines.c.sink, outbox_lines.c.workflow_id).in_(
+    select(outbox.c.namespace, outbox.c.sink, outbox.c.workflow_id).where(among(outbox.c.position, "found"))
+)
+_LOCK_BURIED: Final = (
+    select(outbox_lines.c.line_id)
+    .where(_OF_BURIED)
+    .order_by(outbox_lines.c.namespace, outbox_lines.c.sink, outbox_lines.c.workflow_id)
+    .with_for_update()
+)
+_FORGET_BURIED: Final = delete(outbox_lines).where(_OF_BURIED, outbox_lines.c.claim == "", _IS_EMPTY)
+"""What is locked already gets nothing that this statement does not see."""
 LIST: Final = (
     select(
         outbox,
@@ -324,23 +285,6 @@ select sink from used where sink is not null limit :limit
 
 
 _USED: Final = (_used(f"outbox.{WAITING}"), _used("not outbox.waiting"))
-_SINKS: Final = select(sinks).where(sinks.c.namespace == _NAMESPACE).order_by(sinks.c.sink)
-_GET_SINK: Final = select(sinks).where(sinks.c.namespace == _NAMESPACE, sinks.c.sink == _SINK)
-_DELETE_SINK: Final = (
-    delete(sinks).where(sinks.c.namespace == _NAMESPACE, sinks.c.sink == _SINK).returning(sinks.c.sink)
-)
-_NEW_SINK: Final = {
-    "url": bindparam("new_url", type_=TEXT),
-    "secret": bindparam("new_secret", type_=TEXT),
-    "old_secret": bindparam("new_old_secret", type_=TEXT),
-    "old_until_ms": bindparam("new_old_until_ms", type_=BigInteger),
-    "update_ms": bindparam("new_update_ms", type_=BigInteger),
-}
-_SET_SINK: Final = (
-    insert(sinks)
-    .values(namespace=_NAMESPACE, sink=_SINK, **_NEW_SINK)
-    .on_conflict_do_update(index_elements=[sinks.c.namespace, sinks.c.sink], set_=_NEW_SINK)
-)
 
 
 _FIRST_OF_LINE: Final = f"""(select min(position) from outbox as mine where mine.namespace = line.namespace
@@ -388,12 +332,19 @@ class Outbox(Statements):
         return [_outgoing(row) for row in await self._read(FIRST, line_ids=line_ids, of_claim=claim)]
 
     async def take_delivered(self, claim: str, delivered: Sequence[Outgoing], now_ms: int) -> None:
-        """These were delivered; their lines are free again."""
-        positions = [each.position for each in delivered]
-        line_ids = [each.line_id for each in delivered]
-        await self._write_both(
-            _TAKE_DELIVERED, _FREE, positions=positions, line_ids=line_ids, of_claim=claim, now_ms=now_ms
-        )
+        """These were delivered; their lines are free again, or gone where nothing else is in them."""
+        await self._take_first(_TAKE_DELIVERED, claim, delivered, now_ms=now_ms)
+
+    async def _take_first(
+        self, statement: Executable, claim: str, lines: Sequence[Outgoing], *, now_ms: int, **values: Any
+    ) -> None:
+        """Take the first events of lines out of them, and let the lines go."""
+        held = {**_held(claim, lines), "now_ms": now_ms}
+        positions = [each.position for each in lines]
+        taken = await self._write_together(statement, _FORGET_EMPTY, _FREE, positions=positions, **held, **values)
+        if not taken:  # somebody else did
+            await self._write(_FORGET_EMPTY, **held)
+            await self._write(_FREE, **held)
 
     async def put_off(self, claim: str, line: Outgoing, until_ms: int, why: str) -> None:
         """The first event of the line could not be delivered, and is tried again."""
@@ -407,38 +358,34 @@ class Outbox(Statements):
 
     async def bury(self, claim: str, line: Outgoing, why: str, now_ms: int, forget_ms: int) -> None:
         """The first event of the line is dead; the next one is tried."""
-        await self._write_both(
-            _BURY,
-            _FREE,
-            positions=[line.position],
-            line_ids=[line.line_id],
-            of_claim=claim,
-            why=why,
-            tried=line.attempts + 1,
-            now_ms=now_ms,
-            until_ms=forget_ms,
-        )
+        values = {"why": why, "tried": line.attempts + 1, "until_ms": forget_ms}
+        await self._take_first(_BURY, claim, [line], now_ms=now_ms, **values)
 
     async def bury_old(
         self, namespace: str, sink: str, before_ms: int, why: str, now_ms: int, forget_ms: int, limit: int
     ) -> int:
-        """What has waited since before then is dead. Returns how many: at most `limit`."""
-        where = {"of_namespace": namespace, "of_sink": sink}
-        rows = await self._write(
-            _BURY_OLD, **where, before_ms=before_ms, why=why, now_ms=now_ms, until_ms=forget_ms, limit=limit
+        """What has waited since before then is dead, and lines are gone that were of nothing else.
+
+        Returns how many: at most `limit`.
+        """
+        rows = await self._write_together(
+            _BURY_OLD,
+            _LOCK_BURIED,
+            _FORGET_BURIED,
+            of_namespace=namespace,
+            of_sink=sink,
+            before_ms=before_ms,
+            why=why,
+            now_ms=now_ms,
+            until_ms=forget_ms,
+            limit=limit,
         )
         return len(rows)
 
     async def forget_empty(self, claim: str, lines: Sequence[Outgoing], now_ms: int) -> None:
         """Nothing is in these lines any more. One that got an event meanwhile stays, and is free again."""
-        for line in lines:
-            held = {"line_ids": [line.line_id], "of_claim": claim}
-            if not await self._write(_FORGET_EMPTY, **held, of_version=line.version):
-                await self._write(_RELEASE, **held, now_ms=now_ms)
-
-    async def forget_dead(self, now_ms: int, limit: int) -> int:
-        """Delete dead letters that nobody asked for in time. Returns how many."""
-        return len(await self._sweep(_FORGET, now_ms=now_ms, limit=limit))
+        if len(await self._write(_FORGET_EMPTY, **_held(claim, lines))) < len(lines):
+            await self.release_lines(claim, lines, now_ms)
 
     # Looking ------------------------------------------------------------------------------------------------------
 
@@ -477,51 +424,14 @@ class Outbox(Statements):
             for row in await self._search(statement, of_namespace=namespace, limit=limit)
         }
 
-    # Dead letters ---------------------------------------------------------------------------------------------------
 
-    async def revive(self, namespace: str, which: int | str, now_ms: int, limit: int) -> int:
-        """Have a dead letter, by its position, or those of a sink, sent again. Returns how many: at most `limit`."""
-        kind, where = _which(namespace, which)
-        return len(await self._write_both(*_REVIVE[kind], **where, now_ms=now_ms, limit=limit))
-
-    async def drop_dead(self, namespace: str, which: int | str, limit: int) -> int:
-        """Delete a dead letter, by its position, or those of a sink. Returns how many: at most `limit`."""
-        kind, where = _which(namespace, which)
-        return len(await self._write(_DROP[kind], **where, limit=limit))
-
-    # Sinks ----------------------------------------------------------------------------------------------------------
-
-    async def set_sink(self, namespace: str, sink: SinkRow) -> None:
-        """Keep it so."""
-        await self._write(
-            _SET_SINK,
-            of_namespace=namespace,
-            of_sink=sink.name,
-            new_url=sink.url,
-            new_secret=sink.secret,
-            new_old_secret=sink.old_secret,
-            new_old_until_ms=sink.old_until_ms,
-            new_update_ms=sink.update_ms,
-        )
-
-    async def get_sink(self, namespace: str, name: str) -> SinkRow | None:
-        """As it is stored."""
-        rows = await self._read(_GET_SINK, of_namespace=namespace, of_sink=name)
-        return _sink(rows[0]) if rows else None
-
-    async def list_sinks(self, namespace: str) -> list[SinkRow]:
-        """All that were set, by name."""
-        return [_sink(row) for row in await self._read(_SINKS, of_namespace=namespace)]
-
-    async def delete_sink(self, namespace: str, name: str) -> bool:
-        """Forget it. False: there is none."""
-        return bool(await self._write(_DELETE_SINK, of_namespace=namespace, of_sink=name))
-
-
-def _which(namespace: str, which: int | str) -> tuple[str, dict[str, Any]]:
-    if isinstance(which, int):
-        return "one", {"of_namespace": namespace, "at": which}
-    return "sink", {"of_namespace": namespace, "of_sink": which}
+def _held(claim: str, lines: Sequence[Outgoing]) -> dict[str, Any]:
+    """Lines that were claimed, as they were read."""
+    return {
+        "of_claim": claim,
+        "line_ids": [each.line_id for each in lines],
+        "as_read": [f"{each.line_id}/{each.version}" for each in lines],
+    }
 
 
 def _outgoing(row: Row) -> Outgoing:
@@ -563,7 +473,3 @@ def _of_run(row: Row) -> UndeliveredOfRun:
         is_tried=bool(row["claim"]),
         is_behind=row["first_position"] not in (None, row["position"]),
     )
-
-
-def _sink(row: Row) -> SinkRow:
-    return SinkRow(row["sink"], row["url"], row["secret"], row["old_secret"], row["old_until_ms"], row["update_ms"])

@@ -316,13 +316,14 @@ class PostgresStore(Store):
         sql, arguments = compiled(statement, DIALECT, values)
         return await self._fetch(self._removing, sql, *arguments)
 
-    async def _write_both(self, first: Executable, second: Executable, **values: Any) -> Sequence[Row]:
+    async def _write_together(self, first: Executable, *others: Executable, **values: Any) -> Sequence[Row]:
         async def write(connection: _Borrowed) -> Sequence[Row]:
             async with connection.transaction():
                 sql, arguments = compiled(first, DIALECT, values)
                 rows = await connection.fetch(sql, *arguments)
-                if rows:
-                    sql, arguments = compiled(second, DIALECT, values)
+                found = [row[0] for row in rows]
+                for other in others if rows else ():
+                    sql, arguments = compiled(other, DIALECT, {**values, "found": found})
                     await connection.fetch(sql, *arguments)
                 return rows
 

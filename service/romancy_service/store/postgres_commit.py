@@ -281,7 +281,8 @@ def _put(shape: Shape, lists: Arrays) -> Iterator[str]:
 
 
 def _send(lists: Arrays) -> Iterator[str]:
-    """Events of a workflow get their positions in the order in which it sent them. Lines are locked in order."""
+    """Events of a workflow get their positions in the order in which it sent them. Lines are locked in the order of
+    their columns, as whoever delivers does."""
     yield f"""sent_now as (
         insert into outbox (namespace, workflow_id, sink, run_id, event, since_ms, {", ".join(tables.NOT_TRIED)})
         select namespace, workflow_id, sink, run_id, event, since_ms, {", ".join(tables.NOT_TRIED.values())}
@@ -289,7 +290,7 @@ def _send(lists: Arrays) -> Iterator[str]:
     yield f"""lined_up as (
         insert into outbox_lines (namespace, sink, workflow_id, version, due_ms, claim, attempts, error)
         select namespace, sink, workflow_id, 1, due_ms, '', 0, '' from {lists.rows("line")}
-        where {_GOOD.format("line")} order by namespace, sink, workflow_id
+        where {_GOOD.format("line")} order by namespace collate "C", sink collate "C", workflow_id collate "C"
         on conflict (namespace, sink, workflow_id) do update set version = outbox_lines.version + 1)"""
 
 

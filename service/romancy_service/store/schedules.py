@@ -100,7 +100,7 @@ class Schedules(Statements):
 
     async def create_schedule(self, record: ScheduleRecord, request: Request, now_ms: int) -> None:
         """Store a new one."""
-        await self._write_both(_INSERT, ANSWER, **_values(record), **answer_values(request, now_ms))
+        await self._write_together(_INSERT, ANSWER, **_values(record), **answer_values(request, now_ms))
         record.version = 1
 
     async def save_schedule(self, record: ScheduleRecord, request: Request | None, now_ms: int) -> bool:
@@ -108,14 +108,14 @@ class Schedules(Statements):
         if request is None:
             rows = await self._write(_UPDATE, **_values(record))
         else:
-            rows = await self._write_both(_UPDATE, ANSWER, **_values(record), **answer_values(request, now_ms))
+            rows = await self._write_together(_UPDATE, ANSWER, **_values(record), **answer_values(request, now_ms))
         if rows:
             record.version = rows[0]["version"]
         return bool(rows)
 
     async def delete_schedule(self, record: ScheduleRecord, request: Request, now_ms: int) -> bool:
         """Forget one. False when it changed since it was read, or is gone."""
-        return bool(await self._write_both(_DELETE, ANSWER, **_as_read(record), **answer_values(request, now_ms)))
+        return bool(await self._write_together(_DELETE, ANSWER, **_as_read(record), **answer_values(request, now_ms)))
 
     async def get_schedule(self, namespace: str, schedule_id: str) -> ScheduleRecord | None:
         """One of them as it is stored."""

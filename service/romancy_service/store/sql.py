@@ -86,8 +86,10 @@ class Statements(ABC):
         """As `_write`, for what deletes old rows in the order of an index, on a connection of its own."""
 
     @abstractmethod
-    async def _write_both(self, first: Executable, second: Executable, **values: Any) -> Sequence[Row]:
-        """Carry out two statements in one transaction, the second if the first returns rows; these rows.
+    async def _write_together(self, first: Executable, *others: Executable, **values: Any) -> Sequence[Row]:
+        """Carry out statements in one transaction, the others if the first one returns rows; these rows.
+
+        The others know the first column of these as the list parameter `found`.
 
         Raises BatchRejected, and writes nothing, when the database refuses what is to be written.
         """

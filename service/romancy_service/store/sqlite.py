@@ -260,11 +260,12 @@ class SqliteStore(Store):
     async def _sweep(self, statement: Executable, **values: Any) -> Sequence[Row]:
         return await self._write(statement, **values)
 
-    async def _write_both(self, first: Executable, second: Executable, **values: Any) -> Sequence[Row]:
+    async def _write_together(self, first: Executable, *others: Executable, **values: Any) -> Sequence[Row]:
         def write(connection: sqlite3.Connection) -> Sequence[Row]:
-            rows = _execute(connection, first, values)
-            if rows:
-                _execute(connection, second, values)
+            rows: Sequence[Any] = _execute(connection, first, values)
+            found = [row[0] for row in rows]
+            for other in others if rows else ():
+                _execute(connection, other, {**values, "found": found})
             return rows
 
         try:

@@ -19,6 +19,7 @@ from romancy_service.core.run import Run
 from romancy_service.core.task import Fence, Task, TaskKind, TypeKey
 from romancy_service.store.agenda import Agenda
 from romancy_service.store.channels import Channels
+from romancy_service.store.dead_letters import DeadLetters
 from romancy_service.store.event_rules import EventRules
 from romancy_service.store.events import Events
 from romancy_service.store.lookups import Lookups, RunSummary, RunView
@@ -28,6 +29,7 @@ from romancy_service.store.presence import Presence, SessionInfo, SessionRow
 from romancy_service.store.questions import Questions
 from romancy_service.store.rows import Request, Row, run_of, task_of
 from romancy_service.store.schedules import Schedules
+from romancy_service.store.sinks import Sinks
 from romancy_service.store.sql import among
 from romancy_service.store.tables import (
     ERRAND,
@@ -249,7 +251,19 @@ _TO_CANCEL: Final = select(*_WITHOUT_VALUES).where(
 _KEYS: Final = select(keys).order_by(keys.c.created_ms.desc(), keys.c.key_id.desc()).limit(2)
 
 
-class Store(EventRules, Events, Channels, Outbox, Lookups, Presence, Schedules, Namespaces, Questions):
+class Store(
+    EventRules,
+    Events,
+    Channels,
+    Outbox,
+    DeadLetters,
+    Sinks,
+    Lookups,
+    Presence,
+    Schedules,
+    Namespaces,
+    Questions,
+):
     """All that is stored."""
 
     lanes: int

@@ -364,7 +364,7 @@ outbox_lines = Table(
 """The events of one workflow for one sink, which are delivered in their order: when the first one is to be tried.
 
 Who tries it claims the line: puts it off for as long as that may take. Each commit that adds an event raises the
-version: a line goes when it is empty, at the version at which it was found so.
+version: a line goes with its last event, at the version at which that was read.
 """
 
 Index("outbox_lines_due", outbox_lines.c.namespace, outbox_lines.c.sink, outbox_lines.c.due_ms)

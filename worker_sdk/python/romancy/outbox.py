@@ -16,6 +16,7 @@ from romancy.v1.command_pb2 import SendEvent
 
 from romancy._checks import check_type
 from romancy.events import Event, from_cloud_event, to_cloud_event
+from romancy.handle import new_id
 from romancy.options import Seconds, check_seconds, to_duration
 
 if TYPE_CHECKING:
@@ -80,12 +81,14 @@ class Outbox:
         secret: str | None = None,
         unsigned: bool = False,
         keep_secret: Seconds = 0,
+        request_id: str | None = None,
     ) -> SinkInfo:
         """Have events for this sink delivered to `url`. Needs the right `admin`.
 
         `secret` signs what is sent, by Standard Webhooks; see `new_secret`. Without one the sink keeps what it has, or
         with `unsigned` has none any more. `keep_secret`: so long is everything signed with the secret before, too.
-        Raises RequestRefused, with the reason SINK_NOT_ALLOWED where the service must not send.
+        `request_id`, here and below, makes it happen once, however often it is called with it within a day; a new one
+        unless given. Raises RequestRefused, with the reason SINK_NOT_ALLOWED where the service must not send.
         """
         check_type("url", url, str, "a text")
         check_type("name", name, str, "a text")
@@ -97,7 +100,7 @@ class Outbox:
             secret=secret or "",
             unsigned=unsigned,
             keep_secret=to_duration(keep_secret),
-            identity=self._client.identity,
+            **self._asked(request_id),
         )
         return _sink((await self._client.calls.call(lambda calls: calls.outbox.SetSink, request)).sink)
 
@@ -107,9 +110,10 @@ class Outbox:
         response = await self._client.calls.call(lambda calls: calls.outbox.ListSinks, request)
         return [_sink(each) for each in response.sinks]
 
-    async def delete_sink(self, name: str = DEFAULT_SINK) -> None:
+    async def delete_sink(self, name: str = DEFAULT_SINK, *, request_id: str | None = None) -> None:
         """Forget a sink; what waits for it waits on. Needs the right `admin`. Raises SinkNotFound."""
-        request = pb.DeleteSinkRequest(namespace=self._client.namespace, name=name, identity=self._client.identity)
+        asked = self._asked(request_id)
+        request = pb.DeleteSinkRequest(namespace=self._client.namespace, name=name, **asked)
         await self._client.calls.call(lambda calls: calls.outbox.DeleteSink, request)
 
     async def list_events(
@@ -125,20 +129,25 @@ class Outbox:
                 return
             request.page_token = page.next_page_token
 
-    async def retry(self, position: int | None = None, *, sink: str | None = None) -> int:
+    async def retry(
+        self, position: int | None = None, *, sink: str | None = None, request_id: str | None = None
+    ) -> int:
         """Send one dead letter again, or all of a sink. Returns how many. Raises DeadLetterNotFound."""
-        which = _which(position, sink)
-        request = pb.RetryDeadLettersRequest(namespace=self._client.namespace, identity=self._client.identity, **which)
+        asked = _which(position, sink) | self._asked(request_id)
+        request = pb.RetryDeadLettersRequest(namespace=self._client.namespace, **asked)
         return (await self._client.calls.call(lambda calls: calls.outbox.RetryDeadLetters, request)).count
 
-    async def drop(self, position: int | None = None, *, sink: str | None = None) -> int:
+    async def drop(self, position: int | None = None, *, sink: str | None = None, request_id: str | None = None) -> int:
         """Delete one dead letter, or all of a sink. Needs the right `admin`. Returns how many.
 
         Raises DeadLetterNotFound.
         """
-        which = _which(position, sink)
-        request = pb.DropDeadLettersRequest(namespace=self._client.namespace, identity=self._client.identity, **which)
+        asked = _which(position, sink) | self._asked(request_id)
+        request = pb.DropDeadLettersRequest(namespace=self._client.namespace, **asked)
         return (await self._client.calls.call(lambda calls: calls.outbox.DropDeadLetters, request)).count
+
+    def _asked(self, request_id: str | None) -> dict[str, Any]:
+        return {"identity": self._client.identity, "request_id": request_id or new_id()}
 
 
 def new_secret() -> str:

@@ -16,6 +16,7 @@ from romancy.events import to_cloud_event
 from romancy.outbox import DEFAULT_SINK, OutboxEvent, new_secret
 
 _DAY_S: Final = 86_400
+_request_id: Final = click.option("--request-id", metavar="ID", help="Makes it happen once; a new one unless given.")
 
 
 @click.group()
@@ -65,6 +66,7 @@ async def sinks(client: Client, output: Output) -> None:
     show_default=True,
     help="With a new secret: so long is everything signed with the old one too.",
 )
+@_request_id
 @connected
 async def set_sink(
     client: Client,
@@ -75,15 +77,20 @@ async def set_sink(
     secret_file: TextIO | None,
     unsigned: bool,
     keep_days: int,
+    request_id: str | None,
 ) -> None:
     """Have events delivered to URL. Without a word about secrets the sink keeps the one that it has."""
     if sum((makes_secret, secret_file is not None, unsigned)) > 1:
         raise click.UsageError("--new-secret, --secret-file and --unsigned exclude each other")
+    if makes_secret and request_id is not None:
+        raise click.UsageError("--new-secret and --request-id exclude each other: a repeated call makes another secret")
     secret = new_secret() if makes_secret else None
     if secret_file is not None:
         secret = secret_file.read().strip()
     keep = keep_days * _DAY_S if secret else 0
-    found = await client.outbox.set_sink(url, name=name, secret=secret, unsigned=unsigned, keep_secret=keep)
+    found = await client.outbox.set_sink(
+        url, name=name, secret=secret, unsigned=unsigned, keep_secret=keep, request_id=request_id
+    )
     if output.as_json:
         output.json(_plain(asdict(found)) | ({"secret": secret} if makes_secret else {}))
         return
@@ -94,10 +101,11 @@ async def set_sink(
 
 @outbox.command("delete-sink")
 @click.argument("name")
+@_request_id
 @connected
-async def delete_sink(client: Client, output: Output, name: str) -> None:
+async def delete_sink(client: Client, output: Output, name: str, request_id: str | None) -> None:
     """Forget the sink NAME. What waits for it waits on."""
-    await client.outbox.delete_sink(name)
+    await client.outbox.delete_sink(name, request_id=request_id)
     if output.as_json:
         output.json({"sink": name, "deleted": True})
     else:
@@ -161,18 +169,20 @@ def _chosen(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @outbox.command()
 @_chosen
+@_request_id
 @connected
-async def retry(client: Client, output: Output, position: int | None, sink: str | None) -> None:
+async def retry(client: Client, output: Output, position: int | None, sink: str | None, request_id: str | None) -> None:
     """Send the dead letter at POSITION again, or all of --sink."""
-    _told(output, "sent again", await client.outbox.retry(position, sink=sink))
+    _told(output, "sent again", await client.outbox.retry(position, sink=sink, request_id=request_id))
 
 
 @outbox.command()
 @_chosen
+@_request_id
 @connected
-async def drop(client: Client, output: Output, position: int | None, sink: str | None) -> None:
+async def drop(client: Client, output: Output, position: int | None, sink: str | None, request_id: str | None) -> None:
     """Delete the dead letter at POSITION, or all of --sink."""
-    _told(output, "dropped", await client.outbox.drop(position, sink=sink))
+    _told(output, "dropped", await client.outbox.drop(position, sink=sink, request_id=request_id))
 
 
 def _told(output: Output, what: str, count: int) -> None:

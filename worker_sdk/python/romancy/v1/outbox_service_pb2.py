@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from romancy.v1 import event_pb2 as romancy_dot_v1_dot_event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fromancy/v1/outbox_service.proto\x12\nromancy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16romancy/v1/event.proto\"\xa2\x01\n\x0eSetSinkRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12\x0e\n\x06secret\x18\x04 \x01(\t\x12\x10\n\x08unsigned\x18\x05 \x01(\x08\x12.\n\x0bkeep_secret\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08identity\x18\x07 \x01(\t\"1\n\x0fSetSinkResponse\x12\x1e\n\x04sink\x18\x01 \x01(\x0b\x32\x10.romancy.v1.Sink\"%\n\x10ListSinksRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"4\n\x11ListSinksResponse\x12\x1f\n\x05sinks\x18\x01 \x03(\x0b\x32\x10.romancy.v1.Sink\"\xe9\x01\n\x04Sink\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x0e\n\x06signed\x18\x03 \x01(\x08\x12\x35\n\x11secret_kept_until\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07waiting\x18\x06 \x01(\x05\x12\x0c\n\x04\x64\x65\x61\x64\x18\x07 \x01(\x05\x12/\n\x0boldest_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\x11\x44\x65leteSinkRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\"\x14\n\x12\x44\x65leteSinkResponse\"~\n\x11ListOutboxRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x65\x61\x64\x18\x02 \x01(\x08\x12\x0c\n\x04sink\x18\x03 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x04 \x01(\t\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"V\n\x12ListOutboxResponse\x12\'\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x17.romancy.v1.OutboxEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xe1\x02\n\x0bOutboxEvent\x12\x10\n\x08position\x18\x01 \x01(\x03\x12%\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x16.romancy.v1.CloudEvent\x12\x0c\n\x04sink\x18\x03 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x04 \x01(\t\x12\x0e\n\x06run_id\x18\x05 \x01(\t\x12)\n\x05since\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61ttempts\x18\x07 \x01(\x05\x12\x12\n\nlast_error\x18\x08 \x01(\t\x12\x35\n\x11next_attempt_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tdead_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66orget_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"k\n\x17RetryDeadLettersRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x12\n\x08position\x18\x02 \x01(\x03H\x00\x12\x0e\n\x04sink\x18\x03 \x01(\tH\x00\x12\x10\n\x08identity\x18\x04 \x01(\tB\x07\n\x05which\")\n\x18RetryDeadLettersResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\"j\n\x16\x44ropDeadLettersRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x12\n\x08position\x18\x02 \x01(\x03H\x00\x12\x0e\n\x04sink\x18\x03 \x01(\tH\x00\x12\x10\n\x08identity\x18\x04 \x01(\tB\x07\n\x05which\"(\n\x17\x44ropDeadLettersResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x32\xf2\x03\n\rOutboxService\x12\x42\n\x07SetSink\x12\x1a.romancy.v1.SetSinkRequest\x1a\x1b.romancy.v1.SetSinkResponse\x12H\n\tListSinks\x12\x1c.romancy.v1.ListSinksRequest\x1a\x1d.romancy.v1.ListSinksResponse\x12K\n\nDeleteSink\x12\x1d.romancy.v1.DeleteSinkRequest\x1a\x1e.romancy.v1.DeleteSinkResponse\x12K\n\nListOutbox\x12\x1d.romancy.v1.ListOutboxRequest\x1a\x1e.romancy.v1.ListOutboxResponse\x12]\n\x10RetryDeadLetters\x12#.romancy.v1.RetryDeadLettersRequest\x1a$.romancy.v1.RetryDeadLettersResponse\x12Z\n\x0f\x44ropDeadLetters\x12\".romancy.v1.DropDeadLettersRequest\x1a#.romancy.v1.DropDeadLettersResponseBP\n\rio.romancy.v1P\x01Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fromancy/v1/outbox_service.proto\x12\nromancy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16romancy/v1/event.proto\"\xb6\x01\n\x0eSetSinkRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12\x0e\n\x06secret\x18\x04 \x01(\t\x12\x10\n\x08unsigned\x18\x05 \x01(\x08\x12.\n\x0bkeep_secret\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08identity\x18\x07 \x01(\t\x12\x12\n\nrequest_id\x18\x08 \x01(\t\"1\n\x0fSetSinkResponse\x12\x1e\n\x04sink\x18\x01 \x01(\x0b\x32\x10.romancy.v1.Sink\"%\n\x10ListSinksRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"4\n\x11ListSinksResponse\x12\x1f\n\x05sinks\x18\x01 \x03(\x0b\x32\x10.romancy.v1.Sink\"\xe9\x01\n\x04Sink\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x0e\n\x06signed\x18\x03 \x01(\x08\x12\x35\n\x11secret_kept_until\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07waiting\x18\x06 \x01(\x05\x12\x0c\n\x04\x64\x65\x61\x64\x18\x07 \x01(\x05\x12/\n\x0boldest_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Z\n\x11\x44\x65leteSinkRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\x14\n\x12\x44\x65leteSinkResponse\"~\n\x11ListOutboxRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x65\x61\x64\x18\x02 \x01(\x08\x12\x0c\n\x04sink\x18\x03 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x04 \x01(\t\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"V\n\x12ListOutboxResponse\x12\'\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x17.romancy.v1.OutboxEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xe1\x02\n\x0bOutboxEvent\x12\x10\n\x08position\x18\x01 \x01(\x03\x12%\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x16.romancy.v1.CloudEvent\x12\x0c\n\x04sink\x18\x03 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x04 \x01(\t\x12\x0e\n\x06run_id\x18\x05 \x01(\t\x12)\n\x05since\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61ttempts\x18\x07 \x01(\x05\x12\x12\n\nlast_error\x18\x08 \x01(\t\x12\x35\n\x11next_attempt_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tdead_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66orget_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x7f\n\x17RetryDeadLettersRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x12\n\x08position\x18\x02 \x01(\x03H\x00\x12\x0e\n\x04sink\x18\x03 \x01(\tH\x00\x12\x10\n\x08identity\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\tB\x07\n\x05which\")\n\x18RetryDeadLettersResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\"~\n\x16\x44ropDeadLettersRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x12\n\x08position\x18\x02 \x01(\x03H\x00\x12\x0e\n\x04sink\x18\x03 \x01(\tH\x00\x12\x10\n\x08identity\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\tB\x07\n\x05which\"(\n\x17\x44ropDeadLettersResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x32\xf2\x03\n\rOutboxService\x12\x42\n\x07SetSink\x12\x1a.romancy.v1.SetSinkRequest\x1a\x1b.romancy.v1.SetSinkResponse\x12H\n\tListSinks\x12\x1c.romancy.v1.ListSinksRequest\x1a\x1d.romancy.v1.ListSinksResponse\x12K\n\nDeleteSink\x12\x1d.romancy.v1.DeleteSinkRequest\x1a\x1e.romancy.v1.DeleteSinkResponse\x12K\n\nListOutbox\x12\x1d.romancy.v1.ListOutboxRequest\x1a\x1e.romancy.v1.ListOutboxResponse\x12]\n\x10RetryDeadLetters\x12#.romancy.v1.RetryDeadLettersRequest\x1a$.romancy.v1.RetryDeadLettersResponse\x12Z\n\x0f\x44ropDeadLetters\x12\".romancy.v1.DropDeadLettersRequest\x1a#.romancy.v1.DropDeadLettersResponseBP\n\rio.romancy.v1P\x01Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,33 +36,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\rio.romancy.v1P\001Z=github.com/romancy/romancy/worker_sdk/go/romancy/v1;romancyv1'
   _globals['_SETSINKREQUEST']._serialized_start=137
-  _globals['_SETSINKREQUEST']._serialized_end=299
-  _globals['_SETSINKRESPONSE']._serialized_start=301
-  _globals['_SETSINKRESPONSE']._serialized_end=350
-  _globals['_LISTSINKSREQUEST']._serialized_start=352
-  _globals['_LISTSINKSREQUEST']._serialized_end=389
-  _globals['_LISTSINKSRESPONSE']._serialized_start=391
-  _globals['_LISTSINKSRESPONSE']._serialized_end=443
-  _globals['_SINK']._serialized_start=446
-  _globals['_SINK']._serialized_end=679
-  _globals['_DELETESINKREQUEST']._serialized_start=681
-  _globals['_DELETESINKREQUEST']._serialized_end=751
-  _globals['_DELETESINKRESPONSE']._serialized_start=753
-  _globals['_DELETESINKRESPONSE']._serialized_end=773
-  _globals['_LISTOUTBOXREQUEST']._serialized_start=775
-  _globals['_LISTOUTBOXREQUEST']._serialized_end=901
-  _globals['_LISTOUTBOXRESPONSE']._serialized_start=903
-  _globals['_LISTOUTBOXRESPONSE']._serialized_end=989
-  _globals['_OUTBOXEVENT']._serialized_start=992
-  _globals['_OUTBOXEVENT']._serialized_end=1345
-  _globals['_RETRYDEADLETTERSREQUEST']._serialized_start=1347
-  _globals['_RETRYDEADLETTERSREQUEST']._serialized_end=1454
-  _globals['_RETRYDEADLETTERSRESPONSE']._serialized_start=1456
-  _globals['_RETRYDEADLETTERSRESPONSE']._serialized_end=1497
-  _globals['_DROPDEADLETTERSREQUEST']._serialized_start=1499
-  _globals['_DROPDEADLETTERSREQUEST']._serialized_end=1605
-  _globals['_DROPDEADLETTERSRESPONSE']._serialized_start=1607
-  _globals['_DROPDEADLETTERSRESPONSE']._serialized_end=1647
-  _globals['_OUTBOXSERVICE']._serialized_start=1650
-  _globals['_OUTBOXSERVICE']._serialized_end=2148
+  _globals['_SETSINKREQUEST']._serialized_end=319
+  _globals['_SETSINKRESPONSE']._serialized_start=321
+  _globals['_SETSINKRESPONSE']._serialized_end=370
+  _globals['_LISTSINKSREQUEST']._serialized_start=372
+  _globals['_LISTSINKSREQUEST']._serialized_end=409
+  _globals['_LISTSINKSRESPONSE']._serialized_start=411
+  _globals['_LISTSINKSRESPONSE']._serialized_end=463
+  _globals['_SINK']._serialized_start=466
+  _globals['_SINK']._serialized_end=699
+  _globals['_DELETESINKREQUEST']._serialized_start=701
+  _globals['_DELETESINKREQUEST']._serialized_end=791
+  _globals['_DELETESINKRESPONSE']._serialized_start=793
+  _globals['_DELETESINKRESPONSE']._serialized_end=813
+  _globals['_LISTOUTBOXREQUEST']._serialized_start=815
+  _globals['_LISTOUTBOXREQUEST']._serialized_end=941
+  _globals['_LISTOUTBOXRESPONSE']._serialized_start=943
+  _globals['_LISTOUTBOXRESPONSE']._serialized_end=1029
+  _globals['_OUTBOXEVENT']._serialized_start=1032
+  _globals['_OUTBOXEVENT']._serialized_end=1385
+  _globals['_RETRYDEADLETTERSREQUEST']._serialized_start=1387
+  _globals['_RETRYDEADLETTERSREQUEST']._serialized_end=1514
+  _globals['_RETRYDEADLETTERSRESPONSE']._serialized_start=1516
+  _globals['_RETRYDEADLETTERSRESPONSE']._serialized_end=1557
+  _globals['_DROPDEADLETTERSREQUEST']._serialized_start=1559
+  _globals['_DROPDEADLETTERSREQUEST']._serialized_end=1685
+  _globals['_DROPDEADLETTERSRESPONSE']._serialized_start=1687
+  _globals['_DROPDEADLETTERSRESPONSE']._serialized_end=1727
+  _globals['_OUTBOXSERVICE']._serialized_start=1730
+  _globals['_OUTBOXSERVICE']._serialized_end=2228
 # @@protoc_insertion_point(module_scope)

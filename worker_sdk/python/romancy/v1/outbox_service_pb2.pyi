@@ -34,6 +34,7 @@ class SetSinkRequest(_message.Message):
     UNSIGNED_FIELD_NUMBER: _builtins.int
     KEEP_SECRET_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Empty: "default"."""
     name: _builtins.str
@@ -46,6 +47,8 @@ class SetSinkRequest(_message.Message):
     """Take the secret away: what is sent is not signed."""
     identity: _builtins.str
     """Who asks; ignored where credentials tell."""
+    request_id: _builtins.str
+    """Makes the call safe to repeat: a repeated one does not undo what was changed since."""
     @_builtins.property
     def keep_secret(self) -> _duration_pb2.Duration:
         """With another secret than before: so long is everything signed with both. At most 30 days; zero: not at all."""
@@ -60,10 +63,11 @@ class SetSinkRequest(_message.Message):
         unsigned: _builtins.bool = ...,
         keep_secret: _duration_pb2.Duration | None = ...,
         identity: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["keep_secret", b"keep_secret"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "keep_secret", b"keep_secret", "name", b"name", "namespace", b"namespace", "secret", b"secret", "unsigned", b"unsigned", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "keep_secret", b"keep_secret", "name", b"name", "namespace", b"namespace", "request_id", b"request_id", "secret", b"secret", "unsigned", b"unsigned", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -204,22 +208,26 @@ class DeleteSinkRequest(_message.Message):
     NAMESPACE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Empty: "default"."""
     name: _builtins.str
     """Its name; empty: "default"."""
     identity: _builtins.str
     """Who asks; ignored where credentials tell."""
+    request_id: _builtins.str
+    """Makes the call safe to repeat: a repeated one does nothing."""
     def __init__(
         self,
         *,
         namespace: _builtins.str = ...,
         name: _builtins.str = ...,
         identity: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "name", b"name", "namespace", b"namespace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "name", b"name", "namespace", b"namespace", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -394,6 +402,7 @@ class RetryDeadLettersRequest(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     SINK_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Empty: "default"."""
     position: _builtins.int
@@ -402,6 +411,10 @@ class RetryDeadLettersRequest(_message.Message):
     """All of a sink."""
     identity: _builtins.str
     """Who asks; ignored where credentials tell."""
+    request_id: _builtins.str
+    """Makes the call safe to repeat: a repeated one gets the same answer, or goes on where all of a sink was not
+    done yet.
+    """
     def __init__(
         self,
         *,
@@ -409,10 +422,11 @@ class RetryDeadLettersRequest(_message.Message):
         position: _builtins.int = ...,
         sink: _builtins.str = ...,
         identity: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "sink", b"sink", "which", b"which"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "namespace", b"namespace", "position", b"position", "sink", b"sink", "which", b"which"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "namespace", b"namespace", "position", b"position", "request_id", b"request_id", "sink", b"sink", "which", b"which"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_which: _TypeAlias = _typing.Literal["position", "sink"]  # noqa: Y015
     _WhichOneofArgType_which: _TypeAlias = _typing.Literal["which", b"which"]  # noqa: Y015
@@ -428,7 +442,7 @@ class RetryDeadLettersResponse(_message.Message):
 
     COUNT_FIELD_NUMBER: _builtins.int
     count: _builtins.int
-    """How many are sent again."""
+    """How many are sent again. A repeated request that goes on counts the rest."""
     def __init__(
         self,
         *,
@@ -452,6 +466,7 @@ class DropDeadLettersRequest(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     SINK_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Empty: "default"."""
     position: _builtins.int
@@ -460,6 +475,10 @@ class DropDeadLettersRequest(_message.Message):
     """All of a sink."""
     identity: _builtins.str
     """Who asks; ignored where credentials tell."""
+    request_id: _builtins.str
+    """Makes the call safe to repeat: a repeated one gets the same answer, or goes on where all of a sink was not
+    done yet.
+    """
     def __init__(
         self,
         *,
@@ -467,10 +486,11 @@ class DropDeadLettersRequest(_message.Message):
         position: _builtins.int = ...,
         sink: _builtins.str = ...,
         identity: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "sink", b"sink", "which", b"which"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "namespace", b"namespace", "position", b"position", "sink", b"sink", "which", b"which"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "namespace", b"namespace", "position", b"position", "request_id", b"request_id", "sink", b"sink", "which", b"which"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_which: _TypeAlias = _typing.Literal["position", "sink"]  # noqa: Y015
     _WhichOneofArgType_which: _TypeAlias = _typing.Literal["which", b"which"]  # noqa: Y015
@@ -486,7 +506,7 @@ class DropDeadLettersResponse(_message.Message):
 
     COUNT_FIELD_NUMBER: _builtins.int
     count: _builtins.int
-    """How many are gone."""
+    """How many are gone. A repeated request that goes on counts the rest."""
     def __init__(
         self,
         *,

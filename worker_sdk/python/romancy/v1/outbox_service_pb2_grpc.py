@@ -32,6 +32,9 @@ class OutboxServiceStub:
     in their order: the next one is sent when the one before was answered 2xx, or became a dead letter. A sink answers
     within 15 s; 408, 429, 5xx and what keeps it from answering are tried again, at growing distances, for a day; any other
     answer makes the event a dead letter at once.
+
+    Each request that changes something may carry a `request_id`, 1-255 bytes: the same id gets the same answer, and does
+    nothing again; used for something else it fails with FAILED_PRECONDITION (REQUEST_ID_REUSED).
     """
 
     def __init__(self, channel):
@@ -79,6 +82,9 @@ class OutboxServiceServicer:
     in their order: the next one is sent when the one before was answered 2xx, or became a dead letter. A sink answers
     within 15 s; 408, 429, 5xx and what keeps it from answering are tried again, at growing distances, for a day; any other
     answer makes the event a dead letter at once.
+
+    Each request that changes something may carry a `request_id`, 1-255 bytes: the same id gets the same answer, and does
+    nothing again; used for something else it fails with FAILED_PRECONDITION (REQUEST_ID_REUSED).
     """
 
     def SetSink(self, request, context):
@@ -174,6 +180,9 @@ class OutboxService:
     in their order: the next one is sent when the one before was answered 2xx, or became a dead letter. A sink answers
     within 15 s; 408, 429, 5xx and what keeps it from answering are tried again, at growing distances, for a day; any other
     answer makes the event a dead letter at once.
+
+    Each request that changes something may carry a `request_id`, 1-255 bytes: the same id gets the same answer, and does
+    nothing again; used for something else it fails with FAILED_PRECONDITION (REQUEST_ID_REUSED).
     """
 
     @staticmethod

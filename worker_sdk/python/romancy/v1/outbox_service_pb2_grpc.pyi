@@ -33,6 +33,9 @@ class OutboxServiceStub:
     in their order: the next one is sent when the one before was answered 2xx, or became a dead letter. A sink answers
     within 15 s; 408, 429, 5xx and what keeps it from answering are tried again, at growing distances, for a day; any other
     answer makes the event a dead letter at once.
+
+    Each request that changes something may carry a `request_id`, 1-255 bytes: the same id gets the same answer, and does
+    nothing again; used for something else it fails with FAILED_PRECONDITION (REQUEST_ID_REUSED).
     """
 
     @_typing.overload
@@ -66,6 +69,9 @@ class OutboxServiceAsyncStub(OutboxServiceStub):
     in their order: the next one is sent when the one before was answered 2xx, or became a dead letter. A sink answers
     within 15 s; 408, 429, 5xx and what keeps it from answering are tried again, at growing distances, for a day; any other
     answer makes the event a dead letter at once.
+
+    Each request that changes something may carry a `request_id`, 1-255 bytes: the same id gets the same answer, and does
+    nothing again; used for something else it fails with FAILED_PRECONDITION (REQUEST_ID_REUSED).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -95,6 +101,9 @@ class OutboxServiceServicer(metaclass=_abc_1.ABCMeta):
     in their order: the next one is sent when the one before was answered 2xx, or became a dead letter. A sink answers
     within 15 s; 408, 429, 5xx and what keeps it from answering are tried again, at growing distances, for a day; any other
     answer makes the event a dead letter at once.
+
+    Each request that changes something may carry a `request_id`, 1-255 bytes: the same id gets the same answer, and does
+    nothing again; used for something else it fails with FAILED_PRECONDITION (REQUEST_ID_REUSED).
     """
 
     @_abc_1.abstractmethod
