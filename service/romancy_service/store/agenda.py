@@ -1,7 +1,8 @@
 """Agenda: what is left to be done, as far as one statement tells. Whoever has it to do then asks for itself.
 
-Each line of the statement looks at the head of an index, or at what sessions have, whatever else is stored. What is passed
-over on the way are entries of rows that ended and were not yet cleared away: few, unless somebody holds a snapshot open.
+Each line of the statement looks at the head of an index, or at what sessions have, whatever else is stored. What is
+passed over on the way are entries of rows that ended and were not yet cleared away: few, unless somebody holds a
+snapshot open.
 """
 
 from __future__ import annotations
