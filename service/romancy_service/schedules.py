@@ -313,6 +313,7 @@ class Schedules:
         """Keep a new schedule. Returns the reply, or the recorded one. Raises ScheduleExists, RequestIdReused."""
         now_ms = self._clock.earliest_ms()
         core.plan(record, now_ms)
+        faults.point("change.before")
         try:
             await self._store.create_schedule(record, Request(record.namespace, request_id, "", method, reply), now_ms)
         except BatchRejected as error:
@@ -322,6 +323,7 @@ class Schedules:
             if recorded is None:
                 raise ScheduleExists(record.schedule_id) from error
             return recorded
+        faults.point("change.after")
         self.look_at((record.namespace, record.schedule_id))
         return reply
 
@@ -349,8 +351,10 @@ class Schedules:
             request = Request(key[0], request_id, "", method, change(record, now_ms))
             core.plan(record, now_ms)
             write = self._store.delete_schedule if delete else self._store.save_schedule
+            faults.point("change.before")
             try:
                 if await write(record, request, now_ms):
+                    faults.point("change.after")
                     self.look_at(key)
                     return request.reply
             except BatchRejected as error:

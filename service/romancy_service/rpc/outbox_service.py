@@ -25,6 +25,7 @@ from romancy.v1.outbox_service_pb2 import (
 )
 from romancy.v1.outbox_service_pb2_grpc import OutboxServiceServicer
 
+from romancy_service import faults
 from romancy_service.core.check import check_duration, check_id
 from romancy_service.core.destinations import Destinations
 from romancy_service.core.limits import Limits
@@ -154,11 +155,12 @@ class OutboxService(OutboxServiceServicer):
         """Send dead letters again."""
         store, now_ms = self._node.store, self._node.clock.latest_ms()
         namespace, which = _which(request, self._node.limits)
-        count = 0
-        while revived := await store.revive(namespace, which, now_ms, AT_A_TIME):
-            count += revived
-            if revived < AT_A_TIME:
-                break
+        count, more = 0, True
+        while more:
+            faults.point("letters.before")
+            revived = await store.revive(namespace, which, now_ms, AT_A_TIME)
+            faults.point("letters.after")
+            count, more = count + revived, revived == AT_A_TIME
         _check_found(which, count)
         facts = {"namespace": namespace, "which": which, "count": count}
         _audit.info("dead letters sent again", identity=identity_of(request.identity), **facts)
@@ -170,11 +172,12 @@ class OutboxService(OutboxServiceServicer):
     ) -> DropDeadLettersResponse:
         """Delete dead letters."""
         namespace, which = _which(request, self._node.limits)
-        count = 0
-        while dropped := await self._node.store.drop_dead(namespace, which, AT_A_TIME):
-            count += dropped
-            if dropped < AT_A_TIME:
-                break
+        count, more = 0, True
+        while more:
+            faults.point("letters.before")
+            dropped = await self._node.store.drop_dead(namespace, which, AT_A_TIME)
+            faults.point("letters.after")
+            count, more = count + dropped, dropped == AT_A_TIME
         _check_found(which, count)
         facts = {"namespace": namespace, "which": which, "count": count}
         _audit.info("dead letters dropped", identity=identity_of(request.identity), **facts)
