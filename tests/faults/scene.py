@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +101,20 @@ class Scene:
         assert mortal.exit_code == -signal.SIGKILL, mortal.said()
         await self.service(**environment)
         return await asked
+
+    async def outlive_all(self, deaths: Iterable[str], ended: Callable[[], bool]) -> int:
+        """Have services die at one point after the other, until it has ended. Returns how many died; one lives then."""
+        died = 0
+        for death in deaths:
+            self.kill_services()
+            mortal = await self.service(ROMANCY_CRASH_AT=death)
+            await until(lambda: ended() or not mortal.alive, f"it dies at {death}, or all has ended")  # noqa: B023
+            died += not mortal.alive
+            if ended():
+                break
+        if not mortal.alive:
+            await self.service()
+        return died
 
     def kill_services(self) -> None:
         """No replica is there any more."""
