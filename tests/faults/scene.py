@@ -112,8 +112,8 @@ class Scene:
             died += not mortal.alive
             if ended():
                 break
-        if not mortal.alive:
-            await self.service()
+        self.kill_services()  # the last one is to die still
+        await self.service()
         return died
 
     def kill_services(self) -> None:
