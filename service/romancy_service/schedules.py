@@ -195,10 +195,12 @@ class Schedules:
             step = core.judge(record)
             if record.state.SerializeToString() != before and not await self._save(record):
                 record = await self._store.get_schedule(*key)
-            elif not step:
-                break
-            else:
+            elif step.starts:
                 record = await self._note(key, record, await self._make(record, step))
+            else:
+                if step:
+                    await self._make(record, step)  # the end of the open runs has the schedule looked at again
+                break
         if record is None:
             return NEVER_MS
         self._follow(key, record)
