@@ -19,11 +19,15 @@ Point = Literal["commit.before", "commit.after", "claim.after"]
 """Where to die or freeze: a commit is about to be made, was made and nobody knows, tasks were leased and not sent."""
 SchedulePoint = Literal["schedule.before", "schedule.started", "schedule.after"]
 """The same for schedules: one is about to be written, its runs were started and nobody knows, it was written."""
+ChangePoint = Literal["change.before", "change.after"]
+"""The same for what people change about schedules: it is about to be written, it was and nobody knows."""
 PublishPoint = Literal["publish.stored", "publish.delivered", "publish.counted"]
 """The same for events: one was stored and nobody knows, all have it and it is still open, its rules have counted it."""
 OutboxPoint = Literal["outbox.claimed", "outbox.answered", "outbox.delivered", "outbox.buried", "outbox.put_off"]
 """The same for the outbox: events are claimed and not sent, the sink answered and nobody else knows, what became of an
 event was written down: it was delivered, is dead, or is tried later."""
+LetterPoint = Literal["letters.before", "letters.after"]
+"""The same for dead letters: some are about to be sent again or dropped, that was written and nobody knows."""
 ElsewherePoint = Literal["elsewhere.before", "elsewhere.after"]
 """The same for attempts that leave their workers: they are about to be handed over, they were and nobody knows."""
 Between = Literal["retention.batch", "removal.before", "removal.after"]
@@ -33,8 +37,10 @@ Doubt = Literal["commit", "claim"]
 """What may be carried out without an answer."""
 POINTS: Final[tuple[Point, ...]] = get_args(Point)
 SCHEDULE_POINTS: Final[tuple[SchedulePoint, ...]] = get_args(SchedulePoint)
+CHANGE_POINTS: Final[tuple[ChangePoint, ...]] = get_args(ChangePoint)
 ELSEWHERE_POINTS: Final[tuple[ElsewherePoint, ...]] = get_args(ElsewherePoint)
 OUTBOX_POINTS: Final[tuple[OutboxPoint, ...]] = get_args(OutboxPoint)
+LETTER_POINTS: Final[tuple[LetterPoint, ...]] = get_args(LetterPoint)
 PUBLISH_POINTS: Final[tuple[PublishPoint, ...]] = get_args(PublishPoint)
 DOUBTS: Final[tuple[Doubt, ...]] = get_args(Doubt)
 
@@ -53,7 +59,9 @@ _LOG = os.environ.get("ROMANCY_FAULT_LOG", "")
 _ACTIVE = bool(_CRASH_AT[0] or _STOP_AT[0] or _AMBIGUOUS_AT[0] or _LOG)
 
 
-def point(name: Point | SchedulePoint | PublishPoint | ElsewherePoint | OutboxPoint | Between) -> None:
+def point(
+    name: Point | SchedulePoint | ChangePoint | PublishPoint | ElsewherePoint | OutboxPoint | LetterPoint | Between,
+) -> None:
     """Die or freeze here if the environment says so."""
     if not _ACTIVE:
         return

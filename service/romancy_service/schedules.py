@@ -195,10 +195,12 @@ class Schedules:
             step = core.judge(record)
             if record.state.SerializeToString() != before and not await self._save(record):
                 record = await self._store.get_schedule(*key)
-            elif not step:
-                break
-            else:
+            elif step.starts:
                 record = await self._note(key, record, await self._make(record, step))
+            else:
+                if step:
+                    await self._make(record, step)  # the end of the open runs has the schedule looked at again
+                break
         if record is None:
             return NEVER_MS
         self._follow(key, record)
@@ -313,6 +315,7 @@ class Schedules:
         """Keep a new schedule. Returns the reply, or the recorded one. Raises ScheduleExists, RequestIdReused."""
         now_ms = self._clock.earliest_ms()
         core.plan(record, now_ms)
+        faults.point("change.before")
         try:
             await self._store.create_schedule(record, Request(record.namespace, request_id, "", method, reply), now_ms)
         except BatchRejected as error:
@@ -322,6 +325,7 @@ class Schedules:
             if recorded is None:
                 raise ScheduleExists(record.schedule_id) from error
             return recorded
+        faults.point("change.after")
         self.look_at((record.namespace, record.schedule_id))
         return reply
 
@@ -349,8 +353,10 @@ class Schedules:
             request = Request(key[0], request_id, "", method, change(record, now_ms))
             core.plan(record, now_ms)
             write = self._store.delete_schedule if delete else self._store.save_schedule
+            faults.point("change.before")
             try:
                 if await write(record, request, now_ms):
+                    faults.point("change.after")
                     self.look_at(key)
                     return request.reply
             except BatchRejected as error:

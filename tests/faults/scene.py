@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import select
@@ -34,6 +34,7 @@ USUAL: Final = {
 LIMITS: Final = dict(SHORT)
 """Of the services that are started from now on."""
 PATIENCE_S: Final = 60.0
+T = TypeVar("T")
 EVERYTHING: Final = 2**40
 
 
@@ -90,6 +91,36 @@ class Scene:
         own = {"ROMANCY_TEST_FOLDER": str(self.folder)}
         self.actors.append(actor.start(name, [*command], own | environment, self.folder / f"{name}.log"))
         return self.actors[-1]
+
+    async def outlive(self, death: str, call: Callable[[], Coroutine[Any, Any, T]], **environment: str) -> T:
+        """Have a service die at a point while it is asked for something. Another one answers, and is there then."""
+        self.kill_services()
+        mortal = await self.service(ROMANCY_CRASH_AT=death, **environment)
+        asked = asyncio.create_task(call())
+        await until(lambda: not mortal.alive, f"it dies at {death}")
+        assert mortal.exit_code == -signal.SIGKILL, mortal.said()
+        await self.service(**environment)
+        return await asked
+
+    async def outlive_all(self, deaths: Iterable[str], ended: Callable[[], bool]) -> int:
+        """Have services die at one point after the other, until it has ended. Returns how many died; one lives then."""
+        died = 0
+        for death in deaths:
+            self.kill_services()
+            mortal = await self.service(ROMANCY_CRASH_AT=death)
+            await until(lambda: ended() or not mortal.alive, f"it dies at {death}, or all has ended")  # noqa: B023
+            died += not mortal.alive
+            if ended():
+                break
+        self.kill_services()  # the last one is to die still
+        await self.service()
+        return died
+
+    def kill_services(self) -> None:
+        """No replica is there any more."""
+        for each in self.actors:
+            if each.name.startswith("service"):
+                each.kill()
 
     def clear(self) -> None:
         """Nothing of it stays."""

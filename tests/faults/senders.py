@@ -41,6 +41,13 @@ async def sender(ctx: WorkflowContext, name: str, first: int, last: int) -> int:
     return last
 
 
+@workflow
+async def caller(ctx: WorkflowContext, name: str, sink: str, count: int) -> None:
+    """Sends so many events to a sink, at once."""
+    for number in range(count):
+        ctx.send_event(Event("call", [name, number]), sink=sink)
+
+
 def expected(name: str, last: int) -> list[list[object]]:
     """What the sink has to get."""
     return [[name, number, by] for number in range(1, last + 1) for by in ("code", "activity")]
@@ -48,7 +55,7 @@ def expected(name: str, last: int) -> list[list[object]]:
 
 def main(address: str, worker_id: str) -> None:
     """Work until SIGTERM."""
-    Worker(address, worker_id=worker_id, workflows=[sender], activities=[step], drain_timeout=5).run()
+    Worker(address, worker_id=worker_id, workflows=[sender, caller], activities=[step], drain_timeout=5).run()
 
 
 if __name__ == "__main__":

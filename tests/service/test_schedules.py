@@ -267,6 +267,28 @@ async def test_the_run_before_is_cancelled_and_the_next_one_waits_for_its_end(de
     assert (await desk.tenant.kinds(first.run_id)).count("workflow_cancel_requested") == 1
 
 
+async def test_waiting_for_the_end_of_a_cancelled_run_writes_no_more_than_once_for_a_look(desk: Desk) -> None:
+    await desk.create(overlap_policy=OVERLAP_POLICY_CANCEL_OTHER)
+    await desk.next_time()
+    (first,) = await desk.some_runs(1)
+    await desk.next_time()
+
+    async def asked() -> bool:
+        return (await desk.tenant.get(first.run_id)).HasField("cancellation")
+
+    await until(asked, "it is asked to stop")
+    looks, key = 10, (desk.tenant.namespace, "report")
+    before, replica = await desk.tenant.cluster.store.get_schedule(*key), desk.tenant.cluster.replicas[0]
+    for _ in range(looks):
+        replica.schedules.look_at(key)
+        await replica.schedules.look(whole=False)
+    after = await desk.tenant.cluster.store.get_schedule(*key)
+    assert before is not None
+    assert after is not None
+    assert after.version - before.version <= 2 * looks, "one by us, one by the service itself"
+    assert [start.scheduled_time for start in after.state.waiting] == [s.scheduled_time for s in before.state.waiting]
+
+
 async def test_the_run_before_is_terminated_and_the_next_one_starts_at_once(desk: Desk) -> None:
     await desk.create(overlap_policy=OVERLAP_POLICY_TERMINATE_OTHER)
     for _ in range(3):

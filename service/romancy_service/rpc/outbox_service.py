@@ -26,6 +26,7 @@ from romancy.v1.outbox_service_pb2 import (
 )
 from romancy.v1.outbox_service_pb2_grpc import OutboxServiceServicer
 
+from romancy_service import faults
 from romancy_service.core.check import check_duration, check_id
 from romancy_service.core.destinations import Destinations
 from romancy_service.core.limits import Limits
@@ -217,8 +218,10 @@ class OutboxService(OutboxServiceServicer):
             answer = response(count=1)
             if isinstance(which, int):
                 asked = Request(namespace, request_id, "", exactly, answer.SerializeToString())
+                faults.point("letters.before")
                 if not await one(which, asked, now_ms):
                     raise DeadLetterNotFound(which)
+                faults.point("letters.after")
             else:
                 answer.count = await _all(some, namespace, which)
                 asked = Request(namespace, request_id, "", exactly, answer.SerializeToString())
@@ -234,7 +237,9 @@ async def _all(some: Callable[[str, str], Awaitable[int]], namespace: str, sink:
     """All dead letters of a sink, and how many these were."""
     count = 0
     while True:
+        faults.point("letters.before")
         done = await some(namespace, sink)
+        faults.point("letters.after")
         count += done
         if done < AT_A_TIME:
             return count
