@@ -58,6 +58,8 @@ _STEPS: Final = 12
 """So many steps are made for one schedule before it is another one's turn: more than the starts that may wait need."""
 _TRIES: Final = 20
 """So often may a schedule change between our look and our write. Each time somebody else made progress."""
+_CLASH_S: Final = 0.005
+"""By so much more, on average by half of it, is each further try put off."""
 _PUT_OFF_MS: Final = 30_000
 """A schedule that the service cannot carry because of a mistake of its own is tried again after this."""
 
@@ -342,7 +344,9 @@ class Schedules:
 
         Raises ScheduleNotFound, RequestIdReused, and what `change` raises.
         """
-        for _ in range(_TRIES):
+        for tries in range(_TRIES):
+            # Several who change it at once let each other through.
+            await asyncio.sleep(random.uniform(0, tries * _CLASH_S))
             recorded = await self._recorded(key[0], request_id, method)
             if recorded is not None:
                 return recorded
