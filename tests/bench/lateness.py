@@ -12,7 +12,7 @@ async def lateness_ms(url: str, workflow_type: str) -> list[float]:
     parts = await execute(
         url,
         "select run_id, events from history where run_id in"
-        f" (select run_id from runs where workflow_type = '{workflow_type}') order by run_id, first_event_id",
+        f" (select run_id from runs where workflow_type = '{workflow_type}') order by run_id, last_event_id",
     )
     due_ms: dict[str, int] = {}
     late_ms = []

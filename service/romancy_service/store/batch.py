@@ -26,8 +26,8 @@ class Batch:
 
     now_ms: int
     run: Rows = field(default_factory=list)
-    """unit, the columns of `runs`, whether it is written, the run whose place it may take (or itself), the number of
-    its first new event (or 0), its new events (or None). Its version is the one to be stored: 1 for a new run."""
+    """unit, the columns of `runs`, whether it is written, the run whose place it may take (or itself), its new events
+    (or None). Its version is the one to be stored: 1 for a new run."""
     used: Rows = field(default_factory=list)
     """Tasks that must be there: unit, run id, task id, attempt, owner, epoch, relay_ms, use. An attempt of 0, or a
     relay_ms of -1, means that it does not matter."""
@@ -77,7 +77,6 @@ def _add_run(batch: Batch, change: Change, unit: int) -> None:
             *run_row(run),
             bool(events or run.touched),
             change.after or run.run_id,
-            events[0].event_id if events else 0,
             events_bytes(events) if events else None,
         )
     )

@@ -146,18 +146,18 @@ _OUTCOMES: Final = select(runs.c.run_id, runs.c.namespace, runs.c.outcome).where
 
 def _history_page() -> Select[tuple[bytes]]:
     batches = (
-        select(history.c.events, history.c.first_event_id, func.length(history.c.events).label("size"))
+        select(history.c.events, history.c.last_event_id, func.length(history.c.events).label("size"))
         .where(history.c.run_id == bindparam("run_id"), history.c.last_event_id > bindparam("after_event_id"))
-        .order_by(history.c.first_event_id)
+        .order_by(history.c.last_event_id)
         .limit(bindparam("rows"))
         .subquery()
     )
-    so_far = func.sum(batches.c.size).over(order_by=batches.c.first_event_id) - batches.c.size
-    summed = select(batches.c.events, batches.c.first_event_id, so_far.label("so_far")).subquery()
+    so_far = func.sum(batches.c.size).over(order_by=batches.c.last_event_id) - batches.c.size
+    summed = select(batches.c.events, batches.c.last_event_id, so_far.label("so_far")).subquery()
     return (
         select(summed.c.events)
         .where(summed.c.so_far < bindparam("bytes", type_=BigInteger))
-        .order_by(summed.c.first_event_id)
+        .order_by(summed.c.last_event_id)
     )
 
 

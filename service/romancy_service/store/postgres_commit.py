@@ -38,7 +38,7 @@ _TASK: Final = columns_of(tables.tasks)
 _REQUEST: Final = columns_of(tables.requests)
 _ATTRIBUTE: Final = columns_of(tables.attributes)
 _LISTS: Final[dict[str, Columns]] = {
-    "change": (*_UNIT, *_RUN, ("writes", "bool"), ("peer", "text"), ("first_event_id", "bigint"), ("events", "bytea")),
+    "change": (*_UNIT, *_RUN, ("writes", "bool"), ("peer", "text"), ("events", "bytea")),
     "used": (
         *_UNIT,
         ("run_id", "text"),
@@ -236,8 +236,8 @@ def _writes(shape: Shape, lists: Arrays) -> Iterator[str]:
             insert into requests ({_names(_REQUEST)}) select {_names(_REQUEST)} from asked
             where {_GOOD.format("asked")}{after} order by namespace, request_id)"""
     yield f"""recorded as (
-        insert into history (run_id, first_event_id, last_event_id, events)
-        select run_id, first_event_id, last_event_id, events from change
+        insert into history (run_id, last_event_id, events)
+        select run_id, last_event_id, events from change
         where events is not null and {_GOOD.format("change")})"""
     if shape.puts:
         yield from _put(shape, lists)

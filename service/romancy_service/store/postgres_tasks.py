@@ -19,7 +19,7 @@ LOAD: Final = """
 select runs.*,
     array(select tasks from tasks where tasks.run_id = runs.run_id order by task_id) as tasks,
     array(select events from history where history.run_id = runs.run_id and last_event_id > runs.seen_event_id
-        order by first_event_id) as batches
+        order by last_event_id) as batches
 from runs where run_id = any($1::text[])
 """
 

@@ -90,7 +90,7 @@ def commit(connection: sqlite3.Connection, batch: Batch) -> CommitResult:
     for statement, is_new in ((_UPDATE_RUN, False), (_OPEN_RUN, True)):
         rows = [row[1:_RUN_END] for row in written if (row[_VERSION] == 1) == is_new]
         connection.executemany(statement, rows)
-    recorded = [(row[1], row[-2], row[_LAST_EVENT_ID], row[-1]) for row in written if row[-1] is not None]
+    recorded = [(row[1], row[_LAST_EVENT_ID], row[-1]) for row in written if row[-1] is not None]
     connection.executemany(_RECORD, recorded)
     connection.executemany(_REMEMBER, [row[1:] for row in batch.asked if row[0] not in bad])
     used = [row for row in batch.used if row[0] not in bad]
@@ -121,7 +121,7 @@ def _bad_units(connection: sqlite3.Connection, batch: Batch) -> Iterable[int]:
 
 def _place(run_row: tuple[Any, ...]) -> tuple[Any, ...]:
     """Namespace, workflow id, and the run that may have them."""
-    return run_row[_NAMESPACE], run_row[_WORKFLOW_ID], run_row[-3]
+    return run_row[_NAMESPACE], run_row[_WORKFLOW_ID], run_row[-2]
 
 
 def _put(connection: sqlite3.Connection, batch: Batch, bad: set[int]) -> set[tuple[str, str]]:

@@ -18,7 +18,7 @@ from romancy_service.store.tables import CLAIMABLE, OWNED
 
 _LOAD: Final = "select * from runs where run_id in (select value from json_each(?))"
 _TASKS: Final = "select * from tasks where run_id in (select value from json_each(?)) order by run_id, task_id"
-_BATCHES: Final = "select events from history where run_id = ? and last_event_id > ? order by first_event_id"
+_BATCHES: Final = "select events from history where run_id = ? and last_event_id > ? order by last_event_id"
 
 _KEYS: Final = """(
     select value ->> 0 as namespace, value ->> 1 as queue, value ->> 2 as kind, value ->> 3 as type, key as position

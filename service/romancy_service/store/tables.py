@@ -150,12 +150,12 @@ history = Table(
     "history",
     metadata,
     _text("run_id"),
-    _ms("first_event_id"),
     _ms("last_event_id"),
     _bytes("events"),
-    PrimaryKeyConstraint("run_id", "first_event_id", name="history_pk"),
-    CheckConstraint("1 <= first_event_id and first_event_id <= last_event_id", name="history_event_ids"),
+    PrimaryKeyConstraint("run_id", "last_event_id", name="history_pk"),
+    CheckConstraint("last_event_id >= 1", name="history_event_ids"),
 )
+"""The events of one commit in a row. Its key is the last of them, so that what comes after an event is one range."""
 
 attributes = Table(
     "attributes",

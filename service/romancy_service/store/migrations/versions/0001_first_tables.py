@@ -52,11 +52,10 @@ def upgrade() -> None:
     op.create_table(
         "history",
         sa.Column("run_id", _TEXT, nullable=False),
-        sa.Column("first_event_id", sa.BigInteger(), nullable=False),
         sa.Column("last_event_id", sa.BigInteger(), nullable=False),
         sa.Column("events", sa.LargeBinary(), nullable=False),
-        sa.CheckConstraint("1 <= first_event_id and first_event_id <= last_event_id", name="history_event_ids"),
-        sa.PrimaryKeyConstraint("run_id", "first_event_id", name="history_pk"),
+        sa.CheckConstraint("last_event_id >= 1", name="history_event_ids"),
+        sa.PrimaryKeyConstraint("run_id", "last_event_id", name="history_pk"),
     )
     keys = op.create_table(
         "keys",
