@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from tests.bench.forgetting import deleted
 from tests.bench.load import cpu, quantile
 from tests.bench.measurement import Measurement, show, write
 from tests.bench.process import tree_cpu_s
@@ -54,6 +55,13 @@ def test_the_cpu_time_of_a_workflow_is_that_of_all_processes() -> None:
         "cpu_s_per_1000_workflows_client": 1.5,
         "cpu_s_per_1000_workflows_postgres": 2.0,
     }
+
+
+def test_retention_is_measured_only_while_there_is_something_to_delete() -> None:
+    assert deleted(1_000, 400) == 600
+    for there in (0, 1_000):
+        with pytest.raises(AssertionError, match=f"of {there} that were there when it began: seed more"):
+            deleted(there, 0)
 
 
 class _Parent:
