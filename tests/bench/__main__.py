@@ -6,7 +6,7 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,98 +20,74 @@ from tests.bench.forgetting import forgetting
 from tests.bench.grown import grown
 from tests.bench.listeners import listeners, wake
 from tests.bench.load import count_rows, load
-from tests.bench.measurement import Measurement, show, write
+from tests.bench.measurement import Measurement, show
+from tests.bench.record import Record
 from tests.bench.sleepers import sleepers
 from tests.bench.starts import starts
 from tests.bench.twins import twins
 from tests.bench.walk import walk
 
-PARTS: Final = (
-    "load",
-    "lone",
-    "walk",
-    "fan",
-    "sleepers",
-    "due",
-    "wake",
-    "listeners",
-    "idle",
-    "wide",
-    "backlog",
-    "grown",
-    "starts",
-    "twins",
-    "forgetting",
-)
 DATABASES: Final = ("postgres", "sqlite")
 IDLE_S: Final = 40.0
 """Long enough for what happens once in half a minute."""
 IN_FLIGHT: Final = (16, 256, 1024)
 
 
+Part = Callable[[Databases, argparse.Namespace], Iterator[Measurement]]
+
+
+def _loads(made: Databases, options: argparse.Namespace) -> Iterator[Measurement]:
+    for in_flight in options.in_flight:
+        profiles = options.profile and options.profile / f"{made.name}-{in_flight}"
+        yield from load(made, in_flight, options.seconds, profiles)
+        yield from count_rows(made, in_flight)
+
+
+PARTS: Final[dict[str, Part]] = {
+    "lone": lambda made, options: load(made, 1, options.seconds),
+    "load": _loads,
+    "walk": lambda made, options: walk(made),
+    "fan": lambda made, options: fan(made),
+    "idle": lambda made, options: idle(made, IDLE_S),
+    "wide": lambda made, options: wide(made, options.seconds),
+    "backlog": lambda made, options: backlog(made, options.scale),
+    "grown": lambda made, options: grown(made, options.seconds, options.scale),
+    "forgetting": lambda made, options: forgetting(made, options.seconds, options.scale),
+    "starts": lambda made, options: starts(made),
+    "twins": lambda made, options: twins(made, options.seconds),
+    "sleepers": lambda made, options: sleepers(made, options.scale),
+    "due": lambda made, options: due(made, options.scale),
+    "wake": lambda made, options: wake(made),
+    "listeners": lambda made, options: listeners(made, options.scale),
+}
+"""In the order in which they are measured."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print a table, and write bench.json."""
+    """Measure, print a table, and write bench.json after each part. Exits with 1 if a part failed."""
     options = _parser().parse_args(arguments)
     # Otherwise whoever stops the bench would leave a Postgres running.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     begin = time.monotonic()
-    measurements = []
+    record = Record(options.output)
     for name in options.databases:
         with databases(name) as made:
-            for measurement in _measure(made, options):
-                measurements.append(measurement)
-                _progress(measurement)
-    show(measurements)
-    write(measurements, options.output)
+            for part, measure in PARTS.items():
+                if part in options.only:
+                    record.take(f"{part} on {name}", measure(made, options))
+    show(record.measurements)
+    print(f"{len(record.measurements)} figures in {options.output}, after {time.monotonic() - begin:.0f} s")
+    for part in record.failed:
+        print(f"{part} failed; what it said is above", file=sys.stderr)
     if options.keep:
-        keep(measurements)
-    print(f"{len(measurements)} figures in {options.output}, after {time.monotonic() - begin:.0f} s")
-
-
-def _measure(made: Databases, options: argparse.Namespace) -> Iterator[Measurement]:
-    if "lone" in options.only:
-        yield from load(made, 1, options.seconds)
-    if "load" in options.only:
-        for in_flight in options.in_flight:
-            profiles = options.profile and options.profile / f"{made.name}-{in_flight}"
-            yield from load(made, in_flight, options.seconds, profiles)
-            yield from count_rows(made, in_flight)
-    if "walk" in options.only:
-        yield from walk(made)
-    if "fan" in options.only:
-        yield from fan(made)
-    if "idle" in options.only:
-        yield from idle(made, IDLE_S)
-    if "wide" in options.only:
-        yield from wide(made, options.seconds)
-    if "backlog" in options.only:
-        yield from backlog(made, options.scale)
-    if "grown" in options.only:
-        yield from grown(made, options.seconds, options.scale)
-    if "forgetting" in options.only:
-        yield from forgetting(made, options.seconds, options.scale)
-    if "starts" in options.only:
-        yield from starts(made)
-    if "twins" in options.only:
-        yield from twins(made, options.seconds)
-    if "sleepers" in options.only:
-        yield from sleepers(made, options.scale)
-    if "due" in options.only:
-        yield from due(made, options.scale)
-    if "wake" in options.only:
-        yield from wake(made)
-    if "listeners" in options.only:
-        yield from listeners(made, options.scale)
-
-
-def _progress(measurement: Measurement) -> None:
-    load_of = f" {measurement.in_flight:>5}" if measurement.in_flight else " " * 6
-    print(f"{measurement.database:<9}{load_of}  {measurement.name:<36} {measurement}", file=sys.stderr, flush=True)
+        keep(record.measurements)
+    if record.failed:
+        sys.exit(1)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="these parts")
     parser.add_argument("--databases", nargs="+", choices=DATABASES, default=DATABASES, help="on these")
     parser.add_argument(
         "--in-flight", nargs="+", type=int, default=IN_FLIGHT, metavar="N", help="loads of the part load"

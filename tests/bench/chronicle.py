@@ -33,11 +33,18 @@ COLUMNS: Final = (
 """Heading, and the figure's name, database and load."""
 
 
+class Incomplete(Exception):
+    """A row would have gaps; the text says which."""
+
+
 def line(measurements: Sequence[Measurement], date: str, commit: str, machine: str) -> str:
-    """A row of the table; what was not measured is left empty."""
+    """A row of the table. Raises Incomplete when something was not measured: rows are there to be compared."""
     values = {(m.name, m.database, m.in_flight): m for m in measurements}
-    cells = (values.get((name, database, in_flight)) for _, name, database, in_flight in COLUMNS)
-    return f"| {' | '.join([date, commit, machine, *(cell.text if cell else '' for cell in cells)])} |"
+    lacking = [heading for heading, *figure in COLUMNS if tuple(figure) not in values]
+    if lacking:
+        raise Incomplete(f"not measured: {', '.join(lacking)}")
+    cells = (values[name, database, in_flight].text for _, name, database, in_flight in COLUMNS)
+    return f"| {' | '.join([date, commit, machine, *cells])} |"
 
 
 def header() -> str:
@@ -47,8 +54,11 @@ def header() -> str:
 
 
 def keep(measurements: Sequence[Measurement], page: Path = PAGE) -> None:
-    """Add a row to the table of the page."""
-    row = line(measurements, datetime.datetime.now(datetime.UTC).date().isoformat(), _commit(), _machine())
+    """Add a row to the table of the page, if all that it needs was measured. Raises SystemExit."""
+    try:
+        row = line(measurements, datetime.datetime.now(datetime.UTC).date().isoformat(), _commit(), _machine())
+    except Incomplete as error:
+        raise SystemExit(f"{page} gets no row: {error}") from error
     before, heading, after = page.read_text().partition(f"{HEADING}\n")
     if not heading:
         raise SystemExit(f"{page} has no heading {HEADING!r}, below which rows are kept")

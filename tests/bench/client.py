@@ -5,7 +5,7 @@
 `python -m tests.bench.client ADDRESS fan STEPS` runs one that takes so many steps at once;
 `python -m tests.bench.client ADDRESS ask WORKFLOW_ID...` asks each of these walks how far it came;
 `python -m tests.bench.client ADDRESS start PER_S SECONDS` starts so many in each second;
-`python -m tests.bench.client ADDRESS look TIMES` asks for lists and counts so often;
+`python -m tests.bench.client ADDRESS look TIMES OPEN` asks for lists and counts so often; so many orders are open;
 `python -m tests.bench.client ADDRESS wake COUNT start|find PAUSE_S` wakes so many that it starts, or that are there.
 """
 
@@ -133,7 +133,7 @@ async def main() -> None:
         elif what == "start":
             await start(client, *map(int, numbers))
         elif what == "look":
-            await look(address, int(numbers[0]))
+            await look(address, *map(int, numbers))
         elif what == "ask":
             await ask(client, numbers)
         elif what == "fan":

@@ -30,13 +30,24 @@ def forgetting(databases: Databases, seconds: float, scale: float = 1.0) -> Iter
         client = running.start_client("load", IN_FLIGHT, WARM_UP_S, seconds)
         heard(client, "begin")
         there, begin = _old(database.url), time.perf_counter()
-        completed = heard(client, "end")["completed"]
+        measured = heard(client, "end")
         left, elapsed_s = _old(database.url), time.perf_counter() - begin
         heard(client, "done")
-    deleted = there - left
-    yield Measurement("workflows_per_s_while_deleting", databases.name, IN_FLIGHT, completed / seconds, "1/s")
-    yield Measurement("deleted_runs_per_s", databases.name, IN_FLIGHT, deleted / elapsed_s, "1/s")
-    yield Measurement("deleted_to_completed", databases.name, IN_FLIGHT, deleted / max(completed, 1), "times")
+    completed, gone = measured["completed"], deleted(there, left)
+    per_s = completed / measured["elapsed_s"]
+    yield Measurement("workflows_per_s_while_deleting", databases.name, IN_FLIGHT, per_s, "1/s")
+    yield Measurement("deleted_runs_per_s", databases.name, IN_FLIGHT, gone / elapsed_s, "1/s")
+    yield Measurement("deleted_to_completed", databases.name, IN_FLIGHT, gone / max(completed, 1), "times")
+
+
+def deleted(there: int, left: int) -> int:
+    """How many went. Raises AssertionError if none was left: retention then had nothing to do for some of the time."""
+    if not left:
+        raise AssertionError(
+            f"all runs past their retention were deleted before the measurement ended, of {there} that were there when "
+            "it began: seed more with a greater --scale, or measure for fewer --seconds"
+        )
+    return there - left
 
 
 async def _age(url: str, count: int) -> None:

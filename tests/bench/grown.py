@@ -7,16 +7,20 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final
 
+from romancy_service.core.run import Run
 from tests.bench.database import Database, Databases
 from tests.bench.load import quantile
 from tests.bench.measurement import Measurement
-from tests.bench.seed import copies, copy_runs, execute
+from tests.bench.seed import copies, copy_runs, execute, seed, waiting
 from tests.bench.system import Usage, heard, system
 
 EVENTS: Final = 10_000_000
 IN_FLIGHT: Final = 256
 WARM_UP_S: Final = 3.0
 LOOKS: Final = 200
+FEW_OPEN: Final = 20
+"""Orders that are open while lists are asked for, and that were started before all others."""
+_LONG_AGO_MS: Final = 20 * 86_400_000
 _PATTERNS: Final = 1_000
 _PAIRS: Final = 2
 """Loads on the grown database, each between two on empty ones."""
@@ -69,10 +73,16 @@ async def _grow(url: str, wanted: int) -> int:
 
 def _looks(database: Database, name: str) -> Iterator[Measurement]:
     """Lists and counts as a person would ask for them, through the service."""
+    asyncio.run(seed(database.url, _open_orders, FEW_OPEN, tidy=False, ago_ms=_LONG_AGO_MS))
     with system(database, worker=False) as running:
-        client = running.start_client("look", LOOKS)
+        client = running.start_client("look", LOOKS, FEW_OPEN)
         looks: dict[str, Any] = heard(client, "looked")["took_s"]
     for what, took_s in looks.items():
         took_s = sorted(took_s)
         yield Measurement(f"{what}_p50_ms", name, 0, 1e3 * quantile(took_s, 0.50), "ms")
         yield Measurement(f"{what}_p99_ms", name, 0, 1e3 * quantile(took_s, 0.99), "ms")
+
+
+def _open_orders(then_ms: int) -> list[Run]:
+    """They wait for a worker, and there is none."""
+    return [waiting("order", then_ms) for _ in range(FEW_OPEN)]

@@ -75,6 +75,12 @@ def check_receipt(placed: Order, receipt: Receipt) -> None:
         raise AssertionError(f"the order {placed.order_id} came back as {receipt}")
 
 
+def order_of(document: Mapping[str, Any]) -> Order:
+    """An order that travelled as JSON."""
+    items = [Item(**item) for item in document["items"]]
+    return Order(**{**document, "items": items})
+
+
 def receipt_of(document: Mapping[str, Any]) -> Receipt:
     """A receipt that travelled as JSON."""
     return Receipt(document["order_id"], document["total_amount"], document["tracking_number"])

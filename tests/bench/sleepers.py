@@ -13,7 +13,7 @@ from tests.bench.lateness import lateness_ms
 from tests.bench.load import quantile
 from tests.bench.measurement import Measurement
 from tests.bench.seed import execute, seed, sleeping
-from tests.bench.system import heard, system
+from tests.bench.system import System, heard, system
 
 SLEEPERS: Final = 1_000_000
 NAPS_PER_S: Final = 1_000
@@ -44,20 +44,16 @@ def sleepers(databases: Databases, scale: float = 1.0) -> Iterator[Measurement]:
     first_ms = _AHEAD_MS + asyncio.run(seed(database.url, _short_sleepers, NAPS_PER_S * NAPS_S, tidy=False))
     with system(database, worker=False) as running:
         time.sleep(1.0)
-        idle_s = running.service.cpu_s()
+        before = running.usage()
         time.sleep(SETTLE_S)
-        idle_s = (running.service.cpu_s() - idle_s) / SETTLE_S
+        used = running.usage() - before
         yield Measurement("service_rss_million_sleeping_mb", databases.name, 0, running.service.rss_mb(), "MB")
-        yield Measurement("service_cpu_million_sleeping", databases.name, 0, idle_s, "cores")
+        yield Measurement("service_cpu_million_sleeping", databases.name, 0, used.service / SETTLE_S, "cores")
+        yield Measurement("cores_used_by_others_at_sleepers", databases.name, 0, used.others / SETTLE_S, "cores")
         running.start_worker()
-        most_mb = 0.0
-        deadline_ms = first_ms + NAPS_S * 1e3 + _PATIENCE_MS
-        while not asyncio.run(execute(database.url, _ALL_AWAKE))[0][0]:
-            if time.time() * 1e3 > deadline_ms:
-                raise AssertionError(f"some of {NAPS_PER_S * NAPS_S} runs slept on for {_PATIENCE_MS / 1e3:.0f} s")
-            time.sleep(1.0)
-            most_mb = max(most_mb, running.service.rss_mb())
+        most_mb, others = _all_fire(running, first_ms)
         yield Measurement("service_rss_million_sleeping_mb", databases.name, NAPS_PER_S, most_mb, "MB")
+        yield Measurement("cores_used_by_others_at_sleepers", databases.name, NAPS_PER_S, others, "cores")
         client = running.start_client("load", IN_FLIGHT, 0, LOAD_S)
         for at in ("begin", "end", "done"):
             heard(client, at)
@@ -68,6 +64,19 @@ def sleepers(databases: Databases, scale: float = 1.0) -> Iterator[Measurement]:
     yield Measurement("timer_lateness_p50_ms", databases.name, NAPS_PER_S, quantile(late_ms, 0.50), "ms")
     yield Measurement("timer_lateness_p99_ms", databases.name, NAPS_PER_S, quantile(late_ms, 0.99), "ms")
     yield Measurement("timers_early", databases.name, NAPS_PER_S, sum(late < 0 for late in late_ms), "")
+
+
+def _all_fire(running: System, first_ms: int) -> tuple[float, float]:
+    """Wait until all timers fired. Returns the most memory that the service had, and the cores that others used."""
+    time.sleep(max(first_ms / 1e3 - time.time(), 0))
+    before, begin, most_mb = running.usage(), time.perf_counter(), 0.0
+    deadline_ms = first_ms + NAPS_S * 1e3 + _PATIENCE_MS
+    while not asyncio.run(execute(running.database.url, _ALL_AWAKE))[0][0]:
+        if time.time() * 1e3 > deadline_ms:
+            raise AssertionError(f"some of {NAPS_PER_S * NAPS_S} runs slept on for {_PATIENCE_MS / 1e3:.0f} s")
+        time.sleep(1.0)
+        most_mb = max(most_mb, running.service.rss_mb())
+    return most_mb, (running.usage() - before).others / (time.perf_counter() - begin)
 
 
 def _long_sleepers(now_ms: int) -> list[Run]:

@@ -9,10 +9,12 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from tests.bench.load import quantile
+from tests.bench.forgetting import deleted
+from tests.bench.load import cpu, quantile
 from tests.bench.measurement import Measurement, show, write
 from tests.bench.process import tree_cpu_s
 from tests.bench.profile import summary
+from tests.bench.system import Usage
 
 
 def test_a_quantile_is_a_value_that_was_measured() -> None:
@@ -42,6 +44,24 @@ def test_a_profile_counts_a_function_once_for_each_stack_that_it_is_in(tmp_path:
     assert "   0.0%  75.0%  walk (a/b.py)" not in lines
     assert any(line.split() == ["75.0%", "75.0%", "walk", "(a/b.py)"] for line in lines)
     assert any(line.split() == ["25.0%", "100.0%", "main", "(a/b.py)"] for line in lines)
+
+
+def test_the_cpu_time_of_a_workflow_is_that_of_all_processes() -> None:
+    used = Usage(service=1.0, worker=2.0, client=3.0, postgres=4.0, machine=50.0)
+    assert dict(cpu(used, 2.0, "postgres")) == {
+        "cpu_s_per_1000_workflows": 5.0,
+        "cpu_s_per_1000_workflows_service": 0.5,
+        "cpu_s_per_1000_workflows_worker": 1.0,
+        "cpu_s_per_1000_workflows_client": 1.5,
+        "cpu_s_per_1000_workflows_postgres": 2.0,
+    }
+
+
+def test_retention_is_measured_only_while_there_is_something_to_delete() -> None:
+    assert deleted(1_000, 400) == 600
+    for there in (0, 1_000):
+        with pytest.raises(AssertionError, match=f"of {there} that were there when it began: seed more"):
+            deleted(there, 0)
 
 
 class _Parent:

@@ -108,6 +108,7 @@ def show(made: Sequence[Row]) -> None:
         "lone p50",
         "p99 ms",
         "CPU s/1000",
+        "cores",
         "others",
     )
     table = Table(*headings)
@@ -116,10 +117,10 @@ def show(made: Sequence[Row]) -> None:
     for row in sorted((row for row in made if row.in_flight is not None), key=lambda row: row.in_flight or 0):
         figures = (
             *(row.workflows_per_s, row.ratio_to_ours, row.lone_p50_ms, row.lone_p99_ms),
-            *(row.cpu_s_per_1000_workflows, row.cores_used_by_others),
+            *(row.cpu_s_per_1000_workflows, row.cores_used, row.cores_used_by_others),
         )
         table.add_row(str(row.in_flight), row.system, row.database, *map(_text, figures))
-    Console(width=110).print(table)
+    Console(width=118).print(table)
     for line in _remarks(made):
         print(line)
 

@@ -12,8 +12,8 @@ from tests.bench.peers.entrant import CannotRun, Entrant
 from tests.bench.peers.sample import Sample, sample
 from tests.bench.process import ProcessFailed
 
-TUNE_IN_FLIGHT: Final = 64
-"""What variants are tried with: more would have the slow ones take minutes."""
+TUNE_IN_FLIGHT: Final = 256
+"""What variants are tried with: the load that figures are read for first, and enough to keep several processes busy."""
 
 
 class Contest:

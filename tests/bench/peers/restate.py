@@ -16,8 +16,17 @@ from tests.bench.peers.installation import interpreter, restate_server
 from tests.bench.process import Process, python
 from tests.bench.system import free_port
 
-# The default is 24. The fewer there are, the more commands share a write of the log.
-VARIANTS: Final = {"4 partitions": 4, "24 partitions": 24, "1 partition": 1}
+# The default is 24 partitions. The fewer there are, the more commands share a write of the log. Python computes on one
+# thread of a process, so a second process of the service has the second core.
+VARIANTS: Final = {
+    "4 partitions, 2 processes": (4, 2),
+    "24 partitions, 2 processes": (24, 2),
+    "1 partition, 2 processes": (1, 2),
+    "4 partitions, 1 process": (4, 1),
+    "24 partitions, 1 process": (24, 1),
+    "1 partition, 1 process": (1, 1),
+}
+"""Partitions of the server, and processes of the service."""
 _START_S: Final = 60.0
 # fsync of the log is on by default; it is said here so that no default can change it.
 _SERVER: Final = """
@@ -45,7 +54,7 @@ disable-web-ui = true
 _SERVICE: Final = """
 bind = "127.0.0.1:{port}"
 worker_class = "uvloop"
-workers = 1
+workers = {workers}
 h2_max_concurrent_streams = 2147483647
 keep_alive_max_requests = 2147483647
 keep_alive_timeout = 2147483647
@@ -68,6 +77,7 @@ class Restate:
     @contextlib.contextmanager
     def running(self) -> Iterator[Running]:
         """See Entrant."""
+        partitions, workers = VARIANTS[self.variant]
         node_port, ingress_port, admin_port, service_port = (free_port() for _ in range(4))
 
         def client(terms: Terms) -> list[str]:
@@ -80,21 +90,21 @@ class Restate:
                 running.folder / "restate.toml",
                 _SERVER.format(
                     folder=running.folder,
-                    partitions=VARIANTS[self.variant],
+                    partitions=partitions,
                     node_port=node_port,
                     ingress_port=ingress_port,
                     admin_port=admin_port,
                 ),
             )
             server = running.start("server", [str(self._server), "--no-logo", "--config-file", str(config)])
-            service = self._start_service(running, service_port)
+            service = self._start_service(running, service_port, workers)
             _ask(admin_port, "/health", server)
             _ask(ingress_port, "/restate/health", server)
             _ask(admin_port, "/deployments", service, {"uri": f"http://127.0.0.1:{service_port}"})
             yield running
 
-    def _start_service(self, running: Processes, port: int) -> Process:
-        config = _write(running.folder / "hypercorn.toml", _SERVICE.format(port=port))
+    def _start_service(self, running: Processes, port: int, workers: int) -> Process:
+        config = _write(running.folder / "hypercorn.toml", _SERVICE.format(port=port, workers=workers))
         program = "tests.bench.peers.programs.restate_service:app"
         return running.start("service", python("hypercorn", "--config", config, program, interpreter=self._python))
 

@@ -1,6 +1,7 @@
 """The order saga on DBOS. It is a library: one process has the workflows, the steps and the client.
 
-`python -m tests.bench.peers.programs.dbos_app URL SETTINGS IN_FLIGHT WARM_UP_S SECONDS`, the settings as JSON.
+`python -m tests.bench.peers.programs.dbos_app URL SETTINGS IN_FLIGHT WARM_UP_S SECONDS`, the settings as JSON. Without
+the numbers it is one of several: it gets its orders as a member of a crew.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dbos import DBOS, DBOSConfig
 
 from tests.bench.closed_loop import closed_loop
 from tests.bench.order import Item, Order, Payment, Receipt, Reservation, Shipment, total
+from tests.bench.peers.programs.crew import serve
 
 
 @DBOS.step()
@@ -70,12 +72,12 @@ async def place(order: Order) -> Receipt:
 
 
 async def main() -> None:
-    """Launch, load, and end."""
+    """Launch, load or serve, and end."""
     url, settings, *numbers = sys.argv[1:]
     DBOS(config=DBOSConfig(name="bench", system_database_url=url, log_level="ERROR", **json.loads(settings)))
     DBOS.launch()
     try:
-        await closed_loop(place, numbers)
+        await (closed_loop(place, numbers) if numbers else serve(place))
     finally:
         DBOS.destroy()
 

@@ -9,7 +9,7 @@ from typing import Any
 import restate
 from restate.exceptions import TerminalError
 
-from tests.bench.order import Item, Order, Receipt, total
+from tests.bench.order import Item, Receipt, order_of, total
 
 orders = restate.Service("orders")
 
@@ -41,12 +41,11 @@ async def ship(order_id: str, street: str, city: str) -> dict[str, Any]:
 @orders.handler("place")
 async def place(ctx: restate.Context, document: dict[str, Any]) -> dict[str, Any]:
     """Reserve, pay, ship."""
-    items = [Item(**item) for item in document["items"]]
-    order = Order(**(document | {"items": items}))
+    order = order_of(document)
     undo: list[Callable[[], Awaitable[None]]] = []
     try:
         undo.append(lambda: ctx.run_typed("cancel_reservation", cancel_reservation, order_id=order.order_id))
-        reservation = await ctx.run_typed("reserve", reserve, order_id=order.order_id, items=items)
+        reservation = await ctx.run_typed("reserve", reserve, order_id=order.order_id, items=order.items)
         amount = reservation["total_amount"]
         undo.append(lambda: ctx.run_typed("refund", refund, order_id=order.order_id, amount=amount))
         payment = await ctx.run_typed(
