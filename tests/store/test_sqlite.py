@@ -7,13 +7,17 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import structlog
 
+from romancy_service.core.task import TaskKind
 from romancy_service.errors import StoreUnavailable
-from romancy_service.store.store import Change, StoreRefused, open_store
+from romancy_service.store import sqlite_tasks
+from romancy_service.store.sqlite import SqliteStore
+from romancy_service.store.store import Change, StoreRefused, Want, open_store
 from tests.store.drive import T0, begin, store_all
 
 _OPEN_AND_WAIT = """
@@ -155,3 +159,55 @@ async def test_a_library_that_can_damage_files_which_others_open_too_is_warned_o
         await store.open()
     await store.close()
     assert any("can damage a file" in line["event"] for line in lines) is not safe
+
+
+_LATER = """
+insert into tasks
+with recursive number (n) as (select 1 union all select n + 1 from number where n < :count)
+select 'run-' || n, 'w', 'default', 1, 'main', 'order', n % 3, 1, 1000 + n, null, n, 1e18, 1e18, 1e18, 1e18,
+    0, 1, 0, 0, 0, null, 0, 1e18, '', 0, 0, 0, null from number
+"""
+
+
+def _steps(connection: sqlite3.Connection, work: Callable[[], object]) -> int:
+    """How many instructions of SQLite's own it takes."""
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    connection.set_progress_handler(count, 1)
+    work()
+    connection.set_progress_handler(None, 0)
+    return steps
+
+
+async def test_what_is_due_later_is_not_walked_through_however_much_it_is(path: str) -> None:
+    store = open_store(path)
+    await store.open()
+    assert isinstance(store, SqliteStore)
+    want = Want("default", "main", TaskKind.WORKFLOW, "order", 10, "s", 1)
+    keys = [("default", "main", TaskKind.WORKFLOW, "order")]
+
+    def looked(connection: sqlite3.Connection) -> tuple[int, int]:
+        connection.execute("insert into sessions values ('s', 'default', 'w', 'r', 1, 1, 1, 0, 1, '')")
+        steps = []
+        for count in (30, 3_000):
+            connection.execute("delete from tasks")
+            connection.execute(_LATER, {"count": count})
+            assert sqlite_tasks.claim(connection, [want], 999) == []
+            assert sqlite_tasks.agenda(connection, 999, keys).waiting == []
+            assert sqlite_tasks.agenda(connection, 1_001, keys).waiting == keys
+            steps.append(
+                _steps(connection, lambda: sqlite_tasks.claim(connection, [want], 999))
+                + _steps(connection, lambda: sqlite_tasks.agenda(connection, 999, keys))
+            )
+        connection.execute("delete from tasks")
+        return steps[0], steps[1]
+
+    try:
+        few, many = await store._writing.run(looked)
+    finally:
+        await store.close()
+    assert many < 2 * few

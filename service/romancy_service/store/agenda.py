@@ -43,7 +43,14 @@ class Agenda:
 _TASK, _SCHEDULE, _LOST, _CANCELLED, _EVENTS, _QUESTIONS, _WAITING, _OUTGOING = range(8)
 
 
-def agenda_sql(keys: str, now: str) -> str:
+OF_KEY: Final = f"""namespace = wanted.namespace and queue = wanted.queue and kind = wanted.kind
+    and type = wanted.type and {CLAIMABLE}"""
+"""Tasks that wait, of a key."""
+IS_DUE: Final = f"select 1 from tasks where {OF_KEY} and due_ms <= {{now}} limit 1"
+"""Whether one of them is due."""
+
+
+def agenda_sql(keys: str, now: str, is_due: str = IS_DUE) -> str:
     """The statement. `keys` is a table of namespaces, queues, kinds and types with their positions, `now` the time."""
     return f"""
 select {_TASK} as what, (select relay_ms from tasks where {RELAYED} order by relay_ms limit 1) as value
@@ -55,9 +62,7 @@ union all select {_LOST}, (select 1 from tasks where {OWNED}
 union all select {_CANCELLED}, (select 1 from tasks where {OWNED} and cancel_requested limit 1)
 union all select {_EVENTS}, (select 1 from events where {UNDELIVERED} limit 1)
 union all select {_QUESTIONS}, (select 1 from queries limit 1)
-union all select {_WAITING}, case when (
-    select 1 from tasks where namespace = wanted.namespace and queue = wanted.queue and kind = wanted.kind
-    and type = wanted.type and {CLAIMABLE} and due_ms <= {now} limit 1) = 1 then wanted.position end from {keys}
+union all select {_WAITING}, case when ({is_due.format(now=now)}) = 1 then wanted.position end from {keys}
 """
 
 

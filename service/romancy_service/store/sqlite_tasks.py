@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from romancy_service.core.run import Run
-from romancy_service.core.task import ELSEWHERE, ELSEWHERE_EPOCH, TypeKey
-from romancy_service.store.agenda import agenda_of, agenda_sql
+from romancy_service.core.task import ELSEWHERE, ELSEWHERE_EPOCH, NEVER_MS, TypeKey
+from romancy_service.store.agenda import OF_KEY, agenda_of, agenda_sql
 from romancy_service.store.presence import REPLICA_KEPT_MS, REPLICA_SEEN_MS
 from romancy_service.store.rows import loaded_run
 from romancy_service.store.store import Agenda, Beat, Claimed, LeasedRow, Want, claimed_of
@@ -23,15 +23,28 @@ _BATCHES: Final = "select events from history where run_id = ? and last_event_id
 _KEYS: Final = """(
     select value ->> 0 as namespace, value ->> 1 as queue, value ->> 2 as kind, value ->> 3 as type, key as position
     from json_each(?2)) as wanted"""
-_AGENDA: Final = agenda_sql(_KEYS, "?1")
+# Priority by priority: SQLite does not skip over what is due later, and after an outage that may be very much.
+_IS_DUE: Final = f"""
+    with recursive level (priority) as (
+        select min(priority) from tasks where {OF_KEY}
+        union all
+        select (select min(priority) from tasks where {OF_KEY} and priority > level.priority)
+        from level where level.priority is not null)
+    select 1 from level where exists (
+        select 1 from tasks where {OF_KEY} and tasks.priority = level.priority and due_ms <= {{now}}) limit 1"""
+_AGENDA: Final = agenda_sql(_KEYS, "?1", _IS_DUE)
 _SESSION: Final = "select 1 from sessions where session_id = ? and epoch = ?"
 _CLAIM: Final = f"""
 update tasks set owner = ?1, owner_epoch = ?2, leased_ms = ?3, heartbeat_ms = 0,
     relay_ms = min(close_by_ms, ?3 + start_to_close_ms, ?3 + heartbeat_timeout_ms)
 where rowid in (
     select rowid from tasks where namespace = ?4 and queue = ?5 and kind = ?6 and type = ?7
-    and {CLAIMABLE} and due_ms <= ?3 order by priority, due_ms limit ?8)
+    and {CLAIMABLE} and priority = ?8 and due_ms <= ?3 order by due_ms limit ?9)
 returning run_id, task_id
+"""
+_NEXT_PRIORITY: Final = f"""
+select min(priority) from tasks where namespace = ?1 and queue = ?2 and kind = ?3 and type = ?4
+and {CLAIMABLE} and priority > ?5
 """
 _LEASED_TASK: Final = """
 select tasks.*, workflow_id, workflow_type, version from tasks join runs using (run_id) where run_id = ? and task_id = ?
@@ -94,9 +107,13 @@ def claim(connection: sqlite3.Connection, wants: Sequence[Want], now_ms: int) ->
     for want in wants:
         if not connection.execute(_SESSION, (want.session_id, want.epoch)).fetchone():
             continue
-        what = (want.namespace, want.queue, want.kind, want.type, want.slots)
-        keys = connection.execute(_CLAIM, (want.session_id, want.epoch, now_ms, *what)).fetchall()
-        claimed += [claimed_of(connection.execute(_LEASED_TASK, tuple(key)).fetchone()) for key in keys]
+        what = (want.namespace, want.queue, want.kind, want.type)
+        slots, priority = want.slots, -NEVER_MS
+        while slots and (priority := connection.execute(_NEXT_PRIORITY, (*what, priority)).fetchone()[0]) is not None:
+            lease = (want.session_id, want.epoch, now_ms)
+            keys = connection.execute(_CLAIM, (*lease, *what, priority, slots)).fetchall()
+            claimed += [claimed_of(connection.execute(_LEASED_TASK, tuple(key)).fetchone()) for key in keys]
+            slots -= len(keys)
     return sorted(claimed, key=lambda task: (task.task.priority, task.task.due_ms))
 
 
