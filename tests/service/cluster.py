@@ -94,6 +94,16 @@ class Cluster:
         """What the first replica uses."""
         return self.replicas[0].node.store
 
+    async def pass_ms(self, ms: int) -> None:
+        """Let so much time pass, for all replicas alike. Who is connected keeps its lease: it was renewed on the way."""
+        for replica in self.replicas:
+            node = replica.node
+            held = [(session.session_id, session.epoch) for session in node.dispatch.sessions.values()]
+            if held:
+                await node.store.renew_sessions(held, node.clock.now_ms() + ms + node.limits.session_lease_ms)
+        ShiftedClock.shift_ms += ms
+        await asyncio.gather(*(replica.time_moved() for replica in self.replicas))
+
     @asynccontextmanager
     async def tenant(self) -> AsyncIterator[Tenant]:
         """A namespace of its own; what is stored in it is checked at the end."""

@@ -35,7 +35,7 @@ from tests.core.life import complete
 from tests.core.talk import recur
 from tests.core.test_channel import join, receive
 from tests.core.test_subscription import an_event
-from tests.service.cluster import QUICK, ShiftedClock, Tenant, refused, until
+from tests.service.cluster import QUICK, Tenant, refused, until
 from tests.service.scripted_worker import ScriptedWorker
 from tests.service.test_events import fail
 from tests.service.test_events import stub as events_stub
@@ -126,9 +126,7 @@ async def test_a_message_for_all_that_a_run_failed_to_take_is_put_aside_and_reac
     monkeypatch.undo()
     await publish(tenant, 2)
     assert data(await received(tenant, run_id)) == [2]
-    ShiftedClock.shift_ms += QUICK.aside_ms
-    for replica in tenant.cluster.replicas:
-        await replica.time_moved()
+    await tenant.cluster.pass_ms(QUICK.aside_ms)
     assert data(await received(tenant, run_id, 2)) == [2, 1]
 
 

@@ -33,7 +33,7 @@ from romancy.v1.worker_service_pb2 import (
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_CANCELLED
 
 from tests.core.life import CANCEL, cancel_activity, complete, schedule
-from tests.service.cluster import Refusal, ShiftedClock, Tenant, json, refused, seconds, until
+from tests.service.cluster import Refusal, Tenant, json, refused, seconds, until
 from tests.service.scripted_worker import ScriptedWorker
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ async def beat(tenant: Tenant, task: ActivityTask, details: str = "") -> bool:
 
 async def a_minute_passes(tenant: Tenant) -> None:
     """For the service, at once."""
-    ShiftedClock.shift_ms += 60_000
-    await asyncio.gather(*(replica.time_moved() for replica in tenant.cluster.replicas))
+    await tenant.cluster.pass_ms(60_000)
 
 
 async def last(tenant: Tenant, run_id: str, kind: str) -> HistoryEvent:
@@ -203,7 +202,7 @@ async def test_a_failure_after_longer_than_max_elapsed_is_tried_again_since_wait
     tenant: Tenant,
 ) -> None:
     worker, run_id, task = await left(tenant, retry_policy=RetryPolicy(initial_interval=seconds(0.05)))
-    ShiftedClock.shift_ms += 360_000
+    await tenant.cluster.pass_ms(360_000)
     await end(tenant, task, failure=Failure(message="busy", type="Busy"))
     assert (await worker.activity()).attempt == 2
     failed = (await last(tenant, run_id, "activity_attempt_failed")).activity_attempt_failed

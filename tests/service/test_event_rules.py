@@ -29,7 +29,7 @@ from romancy_service.postman import Postman
 from romancy_service.publisher import NewEvent, Publisher
 from romancy_service.starter import Starter
 from tests.core.test_subscription import an_event, subscribe
-from tests.service.cluster import ShiftedClock, Tenant, json, refused, until
+from tests.service.cluster import Tenant, json, refused, until
 from tests.service.test_events import delivered, publish, received, stub, waiting
 
 
@@ -204,7 +204,7 @@ async def test_a_deleted_rule_starts_nothing_and_a_new_one_of_its_id_begins_anew
 
 async def test_a_rule_is_replaced_without_a_gap(tenant: Tenant) -> None:
     await set_rule(tenant)
-    ShiftedClock.shift_ms += 60_000
+    await tenant.cluster.pass_ms(60_000)
     node = tenant.cluster.replicas[0].node
     on_its_way = NewEvent("/shop", "1", "paid", an_event("1").SerializeToString(), 2**62)
     await set_rule(tenant, rule=a_rule(workflow_type="other"))
@@ -389,7 +389,7 @@ async def test_the_largest_event_with_the_largest_arguments_starts(tenant: Tenan
 async def test_rules_show_when_they_were_set_last(tenant: Tenant) -> None:
     await set_rule(tenant)
     made = await rule_of(tenant)
-    ShiftedClock.shift_ms += 5_000
+    await tenant.cluster.pass_ms(5_000)
     await pause(tenant)
 
     async def is_later() -> bool:

@@ -32,7 +32,7 @@ from romancy_service.submission import RequestKey
 from tests.core.life import complete
 from tests.core.talk import recur
 from tests.core.test_subscription import an_event, subscribe, unsubscribe
-from tests.service.cluster import QUICK, Refusal, ShiftedClock, Tenant, refused, until
+from tests.service.cluster import QUICK, Refusal, Tenant, refused, until
 from tests.service.scripted_worker import ScriptedWorker
 
 
@@ -453,9 +453,7 @@ async def test_what_a_run_failed_to_take_often_is_put_aside_and_reaches_it_when_
     monkeypatch.undo()
     await publish(tenant, an_event("2"))
     assert await received(tenant, broken, 1) == ["2"], "what comes after does not wait for it"
-    ShiftedClock.shift_ms += QUICK.aside_ms
-    for replica in tenant.cluster.replicas:
-        await replica.time_moved()
+    await tenant.cluster.pass_ms(QUICK.aside_ms)
     assert await received(tenant, broken, 2) == ["2", "1"]
     await delivered(tenant, aside_of("paid"))
     assert sorted(ids(await tenant.history(other))) == (["2"] if address else ["1", "2"]), "it has each once"

@@ -36,7 +36,7 @@ from romancy_service.store.tables import runs as run_table
 from tests.core.life import complete
 from tests.core.talk import send
 from tests.core.test_attributes import text
-from tests.service.cluster import Cluster, ShiftedClock, Tenant, cluster, refused, seconds, until
+from tests.service.cluster import ShiftedClock, Tenant, cluster, refused, seconds, until
 from tests.service.scripted_worker import PATIENCE_S
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
@@ -56,13 +56,6 @@ async def own(request: pytest.FixtureRequest, tmp_path: object, moved_clock: Non
     database = f"{tmp_path}/romancy.db" if alone else request.getfixturevalue("fresh_postgres")()
     async with cluster(database, replicas=1 if alone else 2) as up, up.tenant() as tenant:
         yield tenant
-
-
-async def pass_ms(up: Cluster, ms: int) -> None:
-    """The replicas see that so much time has passed."""
-    ShiftedClock.shift_ms += ms
-    for replica in up.replicas:
-        await replica.time_moved()
 
 
 async def set_retention(tenant: Tenant, hours: float, **fields: str) -> SetNamespaceResponse:
@@ -113,9 +106,9 @@ async def test_closed_runs_go_after_their_namespaces_retention_with_all_that_bel
     async with own.cluster.tenant() as usual:
         old, kept = await ended(own), await ended(usual)
         still_open = await own.start("open")
-        await pass_ms(own.cluster, 2 * HOUR_MS - 60_000)
+        await own.cluster.pass_ms(2 * HOUR_MS - 60_000)
         assert (await own.get(old)).info.status == WORKFLOW_STATUS_TERMINATED
-        await pass_ms(own.cluster, 120_000)
+        await own.cluster.pass_ms(120_000)
 
         async def gone() -> bool:
             return "runs" not in await left_of(own, old)
@@ -125,13 +118,13 @@ async def test_closed_runs_go_after_their_namespaces_retention_with_all_that_bel
         assert (await usual.get(kept)).info.workflow_id == "order"
 
         async def only_requests() -> bool:
-            await pass_ms(own.cluster, 120_000)
+            await own.cluster.pass_ms(120_000)
             return await left_of(own, old) == {"requests": 2}
 
         await until(only_requests, "what belonged to it is cleared away, but for its requests")
         assert (await own.start("order", request_id="start order")).run_id == old, "the same request starts nothing"
 
-        await pass_ms(own.cluster, DAY_MS)
+        await own.cluster.pass_ms(DAY_MS)
 
         async def nothing() -> bool:
             return await left_of(own, old) == {}
@@ -145,9 +138,9 @@ async def test_closed_runs_go_after_their_namespaces_retention_with_all_that_bel
 
 async def test_a_namespace_that_says_nothing_keeps_runs_as_long_as_the_service_does(own: Tenant) -> None:
     old = await ended(own)
-    await pass_ms(own.cluster, Limits().retention_ms - HOUR_MS)
+    await own.cluster.pass_ms(Limits().retention_ms - HOUR_MS)
     young = await ended(own, "young")
-    await pass_ms(own.cluster, 2 * HOUR_MS)
+    await own.cluster.pass_ms(2 * HOUR_MS)
 
     async def gone() -> bool:
         return "runs" not in await left_of(own, old)
@@ -165,7 +158,7 @@ async def test_more_runs_than_a_batch_go_and_new_ones_run_meanwhile(
     worker = await own.worker()
     for replica in own.cluster.replicas:
         replica.retention.lead(True)  # nothing rests on its being one alone
-    await pass_ms(own.cluster, 2 * HOUR_MS)
+    await own.cluster.pass_ms(2 * HOUR_MS)
 
     async def none_is_left() -> bool:
         wanted = CountWorkflowsRequest(namespace=own.namespace)

@@ -53,7 +53,7 @@ from romancy.v1.workflow_service_pb2 import ListWorkflowsRequest, StartWorkflowR
 from romancy_service.core.times import rfc3339, timestamp, timestamp_ms
 from romancy_service.starter import Starter
 from tests.core.life import complete, fail
-from tests.service.cluster import ShiftedClock, Tenant, refused, until
+from tests.service.cluster import Tenant, refused, until
 
 MINUTE_MS = 60_000
 
@@ -118,8 +118,7 @@ class Desk:
 
     async def move(self, by_ms: int) -> None:
         """Let time pass, for all replicas alike, which then look at the same time."""
-        ShiftedClock.shift_ms += max(by_ms, 0)
-        await asyncio.gather(*(replica.time_moved() for replica in self.tenant.cluster.replicas))
+        await self.tenant.cluster.pass_ms(max(by_ms, 0))
 
     async def runs(self, prefix: str = "report") -> list[WorkflowInfo]:
         """The runs that were started, oldest first."""

@@ -25,7 +25,7 @@ from romancy.v1.worker_service_pb2 import (
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_TIMED_OUT
 
 from tests.core.life import NO_RETRY, cancel_timer, complete, schedule
-from tests.service.cluster import ShiftedClock, Tenant, seconds
+from tests.service.cluster import Tenant, seconds
 from tests.service.scripted_worker import ScriptedWorker
 
 QUICK_RETRY = RetryPolicy(initial_interval=seconds(0.05), backoff_coefficient=1, jitter=0)
@@ -70,8 +70,7 @@ async def test_a_timer_of_a_year_fires_when_the_year_is_over_and_not_before(tena
     assert task.events[-1].timer_fired.timer_id == "2"
     await worker.command(task)
     assert (await tenant.get(run.run_id)).timers[0].timer_id == "1"
-    ShiftedClock.shift_ms += year_ms
-    await asyncio.gather(*(replica.time_moved() for replica in tenant.cluster.replicas))
+    await tenant.cluster.pass_ms(year_ms)
     task = await worker.workflow_task()
     assert task.events[-1].timer_fired.timer_id == "1"
 

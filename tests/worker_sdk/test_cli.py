@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from romancy import Client, TerminalError, WorkflowContext, activity, compensation, testing, workflow
 from romancy.cli import main
@@ -100,7 +101,8 @@ Romancy = Callable[..., Awaitable[Answer]]
 
 def run_main(arguments: list[str]) -> Answer:
     out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+    # What the service logs, in this process too, is not what the command prints.
+    with capture_logs(), redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
         main(arguments)
     assert isinstance(ended.value.code, int)
     return Answer(ended.value.code, out.getvalue(), err.getvalue())

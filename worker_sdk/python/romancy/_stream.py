@@ -226,8 +226,8 @@ class Stream:
         await self._loop.create_future()  # how it ends is for the reader to learn
 
     async def _write_frame(self, call: _Call, frame: ConnectRequest) -> None:
+        self._written_at = time.monotonic()  # before it is written: what is heard meanwhile asks for no other frame
         await call.write(frame)
-        self._written_at = time.monotonic()
 
     # Silence --------------------------------------------------------------------------------------------------------
 
