@@ -28,10 +28,8 @@ demo: setup ## the order saga, crashes included
 dev: setup ## the service on a SQLite file, for this machine only
 	$(BIN)/romancy-service dev
 
-# Kills and outages first: their files have few tests and take longest.
-TESTS ?= tests/faults tests
 test: setup ## all tests, on SQLite and on a real Postgres
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 bench: setup ## everything that is measured; writes bench.json and a line of docs/performance.md
 	$(BIN)/python -m tests.bench --keep
