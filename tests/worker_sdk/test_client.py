@@ -414,6 +414,19 @@ async def test_a_cancellation_is_sent_again_with_the_same_request_id(service: Sc
     assert service.cancels[0].reason == "no need"
 
 
+async def test_a_call_that_is_cut_off_with_a_connection_that_was_left_is_made_again_on_the_next_one(
+    service: Scripted, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("romancy._calls._CLOSING_S", 0)
+    service.gate.clear()
+    starting = asyncio.create_task(client.start_workflow("order", id="one"))
+    await service.until(lambda: service.starts)
+    client.calls.reopen()  # as the call does that waited in vain for an answer
+    await service.until(lambda: len(service.starts) == 2)
+    service.gate.set()
+    assert (await starting).run_id == "run-one"
+
+
 async def test_a_history_is_read_page_by_page(service: Scripted, client: Client) -> None:
     assert [event.event_id async for event in client.get_handle("w").history()] == [1, 2, 3, 4, 5]
 

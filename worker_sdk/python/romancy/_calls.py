@@ -51,6 +51,7 @@ class Calls:
         self._endpoint = endpoint
         self._patience_s = patience_s
         self._channel: grpc.aio.Channel | None = None
+        self._is_closed = False
         self._closing: set[asyncio.Task[None]] = set()
         self._workflows: WorkflowServiceAsyncStub | None = None
         self._admin: AdminServiceAsyncStub | None = None
@@ -130,6 +131,7 @@ class Calls:
 
     async def close(self) -> None:
         """Close the channel; calls under way are cancelled."""
+        self._is_closed = True
         for task in self._closing:
             task.cancel()
         await asyncio.gather(*self._closing, return_exceptions=True)
@@ -157,10 +159,17 @@ class Calls:
             channel = self._channel
             try:
                 return await stub(request, timeout=answer_s, metadata=self.metadata)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                # Ours was not asked to stop, so it was the connection that another call left behind.
+                if self._is_closed or channel is self._channel or task is None or task.cancelling():
+                    raise
             except grpc.aio.AioRpcError as error:
-                if _is_unanswered(error) and channel is self._channel:
+                is_left = channel is not self._channel and not self._is_closed
+                if _is_unanswered(error) and not is_left:
                     self.reopen()
-                if not is_passing(error) or time.monotonic() > deadline:
+                may_succeed = is_passing(error) or (is_left and error.code() is grpc.StatusCode.CANCELLED)
+                if not may_succeed or time.monotonic() > deadline:
                     raise refusal_of(error) from error
             await asyncio.sleep(backoff_s(failures))
             failures += 1
