@@ -165,11 +165,9 @@ class Calls:
                 if self._is_closed or channel is self._channel or task is None or task.cancelling():
                     raise
             except grpc.aio.AioRpcError as error:
-                is_left = channel is not self._channel and not self._is_closed
-                if _is_unanswered(error) and not is_left:
+                if _is_unanswered(error) and channel is self._channel:
                     self.reopen()
-                may_succeed = is_passing(error) or (is_left and error.code() is grpc.StatusCode.CANCELLED)
-                if not may_succeed or time.monotonic() > deadline:
+                if not is_passing(error) or self._is_closed or time.monotonic() > deadline:
                     raise refusal_of(error) from error
             await asyncio.sleep(backoff_s(failures))
             failures += 1
@@ -182,8 +180,9 @@ def backoff_s(failures: int) -> float:
 
 def is_passing(error: grpc.aio.AioRpcError) -> bool:
     """Whether the same request may succeed when it is sent again."""
-    if error.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED):
-        # Without a reason it is not the service's word but the transport's: a stream was reset, or no answer came.
+    if error.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
+        # Without a reason it is not the service's word but the transport's: a stream was reset, no answer came in time,
+        # or the other end saw that earlier than we did. Whoever cancels a call here gets no such error.
         return not error_details(error).reason
     return error.code() in PASSING
 
