@@ -5,6 +5,7 @@ worker is killed and replaced: what runs bring about in one another happens once
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +54,7 @@ async def _freeze(folder: Path, database: str, point: str) -> None:
             ours.kill()
             _worker(stage, "worker-again", ports[1])
             results = await telling
-            mortal.signal(signal.SIGCONT)
+            going_on = asyncio.create_task(_keep_awake(mortal))
             # It finds that all it was at is done; then it must still be of use.
             async with stage.client(ports[0]) as other:
                 await other.start_workflow(hasty, "late", id="late")
@@ -64,6 +65,16 @@ async def _freeze(folder: Path, database: str, point: str) -> None:
                 assert [await status_of(client, f"{family}/{policy}") for policy in NEVER][:2] == [None, None]
             # Of hosts, their kids, what they told the guest, and their next runs.
             await check(stage, client, ["host-0", "host-1"], results, losses=True)
+            await going_on
+
+
+async def _keep_awake(replica: Actor) -> None:
+    """Until it ended: one that did not come to its point before may come there now."""
+    while replica.alive:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            if _is_frozen(replica):
+                replica.signal(signal.SIGCONT)
+        await asyncio.sleep(0.05)
 
 
 def _worker(stage: Scene, name: str, port: int) -> Actor:
