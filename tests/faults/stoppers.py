@@ -6,47 +6,33 @@ ROMANCY_TEST_DIE names what kills the worker in its first attempt: `reserve`, `t
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import sys
-from pathlib import Path
 
-from romancy import RetryPolicy, Worker, WorkflowContext, activity, activity_info, compensation, workflow
-from tests.faults.ledger import Entry, Kind, write
+from romancy import RetryPolicy, Worker, WorkflowContext, activity, compensation, workflow
+from tests.faults.effect import have_effect
 
-KINDS: tuple[Kind, ...] = ("begin", "effect")
-_FOLDER = Path(os.environ.get("ROMANCY_TEST_FOLDER", "."))
-_DIE = os.environ.get("ROMANCY_TEST_DIE", "")
 _AT_ONCE = RetryPolicy(initial_interval=0.02, jitter=0)
-
-
-def _have_effect() -> None:
-    info = activity_info()
-    for kind in KINDS:
-        write(_FOLDER / "ledger", Entry(kind, info.run_id, info.activity_id, info.attempt, str(os.getpid())))
-    if info.activity_type == _DIE and info.attempt == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @compensation(retry=_AT_ONCE)
 def release(what: str) -> None:
-    _have_effect()
+    have_effect()
 
 
 @activity(compensation=release, retry=_AT_ONCE)
 def reserve(what: str) -> str:
-    _have_effect()
+    have_effect()
     return what
 
 
 @activity(retry=_AT_ONCE)
 def tell(what: str) -> None:
-    _have_effect()
+    have_effect()
 
 
 @activity(retry=_AT_ONCE)
 def hand_over(what: str) -> None:
-    _have_effect()
+    have_effect()
 
 
 @workflow

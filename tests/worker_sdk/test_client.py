@@ -427,6 +427,16 @@ async def test_a_call_that_is_cut_off_with_a_connection_that_was_left_is_made_ag
     assert (await starting).run_id == "run-one"
 
 
+async def test_a_client_that_was_closed_and_is_used_again_tries_again_as_before(
+    service: Scripted, client: Client
+) -> None:
+    await client.get_handle("w", "r").cancel()
+    await client.close()
+    service.fail_cancels = 2
+    await client.get_handle("w", "r").cancel()
+    assert len(service.cancels) == 1 + 3
+
+
 async def test_a_history_is_read_page_by_page(service: Scripted, client: Client) -> None:
     assert [event.event_id async for event in client.get_handle("w").history()] == [1, 2, 3, 4, 5]
 

@@ -118,6 +118,7 @@ class Calls:
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:
             self._channel = self._endpoint.open()
+            self._is_closed = False
         return self._channel
 
     def reopen(self) -> None:
