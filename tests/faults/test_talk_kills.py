@@ -96,7 +96,8 @@ async def test_wherever_in_its_code_a_worker_dies_another_one_goes_on(stage: Sce
             await until(lambda: not victim.alive, f"the worker died at {place}", service)  # noqa: B023
         talker(stage, "worker-last")
         results = await asyncio.gather(*hosts)
-        await check(stage, client, [f"host-{place}" for place in PLACES], results)
+        # A worker that dies in one run's code may have an activity of another one in hand.
+        await check(stage, client, [f"host-{place}" for place in PLACES], results, losses=True)
 
 
 @pytest.mark.parametrize("each", [40, pytest.param(1_250, marks=pytest.mark.slow)])
