@@ -16,6 +16,7 @@ from romancy.v1.workflow_pb2 import (
     WORKFLOW_STATUS_COMPLETED,
     WORKFLOW_STATUS_RUNNING,
     WORKFLOW_STATUS_TERMINATED,
+    Signal,
     WorkflowSpec,
 )
 
@@ -30,10 +31,12 @@ from romancy_service.core.triggers import (
     CompleteWorkflowTask,
     LoseTask,
     RequestCancel,
+    SendSignal,
     StartRun,
     Terminate,
 )
 from romancy_service.engine import Engine
+from romancy_service.engine.drafting import BATCH_BYTES
 from romancy_service.errors import BatchRejected, InternalError, StaleTask, WorkflowClosed, WorkflowNotFound
 from romancy_service.starter import new_id
 from romancy_service.store.store import Change, CommitResult, Lease, Store
@@ -143,6 +146,41 @@ async def test_one_poisoned_trigger_fails_alone_in_its_run(store: Store) -> None
             await bad
         assert all(isinstance(outcome, Reply) for outcome in await asyncio.gather(*good))
     assert (await stored(store, run)).cancel_requested
+
+
+class _Weighing:
+    """A store that notes how many bytes of events each batch had."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.weights: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def commit(self, changes: Sequence[Change], now_ms: int) -> CommitResult:
+        self.weights.append(sum(event.ByteSize() for change in changes for event in change.run.new_events))
+        return await self._store.commit(changes, now_ms)
+
+
+async def test_a_batch_ends_where_its_events_become_too_large(store: Store) -> None:
+    large = Payload(binary=b"x" * (1 << 20))
+    weighing = _Weighing(store)
+    runs = [new_run(f"order-{number}") for number in range(10)]
+    order = WorkflowSpec(workflow_type="order", task_queue="default", arguments=[large])
+    async with running(weighing) as engine:
+        starts = [engine.start(run, StartRun(order, ""), key_of(run.run_id)) for run in runs]
+        # What is asked of one run while it is in a batch comes all at once after it.
+        signals = [
+            engine.submit(runs[0].run_id, SendSignal(Signal(name=str(number), arguments=[large])))
+            for number in range(10)
+        ]
+        await asyncio.gather(*starts, *signals)
+    assert sum(weighing.weights) > 20 << 20
+    assert max(weighing.weights) < BATCH_BYTES + (1 << 20) + 1_000
+    assert len(weighing.weights) < 10, "what goes together is still written together"
+    history = await store.show_history(runs[0].run_id, 0, 100, max_bytes=1 << 30)
+    assert [e.signal_received.signal.name for e in history[1:]] == [str(number) for number in range(10)]
 
 
 async def test_the_same_request_twice_in_one_batch_acts_once(store: Store) -> None:

@@ -21,11 +21,22 @@ class Draft:
     decided: list[tuple[Submission, Reply | RomancyError]] = field(default_factory=list)
     successor: Draft | None = None
     """Written together with this one, or not at all."""
+    bytes_before: int = field(init=False)
+    """Of the run's history."""
+
+    def __post_init__(self) -> None:
+        self.bytes_before = self.run.history_bytes
 
     @property
     def submissions(self) -> list[Submission]:
         """What it decides."""
         return [submission for submission, _ in self.decided]
+
+    @property
+    def bytes(self) -> int:
+        """Its new events."""
+        own = self.run.history_bytes - self.bytes_before
+        return own if self.successor is None else own + self.successor.bytes
 
     def both(self) -> Iterator[Draft]:
         """This one, and the one that is written with it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import structlog
 
 from romancy.v1.workflow_pb2 import WorkflowInfo
@@ -9,7 +11,7 @@ from romancy.v1.workflow_pb2 import WorkflowInfo
 from romancy_service.clock import Clock
 from romancy_service.core.apply import CorruptHistory
 from romancy_service.core.decide import Reply, decide
-from romancy_service.core.limits import Limits
+from romancy_service.core.limits import MIB, Limits
 from romancy_service.core.rollback import NeedsHistory
 from romancy_service.core.run import Run
 from romancy_service.core.task import Fence
@@ -23,6 +25,10 @@ from romancy_service.store.store import Change, Request, Store
 from romancy_service.submission import Recorded, Submission
 
 _log = structlog.get_logger("romancy.engine")
+
+BATCH_BYTES: Final = 4 * MIB
+"""So many bytes of events go into one commit, and what was decided last: with more a commit is no cheaper for each, what
+is small waits for what is large, and memory has no bound."""
 
 
 class Drafting:
@@ -41,9 +47,13 @@ class Drafting:
         runs = await self._load(batch)
         now_ms = self._clock.latest_ms()
         drafts = []
+        room = BATCH_BYTES
         for run_id, submissions in batch.items():
-            if submissions and (draft := self._draft(run_id, runs.get(run_id), submissions, now_ms)) is not None:
+            if room <= 0:
+                self._gathering.put_back(run_id, submissions)
+            elif submissions and (draft := self._draft(run_id, runs.get(run_id), submissions, now_ms, room)) is not None:
                 drafts.append(draft)
+                room -= draft.bytes
         return drafts
 
     async def _answer_recorded(self, batch: Batch) -> None:
@@ -94,8 +104,12 @@ class Drafting:
                 submission.fail(InternalError(str(error)))
             submissions.clear()
 
-    def _draft(self, run_id: str, run: Run | None, submissions: list[Submission], now_ms: int) -> Draft | None:
-        """Decide what is asked of one run, in order. None: all is answered, nothing is to be written."""
+    def _draft(
+        self, run_id: str, run: Run | None, submissions: list[Submission], now_ms: int, room: int
+    ) -> Draft | None:
+        """Decide what is asked of one run, in order, until there are `room` bytes of new events. None: all is answered,
+        nothing is to be written.
+        """
         if run is None:
             for submission in submissions:
                 submission.fail(WorkflowNotFound(run_id))
@@ -108,6 +122,9 @@ class Drafting:
         for position, submission in enumerate(submissions):
             if submission.future.cancelled():
                 continue
+            if draft.bytes >= room:
+                self._gathering.put_back(run_id, submissions[position:])
+                break
             if _is_repeated(draft, submission):
                 self._gathering.again(submissions[position:])
                 break

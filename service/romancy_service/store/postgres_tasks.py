@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from romancy_service.core.task import ELSEWHERE, ELSEWHERE_EPOCH
-from romancy_service.store.agenda import agenda_sql
+from romancy_service.store.agenda import LEVELS, OF_KEY, agenda_sql
 from romancy_service.store.arrays import Arrays
-from romancy_service.store.tables import CLAIMABLE, OWNED
+from romancy_service.store.tables import OWNED
 
 _OWNED_RELAY: Final = "least(close_by_ms, {since} + start_to_close_ms, {now} + heartbeat_timeout_ms)"
 """When the service must look at a task that somebody has since `since` and was heard of at `now`."""
@@ -46,17 +46,18 @@ with live as materialized (
 ), want as materialized (
     select want.*, sum(slots) over (partition by namespace, queue, kind, type order by session_id) as upto
     from {WANTS.rows("want")} join live using (session_id, epoch)
-), total as materialized (
+), wanted as materialized (
     select namespace, queue, kind, type, sum(slots) as slots from want group by namespace, queue, kind, type
 ), found as materialized (
-    select total.*, task.place, row_number() over (
-        partition by total.namespace, total.queue, total.kind, total.type
+    select wanted.*, task.place, row_number() over (
+        partition by wanted.namespace, wanted.queue, wanted.kind, wanted.type
         order by task.priority, task.due_ms) as position
-    from total cross join lateral (
-        select ctid as place, priority, due_ms from tasks
-        where namespace = total.namespace and queue = total.queue and kind = total.kind and type = total.type
-        and {CLAIMABLE} and due_ms <= {_NOW}
-        order by priority, due_ms limit total.slots for update skip locked) as task
+    from wanted cross join lateral ({LEVELS}
+        select task.* from level cross join lateral (
+            select ctid as place, priority, due_ms from tasks
+            where {OF_KEY} and priority = level.priority and due_ms <= {_NOW}
+            order by due_ms limit wanted.slots for update skip locked) as task
+        limit wanted.slots) as task
 ), dealt as materialized (
     select found.place, want.session_id, want.epoch
     from found join want using (namespace, queue, kind, type) where position > upto - want.slots and position <= upto

@@ -10,7 +10,7 @@ from typing import Final
 
 from romancy_service.core.run import Run
 from romancy_service.core.task import ELSEWHERE, ELSEWHERE_EPOCH, NEVER_MS, TypeKey
-from romancy_service.store.agenda import OF_KEY, agenda_of, agenda_sql
+from romancy_service.store.agenda import agenda_of, agenda_sql
 from romancy_service.store.presence import REPLICA_KEPT_MS, REPLICA_SEEN_MS
 from romancy_service.store.rows import loaded_run
 from romancy_service.store.store import Agenda, Beat, Claimed, LeasedRow, Want, claimed_of
@@ -23,16 +23,7 @@ _BATCHES: Final = "select events from history where run_id = ? and last_event_id
 _KEYS: Final = """(
     select value ->> 0 as namespace, value ->> 1 as queue, value ->> 2 as kind, value ->> 3 as type, key as position
     from json_each(?2)) as wanted"""
-# Priority by priority: SQLite does not skip over what is due later, and after an outage that may be very much.
-_IS_DUE: Final = f"""
-    with recursive level (priority) as (
-        select min(priority) from tasks where {OF_KEY}
-        union all
-        select (select min(priority) from tasks where {OF_KEY} and priority > level.priority)
-        from level where level.priority is not null)
-    select 1 from level where exists (
-        select 1 from tasks where {OF_KEY} and tasks.priority = level.priority and due_ms <= {{now}}) limit 1"""
-_AGENDA: Final = agenda_sql(_KEYS, "?1", _IS_DUE)
+_AGENDA: Final = agenda_sql(_KEYS, "?1")
 _SESSION: Final = "select 1 from sessions where session_id = ? and epoch = ?"
 _CLAIM: Final = f"""
 update tasks set owner = ?1, owner_epoch = ?2, leased_ms = ?3, heartbeat_ms = 0,
