@@ -10,7 +10,9 @@ from typing import Final
 from romancy_service.core.task import TypeKey
 
 SOON_MS: Final = 60_000
-"""Tasks that become due within this are woken for to the millisecond; the poll finds the others."""
+"""Tasks that become due within this are woken for; the poll finds the others."""
+STEP_MS: Final = 10
+"""What becomes due within this is woken for at once, at its end: however many wait, few times are kept of a key."""
 
 
 class Backlog:
@@ -21,7 +23,9 @@ class Backlog:
         self._keys: dict[TypeKey, int] = {}
         """How often tasks of a key were noted: tells whether more were while others were looked for."""
         self._due: list[tuple[int, TypeKey]] = []
-        """Heap: when a waiting task becomes due."""
+        """Heap: when waiting tasks become due."""
+        self._awaited: set[tuple[int, TypeKey]] = set()
+        """What is in the heap."""
 
     def __contains__(self, key: TypeKey) -> bool:
         return key in self._keys
@@ -42,8 +46,10 @@ class Backlog:
 
     def add_later(self, due_ms: int, now_ms: int, key: TypeKey) -> None:
         """Something will wait from then on."""
-        if due_ms <= now_ms + SOON_MS:
-            heapq.heappush(self._due, (due_ms, key))
+        awaited = (-(-due_ms // STEP_MS) * STEP_MS, key)
+        if due_ms <= now_ms + SOON_MS and awaited not in self._awaited:
+            self._awaited.add(awaited)
+            heapq.heappush(self._due, awaited)
             self._wake.set()
 
     def settle(self, key: TypeKey, noted: dict[TypeKey, int]) -> None:
@@ -61,5 +67,7 @@ class Backlog:
         """Keys of tasks that have become due."""
         keys = []
         while self._due and self._due[0][0] <= now_ms:
-            keys.append(heapq.heappop(self._due)[1])
+            awaited = heapq.heappop(self._due)
+            self._awaited.remove(awaited)
+            keys.append(awaited[1])
         return keys
