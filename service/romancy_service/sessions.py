@@ -143,6 +143,11 @@ class Session:
         slots = self.hello.workflow_slots + self.hello.activity_slots
         return self.leaving and not self.reported and sum(self.free.values()) == slots
 
+    def check_left(self) -> None:
+        """Something of it ended: if the worker leaves, that may have been the last."""
+        if self.leaving:
+            self.wake.set()
+
     def acknowledge(self, acknowledgement: Acknowledgement) -> None:
         """Answer a completion."""
         self.reported.discard(acknowledgement.token)

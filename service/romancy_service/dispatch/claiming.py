@@ -101,15 +101,14 @@ class Claiming:
             session = self._roster.current(want.session_id, want.epoch)
             if session is not None:
                 session.free[want.kind] += want.slots - count
-                if session.leaving:
-                    session.wake.set()  # nothing is on its way to it any more
+                session.check_left()
             if count < want.slots:
                 self._backlog.settle(key, noted)
 
     async def return_tasks(self, session: Session, tokens: list[str]) -> None:
         """A worker gives back what it did not begin."""
         rows = [self._row(session, held) for token in tokens if (held := session.put_down(token)) is not None]
-        session.wake.set()  # if it leaves: this may have been the last one
+        session.check_left()
         await self.give_back(rows)
 
     async def give_back(self, rows: list[LeasedRow]) -> None:

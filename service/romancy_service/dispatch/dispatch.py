@@ -70,7 +70,7 @@ class Dispatch:
         """A slot became free: something may wait for it."""
         if self._backlog and not self._wake.is_set():
             self._wake.set()
-        session.wake.set()  # if it leaves: this may have been the last one
+        session.check_left()
 
     def look_now(self) -> None:
         """Look for waiting tasks at once."""

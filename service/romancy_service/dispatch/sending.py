@@ -165,7 +165,7 @@ class Sending:
             # Nobody can run it as it is: it times out, again and again, in sight, and disturbs nobody else.
             _log.exception("history cannot be read", run_id=held.run_id)
             session.put_down(held.token)
-            session.wake.set()  # if it leaves: this may have been the last one
+            session.check_left()
         else:
             if last_event_id:
                 self._send_events(session, held, run, task, 0, [*ready, *order.rest()], last_event_id)

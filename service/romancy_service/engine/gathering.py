@@ -32,6 +32,8 @@ class Gathering:
         self._parked: dict[str, list[Submission]] = {}
         """Submissions for runs that are in a batch right now; every busy run has an entry."""
         self._arrived = asyncio.Event()
+        self._taking = asyncio.Lock()
+        """Whoever has it waits for the next batch. The other lanes sleep on: what arrives is for one of them."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -59,17 +61,18 @@ class Gathering:
 
     async def take(self) -> Batch:
         """The next batch, as soon as there is one. Its runs are busy until `release`."""
-        while not self._waiting:
-            self._arrived.clear()
-            await self._arrived.wait()
-            # Whatever the event loop has ready in this round joins the batch.
-            await asyncio.sleep(0)
-        batch: Batch = {}
-        while self._waiting and len(batch) < BATCH_RUNS:
-            run_id, submissions = self._waiting.popitem(last=False)
-            batch[run_id] = submissions
-            self._parked[run_id] = []
-        return batch
+        async with self._taking:
+            while not self._waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
+                # Whatever the event loop has ready in this round joins the batch.
+                await asyncio.sleep(0)
+            batch: Batch = {}
+            while self._waiting and len(batch) < BATCH_RUNS:
+                run_id, submissions = self._waiting.popitem(last=False)
+                batch[run_id] = submissions
+                self._parked[run_id] = []
+            return batch
 
     def release(self, run_ids: Iterable[str]) -> None:
         """A batch is done; what came for its runs meanwhile waits for the next one."""
