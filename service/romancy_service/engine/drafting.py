@@ -27,8 +27,8 @@ from romancy_service.submission import Recorded, Submission
 _log = structlog.get_logger("romancy.engine")
 
 BATCH_BYTES: Final = 4 * MIB
-"""So many bytes of events go into one commit, and what was decided last: with more a commit is no cheaper for each, what
-is small waits for what is large, and memory has no bound."""
+"""So many bytes of events go into one commit, and the last change besides: with more, none gets cheaper, what is small
+waits for what is large, and memory has no bound."""
 
 
 class Drafting:
@@ -51,7 +51,9 @@ class Drafting:
         for run_id, submissions in batch.items():
             if room <= 0:
                 self._gathering.put_back(run_id, submissions)
-            elif submissions and (draft := self._draft(run_id, runs.get(run_id), submissions, now_ms, room)) is not None:
+                continue
+            draft = self._draft(run_id, runs.get(run_id), submissions, now_ms, room) if submissions else None
+            if draft is not None:
                 drafts.append(draft)
                 room -= draft.bytes
         return drafts
