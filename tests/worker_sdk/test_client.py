@@ -169,6 +169,8 @@ class Scripted(WorkflowServiceServicer):
             if number == 3 and self.cuts:
                 self.cuts -= 1
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
+            if number == 3 and not self.gate.is_set():
+                await asyncio.Event().wait()
 
     async def ListWorkflows(self, request: ListWorkflowsRequest, context: Any) -> ListWorkflowsResponse:
         self.listed.append(request.page_token)
@@ -386,6 +388,30 @@ async def test_a_workflow_without_a_result_raises_why(service: Scripted, client:
         await client.get_handle("w", "cancelled").result()
 
 
+async def test_a_wait_goes_on_after_its_stream_was_cut_off_with_a_connection_that_another_call_left(
+    service: Scripted, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("romancy._calls._CLOSING_S", 0)
+    service.mute = True
+    waiting = asyncio.create_task(client.get_handle("w", "r").result())
+    await service.until(lambda: service.subscriptions)
+    service.mute = False
+    client.calls.reopen()
+    assert await waiting == "done"
+    assert service.subscriptions == [["r"]] * 2
+
+
+async def test_half_a_character_in_a_run_id_is_named_to_whoever_waits_for_it_and_to_nobody_else(
+    service: Scripted, client: Client
+) -> None:
+    good, bad = await asyncio.gather(
+        client.get_handle("w", "r").result(), client.get_handle("w", "\ud800").result(), return_exceptions=True
+    )
+    assert good == "done"
+    assert isinstance(bad, ValueError)
+    assert str(bad).startswith("run_id is '\\ud800', but holds U+D800, half of a character")
+
+
 async def test_a_wait_that_was_given_up_leaves_nothing_behind(service: Scripted, client: Client) -> None:
     service.mute = True
     with pytest.raises(TimeoutError):
@@ -437,6 +463,29 @@ async def test_a_client_that_was_closed_and_is_used_again_tries_again_as_before(
     assert len(service.cancels) == 1 + 3
 
 
+async def test_what_is_to_be_tried_again_is_not_after_the_client_was_closed(
+    service: Scripted, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("romancy._calls.backoff_s", lambda failures: 0.05)
+    monkeypatch.setattr("romancy._starts.backoff_s", lambda failures: 0.05)
+    service.fail_cancels = 100
+    service.start_errors += [Error(code=UNAVAILABLE)] * 100
+    starting = asyncio.create_task(client.start_workflow("order", id="one"))
+    cancelling = asyncio.create_task(client.get_handle("w", "r").cancel())
+    await service.until(lambda: service.starts and service.cancels)
+    await client.close()
+    sent = (len(service.starts), len(service.cancels))
+    for task in (starting, cancelling):
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    # It may be used again, while what began before stays cancelled.
+    service.fail_cancels, service.start_errors = 0, []
+    await client.start_workflow("order", id="two")
+    await client.get_handle("w", "r2").cancel()
+    assert [start.workflow_id for call in service.starts[sent[0] :] for start in call.requests] == ["two"]
+    assert [request.workflow.run_id for request in service.cancels[sent[1] :]] == ["r2"]
+
+
 async def test_a_history_is_read_page_by_page(service: Scripted, client: Client) -> None:
     assert [event.event_id async for event in client.get_handle("w").history()] == [1, 2, 3, 4, 5]
 
@@ -445,6 +494,20 @@ async def test_a_history_is_watched_on_where_its_stream_was_cut(service: Scripte
     service.cuts = 1
     assert [event.event_id async for event in client.get_handle("w").watch()] == [1, 2, 3, 4, 5]
     assert service.watched == [0, 3]
+
+
+async def test_a_history_is_watched_on_where_its_stream_was_cut_off_with_a_connection_that_was_left(
+    service: Scripted, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("romancy._calls._CLOSING_S", 0)
+    service.gate.clear()
+    watched = []
+    async for event in client.get_handle("w").watch():
+        watched.append(event.event_id)
+        if event.event_id == 3 and not service.gate.is_set():
+            client.calls.reopen()
+            service.gate.set()
+    assert watched == [1, 2, 3, 4, 5]
 
 
 async def test_lists_go_on_over_pages_up_to_a_limit(service: Scripted, client: Client) -> None:

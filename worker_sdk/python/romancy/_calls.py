@@ -51,7 +51,8 @@ class Calls:
         self._endpoint = endpoint
         self._patience_s = patience_s
         self._channel: grpc.aio.Channel | None = None
-        self._is_closed = False
+        self._closes = 0
+        """How often it was closed: what began before is cancelled, though the client may be used again."""
         self._closing: set[asyncio.Task[None]] = set()
         self._workflows: WorkflowServiceAsyncStub | None = None
         self._admin: AdminServiceAsyncStub | None = None
@@ -118,7 +119,6 @@ class Calls:
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:
             self._channel = self._endpoint.open()
-            self._is_closed = False
         return self._channel
 
     def reopen(self) -> None:
@@ -132,7 +132,7 @@ class Calls:
 
     async def close(self) -> None:
         """Close the channel; calls under way are cancelled."""
-        self._is_closed = True
+        self._closes += 1
         for task in self._closing:
             task.cancel()
         await asyncio.gather(*self._closing, return_exceptions=True)
@@ -154,21 +154,21 @@ class Calls:
     ) -> _Response:
         """Call until there is an answer. The request must be safe to repeat. Raises RequestRefused."""
         deadline = time.monotonic() + self._patience_s
-        failures = 0
+        closes, failures = self._closes, 0
         while True:
+            if closes != self._closes:
+                raise asyncio.CancelledError("the client was closed")
             stub = method(self)
             channel = self._channel
             try:
                 return await stub(request, timeout=answer_s, metadata=self.metadata)
             except asyncio.CancelledError:
-                task = asyncio.current_task()
-                # Ours was not asked to stop, so it was the connection that another call left behind.
-                if self._is_closed or channel is self._channel or task is None or task.cancelling():
+                if channel is self._channel or closes != self._closes or is_asked_to_stop():
                     raise
             except grpc.aio.AioRpcError as error:
                 if _is_unanswered(error) and channel is self._channel:
                     self.reopen()
-                if not is_passing(error) or self._is_closed or time.monotonic() > deadline:
+                if not is_passing(error) or closes != self._closes or time.monotonic() > deadline:
                     raise refusal_of(error) from error
             await asyncio.sleep(backoff_s(failures))
             failures += 1
@@ -177,6 +177,12 @@ class Calls:
 def backoff_s(failures: int) -> float:
     """How long to wait after so many failures in a row: full jitter, so that clients do not come back all at once."""
     return random.uniform(0, min(_MAX_BACKOFF_S, 0.1 * 2.0 ** min(failures, 10)))
+
+
+def is_asked_to_stop() -> bool:
+    """Whether somebody cancels the task. If not, what it awaited was cut off with a connection that was left behind."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def is_passing(error: grpc.aio.AioRpcError) -> bool:

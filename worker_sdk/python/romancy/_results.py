@@ -19,7 +19,8 @@ from romancy.v1.workflow_service_pb2 import (
     WorkflowRef,
 )
 
-from romancy._calls import PASSING, Calls, backoff_s, is_passing
+from romancy._calls import PASSING, Calls, backoff_s, is_asked_to_stop, is_passing
+from romancy._checks import check_text
 from romancy.refusals import RequestRefused, refusal, refusal_of, status_code
 
 _Call = grpc.aio.StreamStreamCall[WaitResultsRequest, WaitResultsResponse]
@@ -51,6 +52,7 @@ class Results:
 
     async def wait(self, run_id: str) -> WorkflowOutcome:
         """The run's outcome. Raises RequestRefused: WorkflowNotFound, or ServiceUnavailable after long trying."""
+        check_text("run_id", run_id)  # here, for it goes with those that others wait for
         waiter: _Waiter = asyncio.get_running_loop().create_future()
         waiters = self._waiters[run_id]
         waiters.append(waiter)
@@ -87,10 +89,15 @@ class Results:
                 del self._waiters[run_id]
 
     def _ended(self, runner: asyncio.Task[None]) -> None:
+        """Nobody may wait for ever, whyever it ended."""
         error = None if runner.cancelled() else runner.exception()
-        if error is not None:  # a bug: nobody may wait for ever because of it
-            for run_id in list(self._waiters):
-                for waiter in self._waiters.pop(run_id):
+        if error is None and not runner.cancelled():
+            return
+        for run_id in list(self._waiters):
+            for waiter in self._waiters.pop(run_id):
+                if error is None:
+                    waiter.cancel()
+                elif not waiter.done():
                     waiter.set_exception(error)
 
     # The stream -----------------------------------------------------------------------------------------------------
@@ -109,6 +116,9 @@ class Results:
                 if impatient or not is_passing(error):
                     self._fail_all(refusal_of(error))
                     return
+            except asyncio.CancelledError:
+                if is_asked_to_stop():
+                    raise
             failures = 0 if self._heard_at > began_at else failures + 1
             await asyncio.sleep(backoff_s(failures))
 

@@ -43,6 +43,8 @@ class Starts:
         self._patience_s = patience_s
         self._waiting: deque[_Start] = deque()
         self._lanes: set[asyncio.Task[None]] = set()
+        self._again: dict[_Start, asyncio.TimerHandle] = {}
+        """What the service could not do just now, and is sent again a little later."""
 
     async def start(self, request: StartWorkflowRequest) -> StartWorkflowResponse:
         """Start; `request` has a request id, so that it may be sent again. Raises RequestRefused."""
@@ -56,10 +58,15 @@ class Starts:
         for lane in self._lanes:
             lane.cancel()
         await asyncio.gather(*self._lanes, return_exceptions=True)
-        for start in self._waiting:
+        for timer in self._again.values():
+            timer.cancel()
+        for start in (*self._waiting, *self._again):
             start.future.cancel()
+        self._waiting.clear()
+        self._again.clear()
 
     def _enqueue(self, start: _Start) -> None:
+        self._again.pop(start, None)
         self._waiting.append(start)
         if len(self._lanes) < _LANES:
             lane = asyncio.get_running_loop().create_task(self._lane())
@@ -103,7 +110,8 @@ class Starts:
     def _failed(self, start: _Start, error: Error) -> None:
         code = status_code(error.code)
         if code in PASSING and time.monotonic() < start.deadline:
-            asyncio.get_running_loop().call_later(backoff_s(start.failures), self._enqueue, start)
+            loop = asyncio.get_running_loop()
+            self._again[start] = loop.call_later(backoff_s(start.failures), self._enqueue, start)
             start.failures += 1
         else:
             _fail(start, refusal(code, error.reason, error.message, error.metadata))

@@ -33,7 +33,7 @@ from romancy.v1.workflow_service_pb2 import (
     WorkflowRef,
 )
 
-from romancy._calls import backoff_s, is_passing
+from romancy._calls import backoff_s, is_asked_to_stop, is_passing
 from romancy._calls_by_name import decode_answer, encode_call
 from romancy._checks import check_choice, check_type
 from romancy._failure import from_failure
@@ -256,6 +256,9 @@ class WorkflowHandle(Generic[_R_co]):
             except grpc.aio.AioRpcError as error:
                 if not is_passing(error) or failures > _WATCH_FAILURES:
                     raise refusal_of(error) from error
+            except asyncio.CancelledError:
+                if is_asked_to_stop():
+                    raise
             failures += 1
             await asyncio.sleep(backoff_s(failures))
 
