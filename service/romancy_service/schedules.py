@@ -313,48 +313,35 @@ class Schedules:
         core.see_runs(record, await self._statuses(record))
         return record
 
-    async def create(self, record: ScheduleRecord, method: str, request_id: str, reply: bytes) -> bytes:
-        """Keep a new schedule. Returns the reply, or the recorded one. Raises ScheduleExists, RequestIdReused."""
+    async def create(self, record: ScheduleRecord, request: Request) -> None:
+        """Keep a new schedule, and that `request` was carried out. Raises ScheduleExists, also if that was before."""
         now_ms = self._clock.earliest_ms()
         core.plan(record, now_ms)
         faults.point("change.before")
         try:
-            await self._store.create_schedule(record, Request(record.namespace, request_id, "", method, reply), now_ms)
+            await self._store.create_schedule(record, request, now_ms)
         except BatchRejected as error:
             if not error.conflict:
                 raise
-            recorded = await self._recorded(record.namespace, request_id, method)
-            if recorded is None:
-                raise ScheduleExists(record.schedule_id) from error
-            return recorded
+            raise ScheduleExists(record.schedule_id) from error
         faults.point("change.after")
         self.look_at((record.namespace, record.schedule_id))
-        return reply
 
     async def change(
-        self,
-        key: Key,
-        method: str,
-        request_id: str,
-        change: Callable[[ScheduleRecord, int], bytes],
-        *,
-        delete: bool = False,
-    ) -> bytes:
-        """Make `change`, which returns the reply, of the schedule, or forget it; the reply, or the recorded one.
+        self, key: Key, change: Callable[[ScheduleRecord, int], Request], *, delete: bool = False
+    ) -> Request:
+        """Change the schedule, or forget it. `change` makes the change and returns what is recorded as carried out.
 
-        Raises ScheduleNotFound, RequestIdReused, and what `change` raises.
+        Raises ScheduleNotFound, what `change` raises, and TooMuchContention, also if it was carried out before.
         """
         for tries in range(_TRIES):
             # Several who change it at once let each other through.
             await asyncio.sleep(random.uniform(0, tries * _CLASH_S))
-            recorded = await self._recorded(key[0], request_id, method)
-            if recorded is not None:
-                return recorded
             record = await self._store.get_schedule(*key)
             if record is None:
                 raise ScheduleNotFound(key[1])
             now_ms = self._clock.earliest_ms()
-            request = Request(key[0], request_id, "", method, change(record, now_ms))
+            request = change(record, now_ms)
             core.plan(record, now_ms)
             write = self._store.delete_schedule if delete else self._store.save_schedule
             faults.point("change.before")
@@ -362,10 +349,11 @@ class Schedules:
                 if await write(record, request, now_ms):
                     faults.point("change.after")
                     self.look_at(key)
-                    return request.reply
+                    return request
             except BatchRejected as error:
                 if not error.conflict:
                     raise
+                raise TooMuchContention(key[1]) from error
         raise TooMuchContention(key[1])
 
     async def settle(self, key: Key) -> None:
@@ -374,14 +362,6 @@ class Schedules:
             await self._carry(key)
         except RomancyError as error:
             _log.info("schedule not carried at once", schedule_id=key[1], error=str(error))
-
-    async def _recorded(self, namespace: str, request_id: str, method: str) -> bytes | None:
-        found = (await self._store.find_requests([(namespace, request_id)])).get((namespace, request_id))
-        if found is None:
-            return None
-        if found.method != method:
-            raise RequestIdReused(request_id, found.method)
-        return found.reply
 
 
 def _identity(record: ScheduleRecord) -> str:

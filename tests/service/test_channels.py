@@ -137,6 +137,7 @@ async def test_broadcast_reaches_all_that_are_subscribed_in_order(tenant: Tenant
     for number in range(5):
         assert not await publish(tenant, number, "news", request_id=str(number))
     assert await publish(tenant, 0, "news", request_id="0"), "it was known"
+    assert not await publish(tenant, 0, "sport", request_id="0"), "to another channel it is another message"
     for run_id in run_ids:
         messages = await received(tenant, run_id, 5)
         assert data(messages) == list(range(5))

@@ -341,7 +341,13 @@ async def test_a_repeated_request_is_answered_alike_and_undoes_nothing(tenant: T
     await set_rule(tenant)
     await delete(tenant, request_id="delete-1")
     assert (await rule_of(tenant)).rule_id == "ship"
-    assert (await refused(pause(tenant, request_id="delete-1"))).reason == "REQUEST_ID_REUSED"
+    for other in (
+        pause(tenant, request_id="delete-1"),
+        delete(tenant, "another", request_id="delete-1"),
+        set_rule(tenant, "another", request_id="set-1"),
+    ):
+        assert (await refused(other)).reason == "REQUEST_ID_REUSED"
+    assert (await refused(rule_of(tenant, "another"))).reason == "EVENT_RULE_NOT_FOUND"
 
 
 async def test_what_is_no_rule_is_refused(tenant: Tenant) -> None:

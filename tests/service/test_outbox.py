@@ -278,6 +278,7 @@ async def test_where_the_service_may_not_send_is_a_reason_of_its_own(tenant: Ten
         ("which", RetryDeadLettersRequest()),
         ("position", RetryDeadLettersRequest(position=0)),
         ("position", DropDeadLettersRequest(position=-7)),
+        ("after_position", DropDeadLettersRequest(sink="default", after_position=-1)),
         ("sink", DropDeadLettersRequest(sink="")),
         ("sink", RetryDeadLettersRequest(sink="x" * 256)),
         ("identity", RetryDeadLettersRequest(position=1, identity="x" * 256)),
@@ -289,7 +290,7 @@ async def test_where_the_service_may_not_send_is_a_reason_of_its_own(tenant: Ten
         ("workflow_id", ListOutboxRequest(workflow_id="a\x00")),
         ("name", DeleteSinkRequest(name="a\x00")),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 async def test_what_cannot_be_asked_of_the_outbox_is_refused(tenant: Tenant, field: str, request_: Any) -> None:
     method = type(request_).__name__.removesuffix("Request")
@@ -579,6 +580,32 @@ async def test_what_is_asked_about_dead_letters_is_done_once_for_each_request_id
     assert len(await listed(tenant, dead=True)) == 3, "and did not do again"
     drop_all = DropDeadLettersRequest(namespace=tenant.namespace, request_id="four", sink="default")
     assert [(await tenant.outbox.DropDeadLetters(drop_all)).count for _ in range(2)] == [3, 3]
+
+
+async def test_many_dead_letters_of_a_sink_are_sent_again_or_dropped_page_by_page(
+    tenant: Tenant, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("romancy_service.rpc.outbox_service.AT_A_TIME", 2)
+    server.script = lambda _: 400
+    await set_sink(tenant, server.url)
+    worker = await tenant.worker(workflow_slots=9)
+    await sent(tenant, worker, "order", *sends("a", "b", "c", "d", "e"), complete())
+    positions = [each.position for each in await dead(tenant, 5)]
+    request = RetryDeadLettersRequest(namespace=tenant.namespace, sink="default")
+    pages = []
+    while True:
+        answer = await tenant.outbox.RetryDeadLetters(request)
+        pages.append(answer.count)
+        if not answer.next_after_position:
+            break
+        request.after_position = answer.next_after_position
+    # Those that die again meanwhile are not sent once more: it comes to an end.
+    assert pages == [2, 2, 1]
+    await dead(tenant, 5)
+    last = DropDeadLettersRequest(namespace=tenant.namespace, sink="default", after_position=positions[2])
+    dropped = await tenant.outbox.DropDeadLetters(last)
+    assert (dropped.count, dropped.next_after_position) == (2, positions[4])
+    assert [each.position for each in await listed(tenant, dead=True)] == positions[:3]
 
 
 async def test_what_is_asked_about_sinks_is_done_once_for_each_request_id(tenant: Tenant) -> None:

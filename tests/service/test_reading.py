@@ -227,11 +227,27 @@ async def test_one_stream_waits_for_many_results_and_answers_each_once(tenant: T
     assert all(by_id[run_id].outcome.status == WORKFLOW_STATUS_COMPLETED for run_id in run_ids)
 
 
-async def test_a_bad_id_ends_the_stream_of_results_although_others_are_open(tenant: Tenant) -> None:
+async def test_a_bad_id_is_answered_by_itself_and_what_else_is_waited_for_does_not_suffer(tenant: Tenant) -> None:
+    run = await tenant.start("order")
+    call = tenant.workflows.WaitResults()
+    await call.write(WaitResultsRequest(namespace=tenant.namespace, run_ids=["a\x00b", run.run_id, "x" * 256]))
+    await tenant.terminate(run.run_id)
+    await call.done_writing()
+    async with asyncio.timeout(PATIENCE_S):
+        results = {result.run_id: result async for answer in call for result in answer.results}
+    assert results[run.run_id].HasField("outcome")
+    bad = [results["a\x00b"].error, results["x" * 256].error]
+    assert [(error.code, error.reason) for error in bad] == [
+        (grpc.StatusCode.INVALID_ARGUMENT.value[0], "INVALID_FIELD")
+    ] * 2
+    assert "control character U+0000" in bad[0].message
+
+
+async def test_a_bad_namespace_ends_the_stream_of_results_although_others_are_open(tenant: Tenant) -> None:
     run = await tenant.start("order")
     call = tenant.workflows.WaitResults()
     await call.write(WaitResultsRequest(namespace=tenant.namespace, run_ids=[run.run_id]))
-    await call.write(WaitResultsRequest(namespace=tenant.namespace, run_ids=["a\x00b"]))
+    await call.write(WaitResultsRequest(namespace="a\x00b", run_ids=[run.run_id]))
 
     async def read() -> None:
         async for _ in call:

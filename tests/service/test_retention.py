@@ -301,6 +301,21 @@ async def test_the_newest_run_is_deleted_when_none_is_named_and_the_one_before_s
     assert shown.info.run_id == first
 
 
+async def test_a_request_id_that_deleted_one_run_deletes_no_other_of_its_workflow(tenant: Tenant) -> None:
+    runs = []
+    for _ in range(2):
+        runs.append((await tenant.start("order")).run_id)
+        await tenant.terminate(runs[-1])
+    for run_id in runs:
+        request = DeleteWorkflowRequest(workflow=tenant.ref(run_id, "order"), request_id="gone")
+        if run_id == runs[0]:
+            assert (await tenant.workflows.DeleteWorkflow(request)).run_id == run_id
+        else:
+            refusal = await refused(tenant.workflows.DeleteWorkflow(request))
+            assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "REQUEST_ID_REUSED")
+            assert (await tenant.get(run_id)).info.run_id == run_id
+
+
 async def test_an_open_run_cannot_be_deleted(tenant: Tenant) -> None:
     run = await tenant.start("order")
     refusal = await refused(delete(tenant, run.run_id, request_id="gone"))

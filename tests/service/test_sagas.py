@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
+import grpc
 import pytest
 
 from romancy.v1.command_pb2 import COMPENSATE_WHEN_ALWAYS, Command, Compensation, CompensationArgument, ScheduleActivity
@@ -28,7 +30,7 @@ from romancy.v1.workflow_pb2 import (
 from romancy.v1.workflow_service_pb2 import ResolveCompensationRequest
 
 from tests.core.life import CANCEL, compensate, complete, fail, register, schedule
-from tests.service.cluster import Tenant, json, seconds
+from tests.service.cluster import Tenant, json, refused, seconds
 from tests.service.scripted_worker import ScriptedWorker
 
 ONCE = RetryPolicy(max_attempts=1)
@@ -143,6 +145,23 @@ async def test_a_compensation_that_failed_for_good_stops_nothing_and_waits_for_a
     assert (await tenant.get(run_id)).info.status == WORKFLOW_STATUS_FAILED
     (resolved,) = [e.compensation_resolved for e in await tenant.history(run_id) if e.HasField("compensation_resolved")]
     assert (resolved.identity, resolved.reason) == ("bob", "called the bank")
+
+
+async def test_a_request_id_that_resolved_one_compensation_resolves_no_other(tenant: Tenant) -> None:
+    worker, run_id = await _reserved_and_paid(tenant)
+    await worker.command(await worker.workflow_task(), fail())
+    for _ in range(2):
+        await worker.fail(await worker.activity(), "Closed", final=True)
+    about: dict[str, Any] = {
+        "workflow": tenant.ref(run_id),
+        "resolution": COMPENSATION_RESOLUTION_MARK_DONE,
+        "request_id": "resolve",
+    }
+    await tenant.workflows.ResolveCompensation(ResolveCompensationRequest(**about, compensation_id="undo/pay:1"))
+    other = ResolveCompensationRequest(**about, compensation_id="undo/reserve:1")
+    refusal = await refused(tenant.workflows.ResolveCompensation(other))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "REQUEST_ID_REUSED")
+    assert (await tenant.get(run_id)).info.status == WORKFLOW_STATUS_COMPENSATING
 
 
 async def test_cancelling_tells_code_and_activities_and_then_undoes(tenant: Tenant) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -417,10 +417,32 @@ async def test_making_one_twice_is_refused_unless_it_is_the_same_request(desk: D
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.ALREADY_EXISTS, "SCHEDULE_EXISTS")
 
 
-async def test_a_request_id_is_for_one_rpc(desk: Desk) -> None:
+@pytest.mark.parametrize("change", ["update", "delete", "create"])
+async def test_the_same_request_many_times_at_once_is_answered_alike(desk: Desk, change: str) -> None:
+    if change != "create":
+        await desk.create()
+    stubs = [ScheduleServiceStub(desk.tenant.open_channel(r.port)) for r in desk.tenant.cluster.replicas] * 8
+    named = desk.named("report") | {"request_id": "once"}
+    calls: dict[str, Callable[[Any], Any]] = {
+        "create": lambda stub: stub.CreateSchedule(CreateScheduleRequest(**named, schedule=a_schedule(60))),
+        "update": lambda stub: stub.UpdateSchedule(UpdateScheduleRequest(**named, schedule=a_schedule(61), revision=1)),
+        "delete": lambda stub: stub.DeleteSchedule(DeleteScheduleRequest(**named)),
+    }
+    desk.made.add("report")
+    answers = await asyncio.gather(*(calls[change](stub) for stub in stubs))
+    assert all(answer == answers[0] for answer in answers)
+
+
+async def test_a_request_id_is_for_one_rpc_about_one_schedule(desk: Desk) -> None:
     await desk.create(request_id="r1")
+    await desk.create("bill")
     named = desk.named("report")
+    await desk.stub.PauseSchedule(PauseScheduleRequest(**named, request_id="p1"))
+    await desk.stub.TriggerSchedule(TriggerScheduleRequest(**named, request_id="t1"))
     for call in (
+        desk.create("other", request_id="r1"),
+        desk.stub.PauseSchedule(PauseScheduleRequest(**desk.named("bill"), request_id="p1")),
+        desk.stub.TriggerSchedule(TriggerScheduleRequest(**desk.named("bill"), request_id="t1")),
         desk.stub.PauseSchedule(PauseScheduleRequest(**named, request_id="r1")),
         desk.stub.DeleteSchedule(DeleteScheduleRequest(**named, request_id="r1")),
         desk.tenant.start(request_id="r1"),

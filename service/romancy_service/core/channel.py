@@ -101,6 +101,11 @@ def message(
     return event
 
 
+def id_of(channel: str, workflow_id: str, request_id: str) -> str:
+    """The id of the message that a request sends: of another one to somebody else, should that have the same id."""
+    return json.dumps([channel, workflow_id, request_id])
+
+
 def check_message(field: str, channel: str, data: Payload, metadata: Mapping[str, str], limits: Limits) -> None:
     """Raise InvalidField unless such a message can be kept."""
     check_id(f"{field}channel", channel, limits)

@@ -17,7 +17,7 @@ from romancy.v1.channel_service_pb2 import (
 )
 from romancy.v1.channel_service_pb2_grpc import ChannelServiceServicer
 
-from romancy_service.core.channel import check_message, message
+from romancy_service.core.channel import check_message, id_of, message
 from romancy_service.core.check import check_id
 from romancy_service.core.own import source_of_client
 from romancy_service.errors import ChannelNotFound
@@ -54,7 +54,7 @@ class ChannelService(ChannelServiceServicer):
             request.data,
             request.metadata,
             source=source_of_client(identity_of("")),
-            message_id=request.request_id or new_id(),
+            message_id=id_of(request.channel, request.workflow_id, request.request_id or new_id()),
             workflow_id=request.workflow_id,
         )
         (duplicate,) = await self._publisher.keep(namespace, [event], "message")

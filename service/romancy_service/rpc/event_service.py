@@ -85,7 +85,7 @@ class EventService(EventServiceServicer):
         rule = request.rule
         check_event_rule("rule", rule, limits)
         rule.workflow.task_queue = task_queue_of("rule.workflow.task_queue", rule.workflow.task_queue, limits)
-        request_id = request.request_id or new_id()
+        request_id, method = request.request_id or new_id(), f"SetEventRule {rule_id}"
 
         async def carry_out() -> SetEventRuleResponse:
             if await store.count_other_event_rules(namespace, rule.event_type, rule_id) >= limits.event_rules_per_type:
@@ -95,10 +95,10 @@ class EventService(EventServiceServicer):
             record = EventRuleRecord(namespace, rule_id, new_id(), rule, now_ms, now_ms, now_ms)
             response = SetEventRuleResponse(created=created)
             reply = response.SerializeToString()
-            await store.set_event_rule(record, Request(namespace, request_id, "", "SetEventRule", reply))
+            await store.set_event_rule(record, Request(namespace, request_id, "", method, reply))
             return response
 
-        return await once(store, namespace, request_id, "SetEventRule", SetEventRuleResponse, carry_out)
+        return await once(store, namespace, request_id, method, SetEventRuleResponse, carry_out)
 
     async def GetEventRule(
         self, request: GetEventRuleRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -157,15 +157,15 @@ class EventService(EventServiceServicer):
 
     async def _change(self, request: _Change, method: str, response: Changed, change: _Write) -> Changed:
         namespace, rule_id = self._named(request)
-        request_id = request.request_id or new_id()
+        request_id, exactly = request.request_id or new_id(), f"{method} {rule_id}"
 
         async def carry_out() -> Changed:
-            asked = Request(namespace, request_id, "", method, response.SerializeToString())
+            asked = Request(namespace, request_id, "", exactly, response.SerializeToString())
             if not await change(namespace, rule_id, asked, self._node.clock.now_ms()):
                 raise EventRuleNotFound(rule_id)
             return response
 
-        return await once(self._node.store, namespace, request_id, method, type(response), carry_out)
+        return await once(self._node.store, namespace, request_id, exactly, type(response), carry_out)
 
     def _named(self, request: _Change | SetEventRuleRequest | GetEventRuleRequest) -> tuple[str, str]:
         limits = self._node.limits

@@ -48,8 +48,8 @@ from romancy_service.store.store import Request
 
 _audit = structlog.get_logger("romancy.audit")
 
-AT_A_TIME: Final = 500
-"""So many dead letters are sent again, or dropped, in one transaction."""
+AT_A_TIME: Final = 1_000
+"""So many dead letters are sent again, or dropped, by one call: however many there are, each is answered soon."""
 
 Counted = TypeVar("Counted", RetryDeadLettersResponse, DropDeadLettersResponse)
 _Change: TypeAlias = SetSinkRequest | DeleteSinkRequest | RetryDeadLettersRequest | DropDeadLettersRequest
@@ -179,8 +179,8 @@ class OutboxService(OutboxServiceServicer):
         """Send dead letters again."""
         store, now_ms = self._node.store, self._node.clock.latest_ms()
 
-        def some(namespace: str, sink: str) -> Awaitable[int]:
-            return store.revive(namespace, sink, now_ms, AT_A_TIME)
+        def some(namespace: str, sink: str, after: int) -> Awaitable[list[int]]:
+            return store.revive(namespace, sink, after, now_ms, AT_A_TIME)
 
         response = RetryDeadLettersResponse
         answer = await self._with_letters(request, "RetryDeadLetters", response, store.revive_one, some, "sent again")
@@ -193,8 +193,8 @@ class OutboxService(OutboxServiceServicer):
         """Delete dead letters."""
         store = self._node.store
 
-        def some(namespace: str, sink: str) -> Awaitable[int]:
-            return store.drop_dead(namespace, sink, AT_A_TIME)
+        def some(namespace: str, sink: str, after: int) -> Awaitable[list[int]]:
+            return store.drop_dead(namespace, sink, after, AT_A_TIME)
 
         response = DropDeadLettersResponse
         return await self._with_letters(request, "DropDeadLetters", response, store.drop_one, some, "dropped")
@@ -205,14 +205,14 @@ class OutboxService(OutboxServiceServicer):
         method: str,
         response: type[Counted],
         one: Callable[[int, Request, int], Awaitable[bool]],
-        some: Callable[[str, str], Awaitable[int]],
+        some: Callable[[str, str, int], Awaitable[list[int]]],
         done: str,
     ) -> Counted:
-        """Do something with `one` dead letter, or with all of a sink, `some` at a time."""
+        """Do something with `one` dead letter, or with `some` of a sink."""
         store, now_ms = self._node.store, self._node.clock.latest_ms()
         namespace, which = _which(request, self._node.limits)
         request_id = request.request_id or new_id()
-        exactly = f"{method} {which if isinstance(which, int) else f'of {which}'}"
+        exactly = f"{method} {which if isinstance(which, int) else f'of {which} after {request.after_position}'}"
 
         async def carry_out() -> Counted:
             answer = response(count=1)
@@ -223,7 +223,11 @@ class OutboxService(OutboxServiceServicer):
                     raise DeadLetterNotFound(which)
                 faults.point("letters.after")
             else:
-                answer.count = await _all(some, namespace, which)
+                faults.point("letters.before")
+                positions = await some(namespace, which, request.after_position)
+                faults.point("letters.after")
+                answer.count = len(positions)
+                answer.next_after_position = max(positions) if len(positions) == AT_A_TIME else 0
                 asked = Request(namespace, request_id, "", exactly, answer.SerializeToString())
                 await store.remember(asked, now_ms)
             facts = {"namespace": namespace, "which": which, "count": answer.count, "request_id": request_id}
@@ -231,18 +235,6 @@ class OutboxService(OutboxServiceServicer):
             return answer
 
         return await once(store, namespace, request_id, exactly, response, carry_out)
-
-
-async def _all(some: Callable[[str, str], Awaitable[int]], namespace: str, sink: str) -> int:
-    """All dead letters of a sink, and how many these were."""
-    count = 0
-    while True:
-        faults.point("letters.before")
-        done = await some(namespace, sink)
-        faults.point("letters.after")
-        count += done
-        if done < AT_A_TIME:
-            return count
 
 
 def _names(namespace: str, name: str, limits: Limits) -> tuple[str, str]:
@@ -268,6 +260,9 @@ def _which(request: RetryDeadLettersRequest | DropDeadLettersRequest, limits: Li
             return namespace, request.position
         case "sink":
             check_id("sink", request.sink, limits)
+            if request.after_position < 0:
+                problem, remedy = "is negative", "give next_after_position of the answer before, or none"
+                raise InvalidField("after_position", problem, remedy, value=request.after_position)
             return namespace, request.sink
         case _:
             raise InvalidField("which", "is missing", "set position, or sink for all of a sink")

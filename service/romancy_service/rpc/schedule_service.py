@@ -36,12 +36,14 @@ from romancy_service.core.schedule import ScheduleRecord
 from romancy_service.core.task import NEVER_MS
 from romancy_service.core.times import timestamp, timestamp_ms
 from romancy_service.node import Node
+from romancy_service.rpc.once import once
 from romancy_service.rpc.pages import name_token, read_name_token
 from romancy_service.rpc.validate import namespace_of, page_size, task_queue_of
 from romancy_service.rpc.validate_schedule import Change, check_schedule_change
 from romancy_service.schedules import Key, Schedules
 from romancy_service.starter import new_id
 from romancy_service.store.schedules import ScheduleSummary
+from romancy_service.store.store import Request
 
 # The generated servicer names its methods as the contract does.
 
@@ -105,11 +107,16 @@ class ScheduleService(ScheduleServiceServicer):
             create_ms=now_ms,
             update_ms=now_ms,
         )
-        reply = CreateScheduleResponse(revision=record.revision).SerializeToString()
-        request_id = request.request_id or new_id()
-        return CreateScheduleResponse.FromString(
-            await self._schedules.create(record, "CreateSchedule", request_id, reply)
-        )
+        response = CreateScheduleResponse(revision=record.revision)
+        request_id, method = request.request_id or new_id(), f"CreateSchedule {schedule_id}"
+
+        async def carry_out() -> CreateScheduleResponse:
+            await self._schedules.create(
+                record, Request(namespace, request_id, "", method, response.SerializeToString())
+            )
+            return response
+
+        return await once(self._node.store, namespace, request_id, method, CreateScheduleResponse, carry_out)
 
     async def UpdateSchedule(self, request: UpdateScheduleRequest, context: Context) -> UpdateScheduleResponse:
         """Replace what is started, and when."""
@@ -178,15 +185,17 @@ class ScheduleService(ScheduleServiceServicer):
         *,
         delete: bool = False,
     ) -> Changed:
-        key = self._checked(request)
-        reply = await self._schedules.change(
-            key,
-            method,
-            request.request_id or new_id(),
-            lambda record, now_ms: change(record, now_ms).SerializeToString(),
-            delete=delete,
-        )
-        return response.FromString(reply)
+        namespace, schedule_id = self._checked(request)
+        request_id, exactly = request.request_id or new_id(), f"{method} {schedule_id}"
+
+        def change_and_answer(record: ScheduleRecord, now_ms: int) -> Request:
+            return Request(namespace, request_id, "", exactly, change(record, now_ms).SerializeToString())
+
+        async def carry_out() -> Changed:
+            done = await self._schedules.change((namespace, schedule_id), change_and_answer, delete=delete)
+            return response.FromString(done.reply)
+
+        return await once(self._node.store, namespace, request_id, exactly, response, carry_out)
 
     def _checked(self, request: Change | GetScheduleRequest) -> Key:
         check_schedule_change(request, self._node.clock.now_ms(), self._node.limits)

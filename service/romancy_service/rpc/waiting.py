@@ -9,7 +9,7 @@ from romancy.v1.workflow_pb2 import WorkflowOutcome
 from romancy.v1.workflow_service_pb2 import RunResult, WaitResultsRequest
 
 from romancy_service.core.check import check_id
-from romancy_service.errors import Draining, WorkflowNotFound
+from romancy_service.errors import Draining, InvalidField, WorkflowNotFound
 from romancy_service.node import Node
 from romancy_service.results import Waiter
 from romancy_service.rpc.errors import error_of
@@ -33,15 +33,24 @@ class Waiting:
         try:
             async for request in requests:
                 namespace = namespace_of(request.namespace, self._node.limits)
-                for run_id in request.run_ids:
-                    check_id("run_ids", run_id, self._node.limits)
-                await self._add(namespace, [run_id for run_id in request.run_ids if run_id not in self._open])
+                wanted = [run_id for run_id in request.run_ids if run_id not in self._open]
+                await self._add(namespace, [run_id for run_id in wanted if self._is_id(run_id)])
         except Exception as error:
             self._broken = error
             raise
         finally:
             self._complete = True
             self._wake.set()
+
+    def _is_id(self, run_id: str) -> bool:
+        """Whether a run may be called so. If not that is its answer: what else is waited for does not suffer."""
+        try:
+            check_id("run_id", run_id, self._node.limits)
+        except InvalidField as error:
+            self._ready.append(RunResult(run_id=run_id, error=error_of(error)))
+            self._wake.set()
+            return False
+        return True
 
     async def _add(self, namespace: str, run_ids: Sequence[str]) -> None:
         unknown = [run_id for run_id in run_ids if not self._runs_here(namespace, run_id)]

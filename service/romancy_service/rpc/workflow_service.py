@@ -275,7 +275,8 @@ class WorkflowService(WorkflowServiceServicer):
         """Say what becomes of a compensation that failed for good."""
         identity = identity_of(request.identity)
         trigger = ResolveCompensation(request.compensation_id, request.resolution, request.reason, identity)
-        return await self._change("ResolveCompensation", request, trigger, ResolveCompensationResponse, lambda _: {})
+        method = f"ResolveCompensation {request.compensation_id}"
+        return await self._change(method, request, trigger, ResolveCompensationResponse, lambda _: {})
 
     async def DeleteWorkflow(self, request: DeleteWorkflowRequest, context: Context) -> DeleteWorkflowResponse:
         """Forget a closed run."""
@@ -283,7 +284,7 @@ class WorkflowService(WorkflowServiceServicer):
         namespace = namespace_of(request.workflow.namespace, self._node.limits)
         request_id = request.request_id or new_id()
 
-        method = f"{_DELETE} of {request.workflow.workflow_id or request.workflow.run_id}"
+        method = " ".join((_DELETE, "of", *filter(None, (request.workflow.workflow_id, request.workflow.run_id))))
 
         async def carry_out() -> DeleteWorkflowResponse:
             return await self._delete(request, namespace, request_id, method)

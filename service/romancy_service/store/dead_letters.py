@@ -18,7 +18,11 @@ _NAMESPACE: Final = bindparam("of_namespace", type_=TEXT)
 _NOW: Final = bindparam("now_ms", type_=BigInteger)
 _LIMIT: Final = bindparam("limit", type_=Integer)
 _IS_DEAD: Final = text("not outbox.waiting")
-_OF_SINK: Final = (outbox.c.namespace == _NAMESPACE, outbox.c.sink == bindparam("of_sink", type_=TEXT))
+_OF_SINK: Final = (
+    outbox.c.namespace == _NAMESPACE,
+    outbox.c.sink == bindparam("of_sink", type_=TEXT),
+    outbox.c.position > bindparam("after", type_=BigInteger),
+)
 _FORGOTTEN: Final = (
     select(outbox.c.position).where(_IS_DEAD, outbox.c.forget_ms < _NOW).order_by(outbox.c.forget_ms).limit(_LIMIT)
 )
@@ -97,10 +101,11 @@ class DeadLetters(Statements):
         answer = answer_values(request, now_ms)
         return bool(await self._write_together(_REVIVE["one"], _LINE_UP, ANSWER, **where, limit=1, **answer))
 
-    async def revive(self, namespace: str, sink: str, now_ms: int, limit: int) -> int:
-        """Have dead letters of a sink sent again. Returns how many: at most `limit`."""
-        where = {"of_namespace": namespace, "of_sink": sink}
-        return len(await self._write_together(_REVIVE["sink"], _LINE_UP, **where, now_ms=now_ms, limit=limit))
+    async def revive(self, namespace: str, sink: str, after: int, now_ms: int, limit: int) -> list[int]:
+        """Have dead letters of a sink sent again. Returns their positions: the first `limit` after `after`."""
+        where = {"of_namespace": namespace, "of_sink": sink, "after": after}
+        found = await self._write_together(_REVIVE["sink"], _LINE_UP, **where, now_ms=now_ms, limit=limit)
+        return [row["position"] for row in found]
 
     async def drop_one(self, position: int, request: Request, now_ms: int) -> bool:
         """Delete a dead letter. False: there is none."""
@@ -109,9 +114,10 @@ class DeadLetters(Statements):
             await self._write_together(_DROP["one"], ANSWER, **where, limit=1, **answer_values(request, now_ms))
         )
 
-    async def drop_dead(self, namespace: str, sink: str, limit: int) -> int:
-        """Delete dead letters of a sink. Returns how many: at most `limit`."""
-        return len(await self._write(_DROP["sink"], of_namespace=namespace, of_sink=sink, limit=limit))
+    async def drop_dead(self, namespace: str, sink: str, after: int, limit: int) -> list[int]:
+        """Delete dead letters of a sink. Returns their positions: the first `limit` after `after`."""
+        where = {"of_namespace": namespace, "of_sink": sink, "after": after}
+        return [row["position"] for row in await self._write(_DROP["sink"], **where, limit=limit)]
 
     async def remember(self, request: Request, now_ms: int) -> None:
         """A request was carried out, in as many transactions as it took."""

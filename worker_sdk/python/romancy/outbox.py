@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from romancy.v1 import outbox_service_pb2 as pb
@@ -20,7 +21,11 @@ from romancy.handle import new_id
 from romancy.options import Seconds, check_seconds, to_duration
 
 if TYPE_CHECKING:
+    from romancy._calls import Calls
     from romancy.client import Client
+
+_Letters = TypeVar("_Letters", pb.RetryDeadLettersRequest, pb.DropDeadLettersRequest)
+_Counted = TypeVar("_Counted", pb.RetryDeadLettersResponse, pb.DropDeadLettersResponse)
 
 DEFAULT_SINK: Final = "default"
 _SECRET_BYTES: Final = 32
@@ -133,18 +138,41 @@ class Outbox:
         self, position: int | None = None, *, sink: str | None = None, request_id: str | None = None
     ) -> int:
         """Send one dead letter again, or all of a sink. Returns how many. Raises DeadLetterNotFound."""
-        asked = _which(position, sink) | self._asked(request_id)
-        request = pb.RetryDeadLettersRequest(namespace=self._client.namespace, **asked)
-        return (await self._client.calls.call(lambda calls: calls.outbox.RetryDeadLetters, request)).count
+        return await self._page_by_page(
+            lambda calls: calls.outbox.RetryDeadLetters,
+            pb.RetryDeadLettersRequest(
+                namespace=self._client.namespace, **_which(position, sink), **self._asked(request_id)
+            ),
+        )
 
     async def drop(self, position: int | None = None, *, sink: str | None = None, request_id: str | None = None) -> int:
         """Delete one dead letter, or all of a sink. Needs the right `admin`. Returns how many.
 
         Raises DeadLetterNotFound.
         """
-        asked = _which(position, sink) | self._asked(request_id)
-        request = pb.DropDeadLettersRequest(namespace=self._client.namespace, **asked)
-        return (await self._client.calls.call(lambda calls: calls.outbox.DropDeadLetters, request)).count
+        return await self._page_by_page(
+            lambda calls: calls.outbox.DropDeadLetters,
+            pb.DropDeadLettersRequest(
+                namespace=self._client.namespace, **_which(position, sink), **self._asked(request_id)
+            ),
+        )
+
+    async def _page_by_page(
+        self,
+        method: Callable[[Calls], grpc.aio.UnaryUnaryMultiCallable[_Letters, _Counted]],
+        request: _Letters,
+    ) -> int:
+        """Call until no letter is left; how many there were."""
+        request_id = request.request_id
+        answer = await self._client.calls.call(method, request)
+        count = answer.count
+        while answer.next_after_position:
+            # By where it goes on: the same command again asks the same of the service.
+            request.after_position = answer.next_after_position
+            request.request_id = f"{request_id}/{request.after_position}"
+            answer = await self._client.calls.call(method, request)
+            count += answer.count
+        return count
 
     def _asked(self, request_id: str | None) -> dict[str, Any]:
         return {"identity": self._client.identity, "request_id": request_id or new_id()}

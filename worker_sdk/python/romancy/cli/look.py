@@ -29,7 +29,11 @@ _FILTERS: Final = (
     click.option("--type", "workflow_type", default="", help="Exactly this type."),
     click.option("--id", "workflow_id", default="", help="Exactly this workflow id."),
     click.option("--id-prefix", default="", help="Workflow ids that begin so."),
-    click.option("--blocked", is_flag=True, help="Only those that wait for somebody to mend something."),
+    click.option(
+        "--blocked",
+        is_flag=True,
+        help="Only those whose code fails, or whose compensation failed for good. Not those without a worker.",
+    ),
     click.option("--started-from", type=TIMES, metavar="TIME", help=TIME_HELP),
     click.option("--started-before", type=TIMES, metavar="TIME", help=TIME_HELP),
     click.option(

@@ -57,8 +57,8 @@ class PublishMessageRequest(_message.Message):
     channel: _builtins.str
     """1 to 255 bytes."""
     request_id: _builtins.str
-    """The same id of the same client is the same message, however often it is sent: within seven days, or within one day when
-    it is for one workflow. Empty: none is the same.
+    """The same id of the same client is the same message to a channel and workflow, however often it is sent: within seven
+    days, or within one day when it is for one workflow. Empty: none is the same.
     """
     workflow_id: _builtins.str
     """The workflow that it is for; empty: those that the channel's mode says."""

@@ -403,18 +403,21 @@ class RetryDeadLettersRequest(_message.Message):
     SINK_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    AFTER_POSITION_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Empty: "default"."""
     position: _builtins.int
     """One, by its position."""
     sink: _builtins.str
-    """All of a sink."""
+    """Those of a sink, 1,000 at most; the answer says whether there may be more."""
     identity: _builtins.str
     """Who asks; ignored where credentials tell."""
     request_id: _builtins.str
-    """Makes the call safe to repeat: a repeated one gets the same answer, or goes on where all of a sink was not
-    done yet.
+    """Makes the call safe to repeat: a repeated one gets the same answer, or counts the rest where the first one was cut off.
+    Another one for each page of a sink.
     """
+    after_position: _builtins.int
+    """With `sink`: those after this position."""
     def __init__(
         self,
         *,
@@ -423,10 +426,11 @@ class RetryDeadLettersRequest(_message.Message):
         sink: _builtins.str = ...,
         identity: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        after_position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "sink", b"sink", "which", b"which"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "namespace", b"namespace", "position", b"position", "request_id", b"request_id", "sink", b"sink", "which", b"which"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_position", b"after_position", "identity", b"identity", "namespace", b"namespace", "position", b"position", "request_id", b"request_id", "sink", b"sink", "which", b"which"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_which: _TypeAlias = _typing.Literal["position", "sink"]  # noqa: Y015
     _WhichOneofArgType_which: _TypeAlias = _typing.Literal["which", b"which"]  # noqa: Y015
@@ -441,16 +445,20 @@ class RetryDeadLettersResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     COUNT_FIELD_NUMBER: _builtins.int
+    NEXT_AFTER_POSITION_FIELD_NUMBER: _builtins.int
     count: _builtins.int
-    """How many are sent again. A repeated request that goes on counts the rest."""
+    """How many are sent again."""
+    next_after_position: _builtins.int
+    """There may be more of the sink after this position; 0: there are none."""
     def __init__(
         self,
         *,
         count: _builtins.int = ...,
+        next_after_position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "next_after_position", b"next_after_position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -467,18 +475,21 @@ class DropDeadLettersRequest(_message.Message):
     SINK_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    AFTER_POSITION_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Empty: "default"."""
     position: _builtins.int
     """One, by its position."""
     sink: _builtins.str
-    """All of a sink."""
+    """Those of a sink, 1,000 at most; the answer says whether there may be more."""
     identity: _builtins.str
     """Who asks; ignored where credentials tell."""
     request_id: _builtins.str
-    """Makes the call safe to repeat: a repeated one gets the same answer, or goes on where all of a sink was not
-    done yet.
+    """Makes the call safe to repeat: a repeated one gets the same answer, or counts the rest where the first one was cut off.
+    Another one for each page of a sink.
     """
+    after_position: _builtins.int
+    """With `sink`: those after this position."""
     def __init__(
         self,
         *,
@@ -487,10 +498,11 @@ class DropDeadLettersRequest(_message.Message):
         sink: _builtins.str = ...,
         identity: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        after_position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "sink", b"sink", "which", b"which"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "namespace", b"namespace", "position", b"position", "request_id", b"request_id", "sink", b"sink", "which", b"which"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_position", b"after_position", "identity", b"identity", "namespace", b"namespace", "position", b"position", "request_id", b"request_id", "sink", b"sink", "which", b"which"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_which: _TypeAlias = _typing.Literal["position", "sink"]  # noqa: Y015
     _WhichOneofArgType_which: _TypeAlias = _typing.Literal["which", b"which"]  # noqa: Y015
@@ -505,16 +517,20 @@ class DropDeadLettersResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     COUNT_FIELD_NUMBER: _builtins.int
+    NEXT_AFTER_POSITION_FIELD_NUMBER: _builtins.int
     count: _builtins.int
-    """How many are gone. A repeated request that goes on counts the rest."""
+    """How many are gone."""
+    next_after_position: _builtins.int
+    """There may be more of the sink after this position; 0: there are none."""
     def __init__(
         self,
         *,
         count: _builtins.int = ...,
+        next_after_position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "next_after_position", b"next_after_position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

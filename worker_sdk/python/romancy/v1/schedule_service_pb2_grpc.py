@@ -30,7 +30,7 @@ class ScheduleServiceStub:
 
     An empty `namespace` means "default". A schedule id is 1-255 bytes of UTF-8 without control characters. Each request that
     changes something may carry a `request_id`, 1-255 bytes: the same id gets the same answer, and does nothing again; used
-    for another rpc it fails with FAILED_PRECONDITION (REQUEST_ID_REUSED).
+    for another rpc or schedule it fails with FAILED_PRECONDITION (REQUEST_ID_REUSED).
     """
 
     def __init__(self, channel):
@@ -91,7 +91,7 @@ class ScheduleServiceServicer:
 
     An empty `namespace` means "default". A schedule id is 1-255 bytes of UTF-8 without control characters. Each request that
     changes something may carry a `request_id`, 1-255 bytes: the same id gets the same answer, and does nothing again; used
-    for another rpc it fails with FAILED_PRECONDITION (REQUEST_ID_REUSED).
+    for another rpc or schedule it fails with FAILED_PRECONDITION (REQUEST_ID_REUSED).
     """
 
     def CreateSchedule(self, request, context):
@@ -225,7 +225,7 @@ class ScheduleService:
 
     An empty `namespace` means "default". A schedule id is 1-255 bytes of UTF-8 without control characters. Each request that
     changes something may carry a `request_id`, 1-255 bytes: the same id gets the same answer, and does nothing again; used
-    for another rpc it fails with FAILED_PRECONDITION (REQUEST_ID_REUSED).
+    for another rpc or schedule it fails with FAILED_PRECONDITION (REQUEST_ID_REUSED).
     """
 
     @staticmethod

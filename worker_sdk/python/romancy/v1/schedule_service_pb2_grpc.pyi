@@ -31,7 +31,7 @@ class ScheduleServiceStub:
 
     An empty `namespace` means "default". A schedule id is 1-255 bytes of UTF-8 without control characters. Each request that
     changes something may carry a `request_id`, 1-255 bytes: the same id gets the same answer, and does nothing again; used
-    for another rpc it fails with FAILED_PRECONDITION (REQUEST_ID_REUSED).
+    for another rpc or schedule it fails with FAILED_PRECONDITION (REQUEST_ID_REUSED).
     """
 
     @_typing.overload
@@ -74,7 +74,7 @@ class ScheduleServiceAsyncStub(ScheduleServiceStub):
 
     An empty `namespace` means "default". A schedule id is 1-255 bytes of UTF-8 without control characters. Each request that
     changes something may carry a `request_id`, 1-255 bytes: the same id gets the same answer, and does nothing again; used
-    for another rpc it fails with FAILED_PRECONDITION (REQUEST_ID_REUSED).
+    for another rpc or schedule it fails with FAILED_PRECONDITION (REQUEST_ID_REUSED).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -113,7 +113,7 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
 
     An empty `namespace` means "default". A schedule id is 1-255 bytes of UTF-8 without control characters. Each request that
     changes something may carry a `request_id`, 1-255 bytes: the same id gets the same answer, and does nothing again; used
-    for another rpc it fails with FAILED_PRECONDITION (REQUEST_ID_REUSED).
+    for another rpc or schedule it fails with FAILED_PRECONDITION (REQUEST_ID_REUSED).
     """
 
     @_abc_1.abstractmethod
