@@ -58,6 +58,8 @@ class Relay:
         self._lease_ms = lease_ms
         self._heap: list[tuple[int, str, str]] = []
         """Timers and deadlines that will soon be due: (due_ms, run id, task id)."""
+        self._held: dict[tuple[str, str], int] = {}
+        """Those of them that were not cancelled: when they are due."""
         self._wake = asyncio.Event()
         self._look_now = False
         self._look_whole = True
@@ -110,6 +112,7 @@ class Relay:
         for task_id in run.touched:
             task = run.tasks.get(task_id)
             if task is None:
+                self._held.pop((run.run_id, task_id), None)
                 continue
             if task.kind in (TaskKind.TIMER, TaskKind.DEADLINE):
                 if task.due_ms <= horizon_ms:
@@ -118,6 +121,9 @@ class Relay:
                 self.look_now()
 
     def _hold(self, due_ms: int, run_id: str, task_id: str) -> None:
+        if self._held.get((run_id, task_id)) == due_ms:
+            return
+        self._held[run_id, task_id] = due_ms
         heapq.heappush(self._heap, (due_ms, run_id, task_id))
         if self._heap[0] == (due_ms, run_id, task_id):
             self._wake.set()
@@ -177,10 +183,8 @@ class Relay:
         )
         for run_id in owing:
             self._courier.visit(run_id)
-        held = {(run_id, task_id) for _, run_id, task_id in self._heap}
         for run_id, task_id, due_ms in await self._store.due_within(now_ms, HORIZON_MS, _HELD, self.part, self.parts):
-            if (run_id, task_id) not in held:
-                self._hold(due_ms, run_id, task_id)
+            self._hold(due_ms, run_id, task_id)
         any_lost = await self._feed_all(lambda limit: self._store.lost(self._clock.earliest_ms(), limit), lost)
         if not any_lost and self._trusts_losses() and now_ms - self._expired_ms >= EXPIRE_MS:
             self._expired_ms = now_ms
@@ -191,8 +195,10 @@ class Relay:
         now_ms = self._clock.earliest_ms()
         ripe = set()
         while self._heap and self._heap[0][0] <= now_ms:
-            _, run_id, task_id = heapq.heappop(self._heap)
-            ripe.add((run_id, task_id))
+            due_ms, run_id, task_id = heapq.heappop(self._heap)
+            if self._held.get((run_id, task_id)) == due_ms:
+                del self._held[run_id, task_id]
+                ripe.add((run_id, task_id))
         # A timer has one attempt and no owner, ever: its fence is known without reading its row.
         await self._feed([(run_id, TaskDue(Fence(task_id, 1, ""), 0, 0)) for run_id, task_id in ripe])
 

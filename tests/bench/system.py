@@ -8,7 +8,7 @@ import random
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,11 +103,14 @@ def heard(process: Process, at: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def system(database: Database, *, worker: bool = True, workers: int | None = None) -> Iterator[System]:
+def system(
+    database: Database, *, worker: bool = True, workers: int | None = None, limits: Mapping[str, int] | None = None
+) -> Iterator[System]:
     """A service on `database`, with a worker, or with `workers` that have few slots each, for the time of the block."""
     with tempfile.TemporaryDirectory(prefix="romancy-bench-") as folder:
         address = f"127.0.0.1:{free_port()}"
-        serve = python("romancy_service", "serve", "--database", database.url, "--listen", address)
+        options = [f"--limit={name}={value}" for name, value in (limits or {}).items()]
+        serve = python("romancy_service", "serve", "--database", database.url, "--listen", address, *options)
         running = System(database, Path(folder), address, Process("service", serve, Path(folder)))
         try:
             _wait_for(running)

@@ -38,7 +38,7 @@ def test_a_hundred_thousand_that_wait_are_kept_as_few_times_of_their_keys() -> N
     assert not backlog._awaited
 
 
-def test_only_the_first_of_those_that_ripen_together_wakes_the_dispatch() -> None:
+def test_only_what_is_due_before_all_else_wakes_the_dispatch() -> None:
     wake = asyncio.Event()
     backlog = Backlog(wake)
     backlog.add_later(NOW_MS + 1_000, NOW_MS, KEY)
@@ -46,5 +46,9 @@ def test_only_the_first_of_those_that_ripen_together_wakes_the_dispatch() -> Non
     wake.clear()
     backlog.add_later(NOW_MS + 1_000, NOW_MS, KEY)
     assert not wake.is_set()
+    backlog.add_later(NOW_MS + 2_000, NOW_MS, KEY)
+    assert not wake.is_set(), "it is woken for the first one before"
     backlog.add_later(NOW_MS + 2 * SOON_MS, NOW_MS, KEY)
     assert not wake.is_set(), "the poll finds it"
+    backlog.add_later(NOW_MS + 500, NOW_MS, KEY)
+    assert wake.is_set()

@@ -183,6 +183,31 @@ async def test_a_batch_ends_where_its_events_become_too_large(store: Store) -> N
     assert [e.signal_received.signal.name for e in history[1:]] == [str(number) for number in range(10)]
 
 
+async def test_what_was_decided_for_a_batch_that_ends_by_a_bug_is_not_taken_for_stored(store: Store) -> None:
+    class Buggy(_Refusing):
+        """Refuses a batch, and then fails at its first half."""
+
+        errors: list[Exception] = []  # noqa: RUF012
+
+        async def commit(self, changes: Sequence[Change], now_ms: int) -> CommitResult:
+            if self.errors:
+                raise self.errors.pop(0)
+            return await self._store.commit(changes, now_ms)
+
+    buggy = Buggy(store)
+    runs = [new_run("one"), new_run("other")]
+    async with running(buggy) as engine:
+        await asyncio.gather(*(start(engine, run) for run in runs))
+        buggy.errors += [BatchRejected("the database does not like it"), RuntimeError("a bug")]
+        outcomes = await asyncio.gather(*(cancel(engine, run, run.workflow_id) for run in runs), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [InternalError] * 2
+        for run in runs:
+            await engine.submit(run.run_id, SendSignal(Signal(name="next")))
+    for run in runs:
+        assert not (await stored(store, run)).cancel_requested
+    assert not await store.find_requests([("default", run.workflow_id) for run in runs])
+
+
 async def test_the_same_request_twice_in_one_batch_acts_once(store: Store) -> None:
     run = new_run("order")
     async with running(store) as engine:

@@ -15,6 +15,7 @@ from romancy_service.courier import Courier
 from romancy_service.errors import StaleTask
 from romancy_service.relay import BATCH, MOST_BUSY, Relay
 from romancy_service.store.store import DueTask
+from tests.core.life import Life
 
 MANY = 3 * MOST_BUSY
 
@@ -111,6 +112,21 @@ async def test_one_trigger_that_takes_long_holds_up_no_other() -> None:
                 engine.answer(run_id)
         assert engine.most_open <= MOST_BUSY
         assert engine.submitted == MANY
+
+
+async def test_a_timer_that_was_cancelled_is_fed_to_nobody() -> None:
+    async with _relaying(0) as engine:
+        now_ms = engine.relay._clock.latest_ms()
+        cancelled, kept = Life.begin().run, Life.begin().run
+        for run, run_id, due_ms in ((cancelled, "cancelled", now_ms + 50), (kept, "kept", now_ms + 100)):
+            run.run_id = run_id
+            run.put_task(Task("t/1", TaskKind.TIMER, due_ms=due_ms))
+            engine.relay.observe(run)
+        cancelled.drop_task("t/1")
+        engine.relay.observe(cancelled)
+        await engine.until(lambda: "kept" in engine.open)
+        assert engine.submitted == 1
+        assert not engine.relay._held
 
 
 async def test_a_trigger_that_was_refused_is_fed_again_as_long_as_its_row_is_there() -> None:

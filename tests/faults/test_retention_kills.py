@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from sqlalchemy import func, select, update
 
+from romancy_service import retention
 from romancy_service.store.store import Store, open_store
 from romancy_service.store.tables import history, namespaces, removals, requests, runs
 from tests.faults.scene import Scene, until
 from tests.store.drive import T0
 from tests.store.test_removal import closed
 
-RUNS = 130
+RUNS = retention.RUNS + 30
 """Two batches."""
 EVENTS = 4
 
@@ -45,8 +46,8 @@ async def test_a_service_that_dies_between_batches_goes_on_where_it_was(stage: S
 
     await life(1)
     await store.open()
-    assert await _whole(store) == RUNS - 100
-    assert (await _left(store))["removals"] == 100
+    assert await _whole(store) == RUNS - retention.RUNS
+    assert (await _left(store))["removals"] == retention.RUNS
     await store.close()
 
     await life(2)  # the last runs, then what clients asked for

@@ -18,9 +18,11 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 from sqlalchemy.orm import Session, sessionmaker
 from structlog.testing import capture_logs
 
+from romancy.v1.outbox_service_pb2 import RetryDeadLettersRequest, RetryDeadLettersResponse
 from romancy.v1.worker_service_pb2 import ActivityCompletion, ActivityHeartbeat, ActivityTask
 
 from romancy import (
+    Client,
     ConversionError,
     DeadLetterNotFound,
     Divergence,
@@ -269,10 +271,30 @@ def quiet() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("quiet")
+async def test_however_many_dead_letters_a_sink_has_they_are_sent_again_by_calls_that_each_end_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = Client("127.0.0.1:1")
+    pages = [(1_000, 1_500), (1_000, 2_700), (40, 0)] * 2
+    asked = []
+
+    async def call(_: object, request: RetryDeadLettersRequest) -> RetryDeadLettersResponse:
+        asked.append((request.request_id, request.sink, request.after_position))
+        count, after = pages.pop(0)
+        return RetryDeadLettersResponse(count=count, next_after_position=after)
+
+    monkeypatch.setattr(client.calls, "call", call)
+    assert [await client.outbox.retry(sink="books", request_id="again") for _ in range(2)] == [2_040, 2_040]
+    # The same command asks the same again, each page by an id of its own.
+    assert asked[:3] == asked[3:]
+    assert asked[:3] == [("again", "books", 0), ("again/1500", "books", 1_500), ("again/2700", "books", 2_700)]
+
+
 async def test_the_command_looks_after_the_outbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def run(*arguments: str) -> tuple[int, str]:
         out = io.StringIO()
-        with redirect_stdout(out), pytest.raises(SystemExit) as ended:
+        # What the service logs is none of what the command prints: it runs in the same process here.
+        with capture_logs(), redirect_stdout(out), pytest.raises(SystemExit) as ended:
             main(list(arguments))
         assert isinstance(ended.value.code, int)
         return ended.value.code, out.getvalue()

@@ -183,6 +183,8 @@ class Limits:
     """How long closed runs are kept in namespaces that do not say: a month's questions can be answered."""
     shortest_retention_ms: int = 3_600_000
     """The least that a namespace may say: clients that were cut off come back for their results."""
+    deleted_history_kept_ms: int = 60_000
+    """So long is the history of a deleted run left alone: whoever found the run before may be reading it."""
 
     # What is answered.
     page_runs: int = 100

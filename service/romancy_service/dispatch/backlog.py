@@ -50,7 +50,8 @@ class Backlog:
         if due_ms <= now_ms + SOON_MS and awaited not in self._awaited:
             self._awaited.add(awaited)
             heapq.heappush(self._due, awaited)
-            self._wake.set()
+            if self._due[0] == awaited:
+                self._wake.set()
 
     def settle(self, key: TypeKey, noted: dict[TypeKey, int]) -> None:
         """All that waited when `noted` was taken was found. If more was noted meanwhile, it is looked for again."""

@@ -81,9 +81,7 @@ class Committing:
             for each in every:
                 self._withdraw(each)
             if len(drafts) > 1:
-                middle = len(drafts) // 2
-                await self.commit(drafts[:middle])
-                await self.commit(drafts[middle:])
+                await self._commit_in_halves(drafts)
             else:
                 self._reject(drafts[0], error)
         except BaseException:
@@ -93,6 +91,18 @@ class Committing:
         else:
             for draft in drafts:
                 self._finish(draft, result)
+
+    async def _commit_in_halves(self, drafts: Sequence[Draft]) -> None:
+        middle = len(drafts) // 2
+        try:
+            await self.commit(drafts[:middle])
+        except BaseException:
+            # The other half is not tried: what was decided for it must not stay in memory as if it were stored.
+            for draft in drafts[middle:]:
+                for each in draft.both():
+                    self._drop(each)
+            raise
+        await self.commit(drafts[middle:])
 
     def _reject(self, draft: Draft, error: BatchRejected) -> None:
         self._cache.drop(draft.run.run_id)

@@ -8,7 +8,7 @@ from romancy_service.core.limits import MIB
 
 BELONGINGS: Final = ("history", "tasks", "attributes")
 """The tables whose rows go with their run."""
-PIECE_RUNS: Final = 100
-PIECE_ROWS: Final = 500
-PIECE_BYTES: Final = 1 * MIB
+PIECE_RUNS: Final = 200
+PIECE_ROWS: Final = 1_000
+PIECE_BYTES: Final = 2 * MIB
 """So much is cleared at a time, or one row: some milliseconds of the database."""
