@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import structlog
@@ -10,6 +11,7 @@ import structlog
 from romancy.v1.worker_service_pb2 import CANCELLATION_REASON_STALE
 
 from romancy_service.clock import Clock
+from romancy_service.core.limits import MIB
 from romancy_service.errors import StoreUnavailable
 from romancy_service.sessions import InHand, Session
 from romancy_service.store.store import Beat, Store
@@ -18,6 +20,9 @@ _log = structlog.get_logger("romancy.heartbeats")
 
 GATHER_S: Final = 0.25
 """Heartbeats wait so long for others; the shortest heartbeat timeout that makes sense is some seconds."""
+
+BATCH_BYTES: Final = 4 * MIB
+"""So many bytes of details go into one statement, and the last ones besides: any number of attempts may tell much."""
 
 _Waiting = tuple[Session, InHand, bytes | None]
 
@@ -65,7 +70,8 @@ class Heartbeats:
                     token: written for token, (_, _, details) in beats.items() if details is not None
                 }
                 try:
-                    await self._write(list(beats.values()))
+                    for part in _parts(beats.values()):
+                        await self._write(part)
                 finally:
                     self._being_written = {}
                     written.set_result(None)
@@ -83,3 +89,17 @@ class Heartbeats:
         for (session, held, _), is_alive in zip(beats, alive, strict=True):
             if not is_alive and held.token in session.in_hand:
                 session.cancel(held, CANCELLATION_REASON_STALE)
+
+
+def _parts(beats: Iterable[_Waiting]) -> Iterator[list[_Waiting]]:
+    """What is written by one statement each."""
+    part: list[_Waiting] = []
+    room = BATCH_BYTES
+    for beat in beats:
+        part.append(beat)
+        room -= len(beat[2] or b"")
+        if room <= 0:
+            yield part
+            part, room = [], BATCH_BYTES
+    if part:
+        yield part

@@ -33,7 +33,7 @@ REQUEST_KEPT_MS: Final = 86_400_000
 OVERDUE_SLACK_MS: Final = 3_600_000
 """What is overdue may have been done so long before it fell due: a schedule that waits for a run is looked at later."""
 REST: Final = 1
-"""After each batch it rests so many times as long as that took: it has at most half of one connection, or of the writer.
+"""After each batch it rests so many times as long as that took: at most half of one connection, or of the writer.
 So it deletes faster than one service completes runs, as the bench shows, which counts their histories too."""
 SHORTEST_REST_S: Final = 0.01
 
