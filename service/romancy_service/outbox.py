@@ -300,7 +300,8 @@ class Outbox:
                 await self._bury(key, lane, line, f"{answer.why}, and so for too long")
             case Verdict.LATER:
                 wait_ms = max(_by_chance(_FIRST_WAIT_MS, line.attempts, _LONGEST_WAIT_MS), answer.wait_ms)
-                await self._store.put_off(lane.claim, line, self._clock.latest_ms() + wait_ms, answer.why)
+                now_ms = self._clock.latest_ms()
+                await self._store.put_off(lane.claim, line, now_ms + wait_ms, answer.why, now_ms)
                 faults.point("outbox.put_off")
 
     async def _sink(self, key: _Key, lane: _Lane) -> SinkRow | None:
@@ -375,7 +376,8 @@ class Outbox:
             pause_ms = _by_chance(_FIRST_PAUSE_MS, failures, _LONGEST_PAUSE_MS)
             trouble.until_ms = self._clock.now_ms() + pause_ms
             _log.info("a sink is left alone", namespace=key[0], sink=key[1], pause_ms=pause_ms, error=why)
-        await self._store.put_off(lane.claim, line, max(trouble.until_ms, self._clock.latest_ms()), why)
+        now_ms = self._clock.latest_ms()
+        await self._store.put_off(lane.claim, line, max(trouble.until_ms, now_ms), why, now_ms)
         faults.point("outbox.put_off")
         # What waits behind this one would never be tried while nothing can be.
         now_ms = self._clock.earliest_ms()

@@ -136,7 +136,7 @@ async def test_a_claim_ends_by_itself(store: Store) -> None:
     (line,) = await claim(store, "frozen")
     (again,) = await claim(store, "other", now_ms=T0 + LEASE)
     assert again.position == line.position
-    await store.put_off("frozen", line, T0, "too late: it is another's")
+    await store.put_off("frozen", line, T0, "too late: it is another's", T0)
     await store.release_lines("frozen", [line], T0)
     assert await claim(store, "third", now_ms=T0 + LEASE) == []
     await store.take_delivered("frozen", [line], T0)  # it was, whoever has the line
@@ -147,7 +147,7 @@ async def test_a_claim_ends_by_itself(store: Store) -> None:
 async def test_what_is_put_off_waits_with_all_behind_it(store: Store) -> None:
     await sent(store, "order", "a", "b")
     (line,) = await claim(store)
-    await store.put_off("me", line, T0 + 500, "answered 500")
+    await store.put_off("me", line, T0 + 500, "answered 500", T0)
     assert await claim(store, now_ms=T0 + 499) == []
     first, second = await store.list_outbox(NAMESPACE, dead=False, sink="", workflow_id="", after=0, limit=10)
     assert (first.attempts, first.error, first.next_ms) == (1, "answered 500", T0 + 500)
@@ -166,7 +166,7 @@ async def test_what_a_run_sent_and_no_sink_has_taken_is_told_by_sink(store: Stor
     assert (found.is_tried, found.due_ms) == (True, T0 + LEASE)
     await store.bury("me", line, "answered 400", T0 + 1, T0 + 1_000)
     (line,) = await claim(store, now_ms=T0 + 1)
-    await store.put_off("me", line, T0 + 500, "answered 500")
+    await store.put_off("me", line, T0 + 500, "answered 500", T0)
     await store_all(store, then(run, SendSignal(Signal(name="hello"))))
     await store_all(store, code(run, sends("d", "shop")), now_ms=T0 + 10)
     dead, put_off, shop = await store.undelivered(run.run_id, 10)
@@ -205,6 +205,18 @@ async def test_a_dead_letter_lets_the_next_one_go_and_can_be_sent_again_before_i
     (line,) = await claim(store, now_ms=T0 + 3)
     assert types([line]) == ["a"]
     assert line.since_ms == T0 + 2
+
+
+async def test_a_dead_letter_that_is_sent_again_does_not_wait_for_what_another_one_met(store: Store) -> None:
+    await sent(store, "order", "a", "b")
+    (line,) = await claim(store)
+    await store.bury("me", line, "answered 400", T0, T0 + 1_000)
+    (line,) = await claim(store)
+    assert types([line]) == ["b"]
+    assert len(await store.revive(NAMESPACE, "default", 0, T0 + 1, 10)) == 1
+    await store.put_off("me", line, T0 + 3_600_000, "answered 429, after an hour", T0 + 2)
+    (line,) = await claim(store, now_ms=T0 + 2)
+    assert (types([line]), line.attempts) == (["a"], 0)
 
 
 async def test_a_dead_letter_whose_line_is_gone_gets_one(store: Store) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import (
     TextClause,
     and_,
     bindparam,
+    case,
     cast,
     delete,
     func,
@@ -176,16 +177,22 @@ _FORGET_EMPTY: Final = (
 """A version that is still the same says that nothing came which this statement does not see yet."""
 _FREE: Final = update(outbox_lines).where(_MINE).values(due_ms=_NOW, claim="", attempts=0, error="")
 _RELEASE: Final = update(outbox_lines).where(_MINE).values(due_ms=_NOW, claim="")
+_IS_FIRST: Final = text(
+    "not exists (select 1 from outbox as mine where mine.namespace = outbox_lines.namespace"
+    " and mine.sink = outbox_lines.sink and mine.workflow_id = outbox_lines.workflow_id"
+    f" and mine.{WAITING} and mine.position < :tried_position)"
+).bindparams(bindparam("tried_position", type_=BigInteger))
 _PUT_OFF: Final = (
     update(outbox_lines)
     .where(_MINE)
     .values(
-        due_ms=bindparam("until_ms", type_=BigInteger),
+        due_ms=case((_IS_FIRST, bindparam("until_ms", type_=BigInteger)), else_=_NOW),
         claim="",
-        attempts=bindparam("tried", type_=Integer),
-        error=bindparam("why", type_=TEXT),
+        attempts=case((_IS_FIRST, bindparam("tried", type_=Integer)), else_=0),
+        error=case((_IS_FIRST, bindparam("why", type_=TEXT)), else_=""),
     )
 )
+"""If a dead letter was sent again meanwhile, it is the first one, and does not wait for what another one met."""
 _DIES: Final = {
     "waiting": False,
     "error": bindparam("why", type_=TEXT),
@@ -346,11 +353,10 @@ class Outbox(Statements):
             await self._write(_FORGET_EMPTY, **held)
             await self._write(_FREE, **held)
 
-    async def put_off(self, claim: str, line: Outgoing, until_ms: int, why: str) -> None:
+    async def put_off(self, claim: str, line: Outgoing, until_ms: int, why: str, now_ms: int) -> None:
         """The first event of the line could not be delivered, and is tried again."""
-        await self._write(
-            _PUT_OFF, line_ids=[line.line_id], of_claim=claim, until_ms=until_ms, tried=line.attempts + 1, why=why
-        )
+        tried = {"tried_position": line.position, "tried": line.attempts + 1, "why": why}
+        await self._write(_PUT_OFF, line_ids=[line.line_id], of_claim=claim, until_ms=until_ms, now_ms=now_ms, **tried)
 
     async def release_lines(self, claim: str, lines: Sequence[Outgoing], due_ms: int) -> None:
         """Nothing was tried: these are anybody's from then on."""
