@@ -130,7 +130,7 @@ def _progress_text(facts: Facts, wait: Wait) -> str:
         return ""
     beat_ms = wait.heartbeat_time.ToMilliseconds()
     told = f", progress {wait.progress}" if wait.progress else ""
-    return f", last heartbeat {span(facts.now_ms - beat_ms)} ago{told}"
+    return f", last heard of {span(facts.now_ms - beat_ms)} ago{told}"
 
 
 def _due_later(facts: Facts, task: Task, wait: Wait) -> Wait:
