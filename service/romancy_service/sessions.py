@@ -21,7 +21,7 @@ from romancy.v1.worker_service_pb2 import (
     WorkflowTask,
 )
 
-from romancy_service.core.limits import ANSWERS_AHEAD, PAGES_AHEAD
+from romancy_service.core.limits import ANSWERS_AHEAD, CLAIM_BYTES, PAGES_AHEAD
 from romancy_service.core.task import TaskKind, TypeKey
 from romancy_service.errors import AnswersUnread, RomancyError
 
@@ -71,7 +71,13 @@ class Session:
 
     # What the writer sends next.
     activity_tasks: list[ActivityTask] = field(default_factory=list)
+    claimed_bytes: int = 0
+    """Of the activities that were claimed since the last time that none waited."""
     workflow_tasks: list[WorkflowTask] = field(default_factory=list)
+    histories: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PAGES_AHEAD))
+    """Held by those whose histories are being read."""
+    unread: set[str] = field(default_factory=set)
+    """Tokens of workflow tasks of whose histories nothing was read yet."""
     queries: list[QueryTask] = field(default_factory=list)
     cancellations: list[Cancellation] = field(default_factory=list)
     acknowledgements: list[Acknowledgement] = field(default_factory=list)
@@ -91,7 +97,13 @@ class Session:
 
     def takes(self, kind: TaskKind) -> bool:
         """Whether a task of this kind can be given now."""
-        return self.free[kind] > 0 and not self.draining and not self.closed
+        full = self.is_full and kind is TaskKind.ACTIVITY
+        return self.free[kind] > 0 and not full and not self.draining and not self.closed
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much of activities waits to be sent that it gets no more of them until none does."""
+        return self.claimed_bytes >= CLAIM_BYTES
 
     def find(self, run_id: str, task_id: str) -> InHand | None:
         """The attempt of a task that the session has."""
@@ -111,6 +123,7 @@ class Session:
             self.free[held.kind] += 1
             self.told_to_stop.discard(token)
             self.brought.pop(token, None)
+            self.unread.discard(token)
             if self.by_task.get((held.run_id, held.task_id)) is held:
                 del self.by_task[held.run_id, held.task_id]
         return held
@@ -181,6 +194,8 @@ class Session:
         room = _move(self.acknowledgements, frame.acknowledgements, room, most_bytes)
         room = _move(self.cancellations, frame.cancellations, room, most_bytes)
         room = _move(self.activity_tasks, frame.activity_tasks, room, most_bytes)
+        if not self.activity_tasks:
+            self.claimed_bytes = 0
         room = _move(self.workflow_tasks, frame.workflow_tasks, room, most_bytes)
         room = _move(self.queries, frame.queries, room, most_bytes)
         if self.drain:
@@ -189,7 +204,7 @@ class Session:
         return frame if room < most_bytes or frame.HasField("drain") else None
 
     async def room(self) -> None:
-        """Wait until the worker has taken so much that more of a long history may be read for it."""
+        """Wait until the worker has taken so much that more of histories may be read for it."""
         while len(self.workflow_tasks) > PAGES_AHEAD and not self.closed:
             self.written.clear()
             await self.written.wait()
@@ -210,7 +225,8 @@ class Session:
 
     def unsent(self) -> list[str]:
         """Tokens of the tasks that were leased and never written to a stream."""
-        return [task.token for task in self.activity_tasks] + [task.token for task in self.workflow_tasks]
+        activities = (task.token for task in self.activity_tasks)
+        return [*activities, *(task.token for task in self.workflow_tasks), *self.unread]
 
 
 def open_session(session_id: str, epoch: int, hello: Hello) -> Session:

@@ -24,7 +24,7 @@ from romancy_service.tokens import Tokens
 
 _COMMAND = ScheduleActivity(activity_id="pay:1", activity_type="pay")
 _TASK = Task("a/pay:1", TaskKind.ACTIVITY, type="pay", queue="queue", command=_COMMAND, owner="session", owner_epoch=1)
-_ROW = Claimed("run", "session", _TASK, "default", "workflow", "order", 1, None)
+_ROW = Claimed("run", "session", _TASK, "default", "workflow", "order", 1, None, 0)
 
 
 class _Store:

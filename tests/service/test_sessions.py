@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 import grpc
 import pytest
@@ -28,10 +29,11 @@ from romancy.v1.worker_service_pb2 import (
 )
 from romancy.v1.workflow_pb2 import WORKFLOW_STATUS_RUNNING
 
-from romancy_service import sessions
+from romancy_service import lookout, sessions
+from romancy_service.dispatch import dispatch
 from romancy_service.store.store import Claimed, Want
 from tests.core.life import cancel_activity, complete, schedule
-from tests.service.cluster import QUICK, Tenant, json, refusal_of, seconds, until
+from tests.service.cluster import QUICK, Tenant, cluster, json, refusal_of, seconds, until
 from tests.service.scripted_worker import PATIENCE_S, ScriptedWorker
 
 
@@ -564,3 +566,19 @@ async def test_what_an_attempt_said_reaches_the_next_one_also_when_its_worker_is
     again = await third.activity()
     assert (again.attempt, again.heartbeat_details.json) == (2, '"half"')
     await other.goodbye()
+
+
+async def test_large_tasks_follow_each_other_as_fast_as_the_worker_takes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing polls here: what the stream's end of a piece does not bring never comes."""
+    monkeypatch.setattr(dispatch, "POLL_S", 1e9)
+    monkeypatch.setattr(lookout, "PACE_S", 1e9)
+    async with cluster(str(tmp_path / "romancy.db")) as up, up.tenant() as tenant:
+        decider = await tenant.worker(activities=())
+        arguments = [Payload(binary=b"x" * (QUICK.payload_bytes * 3 // 4))]
+        for _ in range(10):
+            await tenant.start()
+            await decider.command(await decider.workflow_task(), schedule("pay:1", arguments=arguments))
+        worker = await tenant.worker(workflows=())
+        assert len({(await worker.activity()).run_id for _ in range(10)}) == 10

@@ -7,8 +7,9 @@ import asyncio
 import pytest
 
 from romancy.v1.command_pb2 import Command
+from romancy.v1.payload_pb2 import Payload
 
-from romancy_service.core.limits import Limits
+from romancy_service.core.limits import CLAIM_BYTES, Limits
 from romancy_service.core.task import TaskKind
 from romancy_service.core.triggers import RequestCancel
 from romancy_service.store.rows import part_hash
@@ -110,6 +111,74 @@ async def test_what_several_sessions_want_is_dealt_out_without_giving_a_task_twi
     assert len({task.task.task_id for task in claimed}) == 6
     stored = (await reloaded(store, run)).tasks
     assert all(stored[task.task.task_id].owner == task.session_id for task in claimed)
+
+
+async def _large(store: Store, workflow_id: str, kib: int, *, priority: int = 0, now_ms: int = T0) -> None:
+    """A run with an activity that has so many KiB of arguments, and is due from then on."""
+    run = begin(workflow_id)
+    await store_all(store, Change(run))
+    arguments = [Payload(binary=b"x" * (kib * 1024))]
+    await store_all(store, code(run, schedule("pay:1", priority=priority, arguments=arguments), now_ms=now_ms))
+
+
+async def test_a_claim_ends_at_its_bytes_and_what_it_left_is_for_the_next_one(store: Store) -> None:
+    await session(store)
+    for number in range(6):
+        await _large(store, f"order-{number}", 1_800, priority=number // 2, now_ms=T0 + 10 - number)
+
+    claims = [await store.claim([want(slots=5)], T0 + 10) for _ in range(3)]
+
+    # Within a priority the one that is due longest comes first.
+    assert [[claimed.workflow_id for claimed in claim] for claim in claims] == [
+        ["order-1", "order-0", "order-3"],
+        ["order-2", "order-5", "order-4"],
+        [],
+    ]
+    assert all(sum(claimed.bytes for claimed in claim) >= CLAIM_BYTES for claim in claims[:2])
+
+
+async def test_a_claim_brings_one_task_however_large_and_many_small_ones(store: Store) -> None:
+    await session(store)
+    await _large(store, "large", 1)
+    (large,) = await store.claim([want()], T0)
+    details = b"x" * (2 * CLAIM_BYTES)
+    await store.heartbeat([Beat(large.run_id, "a/pay:1", 1, "session-1", 1, details)], T0)
+    await store.release([LeasedRow(large.run_id, "a/pay:1", 1, "session-1", 1)], T0)
+    for number in range(20):
+        await _large(store, f"small-{number}", 1, now_ms=T0 + 1)
+
+    assert [claimed.workflow_id for claimed in await store.claim([want(slots=50)], T0 + 1)] == ["large"]
+    assert len(await store.claim([want(slots=50)], T0 + 1)) == 20
+
+
+async def test_the_bytes_of_a_claim_are_those_of_all_its_sessions_and_types(store: Store) -> None:
+    for name in ("a", "b"):
+        await session(store, name)
+    for number in range(4):
+        await _large(store, f"order-{number}", 1_800, now_ms=T0 + number)
+    other = begin("other")
+    await store_all(store, Change(other))
+    arguments = [Payload(binary=b"x" * (1_800 * 1024))]
+    await store_all(store, code(other, schedule("ship:1", arguments=arguments), now_ms=T0 + 4))
+    wants = [want(session_id="a", slots=2), want(session_id="b", slots=2), want("ship", session_id="b", slots=2)]
+
+    claims = [await store.claim(wants, T0 + 5) for _ in range(3)]
+
+    assert [len(claim) for claim in claims] == [3, 2, 0]
+    assert len({claimed.run_id for claim in claims for claimed in claim}) == 5
+
+
+async def test_what_an_earlier_attempt_said_of_its_progress_counts_in_a_claim(store: Store) -> None:
+    await session(store)
+    run = await waiting_activities(store, ["pay:1", "pay:2", "pay:3"])
+    claimed = await store.claim([want()], T0)
+    leases = [LeasedRow(run.run_id, each.task.task_id, each.task.attempt, "session-1", 1) for each in claimed]
+    details = b"x" * (CLAIM_BYTES // 2)
+    beats = [Beat(lease.run_id, lease.task_id, lease.attempt, lease.owner, lease.epoch, details) for lease in leases]
+    assert await store.heartbeat(beats, T0 + 1) == [True] * 3
+    await store.release(leases, T0 + 2)
+
+    assert [len(await store.claim([want()], T0 + 3)) for _ in range(3)] == [2, 1, 0]
 
 
 async def test_claims_at_the_same_time_share_what_there_is(store: Store) -> None:

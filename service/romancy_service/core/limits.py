@@ -19,7 +19,11 @@ WORKFLOW_TASK_MS: Final = 10_000
 COUNTED: Final = 10_000
 """Counting stops here and an estimate is given: counting a million rows takes a second of the database."""
 PAGES_AHEAD: Final = 8
-"""So many workflow tasks, or pages of one, may wait to be sent when another page of a history is read: about 8 MiB."""
+"""So many workflow tasks, or pages of one, may wait to be sent when another page of a history is read: about 8 MiB. So
+many histories are read at a time for a worker, too."""
+CLAIM_BYTES: Final = 4 * MIB
+"""So many bytes of tasks are claimed at once, and the last task besides; a worker that has so many unsent gets no more.
+With more, none gets cheaper, and a thousand slots times the largest arguments are gigabytes."""
 ANSWERS_AHEAD: Final = 50_000
 """Answers and cancellations that a worker may leave unread: more than twice as many as it can have tasks."""
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import structlog
 
 from romancy_service.clock import Clock
+from romancy_service.core.limits import CLAIM_BYTES
 from romancy_service.core.task import TaskKind, TypeKey
 from romancy_service.dispatch.backlog import Backlog
 from romancy_service.dispatch.doubts import Doubts
@@ -54,7 +55,7 @@ class Claiming:
             try:
                 claimed = await self._store.claim(wants, self._clock.latest_ms())
             except StoreUnavailable:
-                self._settle(wants, got, noted={})
+                self._settle(wants, got, noted={}, whole=True)
                 self._doubts.note()
                 raise
             too_late = []
@@ -69,9 +70,10 @@ class Claiming:
                     continue
                 got[key, row.session_id] += 1
                 self._sending.hand_out_claimed(session, row)
-            self._settle(wants, got, noted)
+            whole = sum(row.bytes for row in claimed) < CLAIM_BYTES
+            self._settle(wants, got, noted, whole=whole)
             await self.give_back(too_late)
-            if len(claimed) < sum(want.slots for want in wants):
+            if whole and len(claimed) < sum(want.slots for want in wants):
                 return
 
     def _wants(self, keys: list[TypeKey]) -> list[Want]:
@@ -91,9 +93,16 @@ class Claiming:
                     wants.append(Want(key[0], key[1], kind, key[3], slots, session_id, session.epoch))
         return wants
 
-    def _settle(self, wants: list[Want], got: dict[tuple[TypeKey, str], int], noted: dict[TypeKey, int]) -> None:
+    def _settle(
+        self,
+        wants: list[Want],
+        got: dict[tuple[TypeKey, str], int],
+        noted: dict[TypeKey, int],
+        *,
+        whole: bool,
+    ) -> None:
         """Free the slots that found nothing. If less came than was wanted a type has no backlog any more, unless
-        another one was noted meanwhile.
+        another one was noted meanwhile, or the claim was not `whole`: it ended at its bytes.
         """
         for want in wants:
             key = (want.namespace, want.queue, want.kind, want.type)
@@ -102,7 +111,7 @@ class Claiming:
             if session is not None:
                 session.free[want.kind] += want.slots - count
                 session.check_left()
-            if count < want.slots:
+            if whole and count < want.slots:
                 self._backlog.settle(key, noted)
 
     async def return_tasks(self, session: Session, tokens: list[str]) -> None:

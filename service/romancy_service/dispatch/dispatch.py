@@ -67,7 +67,7 @@ class Dispatch:
             self._roster.remove(session)
 
     def freed(self, session: Session) -> None:
-        """A slot became free: something may wait for it."""
+        """A slot became free, or the stream of a session that was full: something may wait for it."""
         if self._backlog and not self._wake.is_set():
             self._wake.set()
         session.check_left()

@@ -130,6 +130,7 @@ class Sending:
 
     def _send_claimed(self, session: Session, held: InHand, row: Claimed) -> None:
         if row.task.kind is TaskKind.ACTIVITY:
+            session.claimed_bytes += row.bytes
             self._send_activity(session, held, row.workflow_id, row.workflow_type, row.task, row.heartbeat_details)
         else:
             self._spawn(self._send_claimed_workflow(session, held, row))
@@ -143,7 +144,14 @@ class Sending:
         await self._send_history(session, held, run, row.task)
 
     async def _send_history(self, session: Session, held: InHand, run: Run, task: Task) -> None:
-        """All of it, read as fast as the worker takes it."""
+        """All of it, read as fast as the worker takes it, and what it takes already."""
+        session.unread.add(held.token)
+        async with session.histories:
+            await session.room()
+            if held.token in session.in_hand and not session.closed:
+                await self._read_history(session, held, run, task)
+
+    async def _read_history(self, session: Session, held: InHand, run: Run, task: Task) -> None:
         order, last_event_id = ReplayOrder(), 0
         ready: list[HistoryEvent] = []
         try:
@@ -182,6 +190,7 @@ class Sending:
         *,
         more: bool = False,
     ) -> None:
+        session.unread.discard(held.token)
         session.brought[held.token] = last_event_id
         for page, followed in pages(events):
             session.workflow_tasks.append(

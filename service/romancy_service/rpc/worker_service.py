@@ -150,7 +150,10 @@ class _Connection:
         """Until the worker has left (True)."""
         session, clock = self._session, self._loop.time
         while True:
+            was_full = session.is_full
             frame = session.take_frame(self._limits.frame_bytes)
+            if was_full and not session.is_full:
+                self._node.dispatch.freed(session)
             if frame is None:
                 if session.closed:
                     raise session.closed_why or Draining()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from romancy_service.core.limits import CLAIM_BYTES
 from romancy_service.core.task import ELSEWHERE, ELSEWHERE_EPOCH
 from romancy_service.store.agenda import LEVELS, OF_KEY, agenda_sql
 from romancy_service.store.arrays import Arrays
-from romancy_service.store.tables import OWNED
+from romancy_service.store.tables import OWNED, WEIGHT
 
 _OWNED_RELAY: Final = "least(close_by_ms, {since} + start_to_close_ms, {now} + heartbeat_timeout_ms)"
 """When the service must look at a task that somebody has since `since` and was heard of at `now`."""
@@ -38,7 +39,8 @@ _NOW: Final = f"${WANTS.next_parameter}::bigint"
 
 # What several sessions want of the same kind is found together, since a statement does not skip what it has locked
 # itself, and then dealt out. The update finds the rows by their place: one that was rewritten since the statement began
-# has another place by then, and stays for the next claim.
+# has another place by then, and stays for the next claim. So does what comes after CLAIM_BYTES: it is locked until the
+# claim ends, and free then.
 CLAIM: Final = f"""
 with live as materialized (
     select session_id, epoch from sessions where session_id = any({WANTS.column("want", "session_id")})
@@ -51,16 +53,18 @@ with live as materialized (
 ), found as materialized (
     select wanted.*, task.place, row_number() over (
         partition by wanted.namespace, wanted.queue, wanted.kind, wanted.type
-        order by task.priority, task.due_ms) as position
+        order by task.priority, task.due_ms) as position,
+        sum(task.bytes) over (order by task.priority, task.due_ms rows unbounded preceding) - task.bytes as before
     from wanted cross join lateral ({LEVELS}
         select task.* from level cross join lateral (
-            select ctid as place, priority, due_ms from tasks
+            select ctid as place, priority, due_ms, {WEIGHT} as bytes from tasks
             where {OF_KEY} and priority = level.priority and due_ms <= {_NOW}
             order by due_ms limit wanted.slots for update skip locked) as task
         limit wanted.slots) as task
 ), dealt as materialized (
     select found.place, want.session_id, want.epoch
-    from found join want using (namespace, queue, kind, type) where position > upto - want.slots and position <= upto
+    from found join want using (namespace, queue, kind, type)
+    where before < {CLAIM_BYTES} and position > upto - want.slots and position <= upto
 ), leased as (
     update tasks set owner = dealt.session_id, owner_epoch = dealt.epoch, leased_ms = {_NOW}, heartbeat_ms = 0,
         relay_ms = {_OWNED_RELAY.format(since=_NOW, now=_NOW)}

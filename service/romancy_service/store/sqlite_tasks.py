@@ -8,13 +8,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
 
+from romancy_service.core.limits import CLAIM_BYTES
 from romancy_service.core.run import Run
 from romancy_service.core.task import ELSEWHERE, ELSEWHERE_EPOCH, NEVER_MS, TypeKey
 from romancy_service.store.agenda import agenda_of, agenda_sql
 from romancy_service.store.presence import REPLICA_KEPT_MS, REPLICA_SEEN_MS
 from romancy_service.store.rows import loaded_run
 from romancy_service.store.store import Agenda, Beat, Claimed, LeasedRow, Want, claimed_of
-from romancy_service.store.tables import CLAIMABLE, OWNED
+from romancy_service.store.tables import CLAIMABLE, OWNED, WEIGHT
 
 _LOAD: Final = "select * from runs where run_id in (select value from json_each(?))"
 _TASKS: Final = "select * from tasks where run_id in (select value from json_each(?)) order by run_id, task_id"
@@ -29,8 +30,12 @@ _CLAIM: Final = f"""
 update tasks set owner = ?1, owner_epoch = ?2, leased_ms = ?3, heartbeat_ms = 0,
     relay_ms = min(close_by_ms, ?3 + start_to_close_ms, ?3 + heartbeat_timeout_ms)
 where rowid in (
-    select rowid from tasks where namespace = ?4 and queue = ?5 and kind = ?6 and type = ?7
-    and {CLAIMABLE} and priority = ?8 and due_ms <= ?3 order by due_ms limit ?9)
+    select place from (
+        select place, sum(bytes) over (order by due_ms rows unbounded preceding) - bytes as before from (
+            select rowid as place, due_ms, {WEIGHT} as bytes from tasks
+            where namespace = ?4 and queue = ?5 and kind = ?6 and type = ?7
+            and {CLAIMABLE} and priority = ?8 and due_ms <= ?3 order by due_ms limit ?9))
+    where before < ?10)
 returning run_id, task_id
 """
 _NEXT_PRIORITY: Final = f"""
@@ -95,16 +100,22 @@ def see_replica(connection: sqlite3.Connection, replica_id: str, now_ms: int) ->
 def claim(connection: sqlite3.Connection, wants: Sequence[Want], now_ms: int) -> list[Claimed]:
     """See Store.claim."""
     claimed = []
+    room = CLAIM_BYTES
     for want in wants:
         if not connection.execute(_SESSION, (want.session_id, want.epoch)).fetchone():
             continue
         what = (want.namespace, want.queue, want.kind, want.type)
         slots, priority = want.slots, -NEVER_MS
-        while slots and (priority := connection.execute(_NEXT_PRIORITY, (*what, priority)).fetchone()[0]) is not None:
+        while slots and room > 0:
+            priority = connection.execute(_NEXT_PRIORITY, (*what, priority)).fetchone()[0]
+            if priority is None:
+                break
             lease = (want.session_id, want.epoch, now_ms)
-            keys = connection.execute(_CLAIM, (*lease, *what, priority, slots)).fetchall()
-            claimed += [claimed_of(connection.execute(_LEASED_TASK, tuple(key)).fetchone()) for key in keys]
-            slots -= len(keys)
+            keys = connection.execute(_CLAIM, (*lease, *what, priority, slots, room)).fetchall()
+            found = [claimed_of(connection.execute(_LEASED_TASK, tuple(key)).fetchone()) for key in keys]
+            claimed += found
+            slots -= len(found)
+            room -= sum(task.bytes for task in found)
     return sorted(claimed, key=lambda task: (task.task.priority, task.task.due_ms))
 
 

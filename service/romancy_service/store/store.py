@@ -126,6 +126,8 @@ class Claimed:
     version: int
     """Of the run's row, so that a cached run knows its age."""
     heartbeat_details: bytes | None
+    bytes: int
+    """Of its command and these details: its WEIGHT."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,7 +349,10 @@ class Store(
 
     @abstractmethod
     async def claim(self, wants: Sequence[Want], now_ms: int) -> list[Claimed]:
-        """Lease due tasks that nobody has to the sessions that want them, small priorities and old ones first."""
+        """Lease due tasks that nobody has to the sessions that want them, small priorities and old ones first.
+
+        At least one, then as long as those before weigh less than CLAIM_BYTES: when all weigh so much, more may wait.
+        """
 
     @abstractmethod
     async def release(self, leases: Sequence[LeasedRow], now_ms: int) -> None:
@@ -454,6 +459,7 @@ def claimed_of(row: Row) -> Claimed:
         workflow_type=row["workflow_type"],
         version=row["version"],
         heartbeat_details=row["heartbeat_details"],
+        bytes=len(row["command"] or b"") + len(row["heartbeat_details"] or b""),
     )
 
 
