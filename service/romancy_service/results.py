@@ -6,8 +6,9 @@ import asyncio
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Final
 
 import structlog
@@ -21,7 +22,14 @@ from romancy_service.store.store import Store
 _log = structlog.get_logger("romancy.results")
 
 POLL_S: Final = 1.0
-"""The backstop for runs that end on another replica: a notification may be lost."""
+"""How often it is looked for runs that ended on another replica: a notification may be lost."""
+
+LOOK_S: Final = 0.05
+"""So long such a look takes, and one page besides; the next one goes on where it ended: however many wait, others have
+the database and the event loop. About 20,000 runs fit: of a hundred thousand each is looked at every 5 s."""
+
+PAGE_RUNS: Final = 1_000
+"""Runs that are looked for at once: it takes some milliseconds, and hardly more for each run than any larger number."""
 
 DOUBT_S: Final = 35.0
 """A statement whose answer was lost is carried out within this, or never: the statement timeout is 25 s."""
@@ -42,6 +50,11 @@ class Results:
         self._told_of: set[str] = set()
         self._wake = asyncio.Event()
         self._doubts_until = 0.0
+        self._certain_at = 0.0
+        """All that was waited for then was looked at since."""
+        self._round_at = 0.0
+        self._round: list[str] = []
+        """What is still to be looked at of that which was waited for when this round of looks began."""
         self._leaving: set[Callable[[], None]] = set()
         """What ends each wait when this replica stops."""
         self._draining = False
@@ -166,20 +179,50 @@ class Results:
             try:
                 if self.has_peers and ended:
                     await self._tell(sorted(ended))
-                if self.has_peers or time.monotonic() < self._doubts_until:
-                    await self._ask(whole=time.monotonic() - asked_at >= POLL_S)
-                    asked_at = time.monotonic() if time.monotonic() - asked_at >= POLL_S else asked_at
+                await self._ask_told()
+                if self._is_uncertain and time.monotonic() - asked_at >= POLL_S:
+                    await self._look()
+                    asked_at = time.monotonic()
             except StoreUnavailable as error:
                 _log.warning("database unavailable", error=str(error))
                 await asyncio.sleep(POLL_S)
 
-    async def _ask(self, *, whole: bool) -> None:
-        """Ask for the outcomes of the runs that we were told of; once in a while, for all that somebody waits for."""
+    @property
+    def _is_uncertain(self) -> bool:
+        """Whether a run may have ended unheard. A doubt ends with a look at all that is waited for, begun after it."""
+        return self.has_peers or self._certain_at < self._doubts_until
+
+    async def _ask_told(self) -> None:
+        """Ask for the outcomes of the runs that we were told of."""
         told, self._told_of = self._told_of, set()
-        if whole:
-            for event in [event for events in self._watchers.values() for event in events]:
-                event.set()
-        wanted = list(self._waiters) if whole else [run_id for run_id in told if run_id in self._waiters]
+        try:
+            while told:
+                page = list(islice(told, PAGE_RUNS))
+                await self._ask(page)
+                told.difference_update(page)
+        finally:
+            self._told_of |= told
+
+    async def _look(self) -> None:
+        """Look for what was missed of some of the runs that somebody waits for; of all in turn."""
+        for event in [event for events in self._watchers.values() for event in events]:
+            event.set()
+        if not self._round:
+            # From its end, so that what is waited for longest comes first.
+            self._round_at, self._round = time.monotonic(), list(reversed(self._waiters))
+        taken_s = 0.0
+        while self._round and taken_s < LOOK_S:
+            began = time.monotonic()
+            page = self._round[-PAGE_RUNS:]
+            await self._ask(page)
+            del self._round[-len(page) :]
+            taken_s += time.monotonic() - began
+            await self._ask_told()
+        if not self._round:
+            self._certain_at = self._round_at
+
+    async def _ask(self, run_ids: Sequence[str]) -> None:
+        wanted = [run_id for run_id in run_ids if run_id in self._waiters]
         if wanted:
             kept = await self._store.outcomes(wanted)
             for run_id in wanted:
