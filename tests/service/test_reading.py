@@ -258,6 +258,37 @@ async def test_a_bad_namespace_ends_the_stream_of_results_although_others_are_op
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
 
 
+async def test_a_wait_that_the_client_gave_up_is_forgotten_and_not_answered(tenant: Tenant) -> None:
+    worker = await tenant.worker()
+    kept, given_up, again = await _started(tenant, 3)
+
+    def waited_for() -> set[str]:
+        results = (replica.node.results for replica in tenant.cluster.replicas)
+        return {run_id for each in results for run_id in each._waiters} & {kept, given_up, again}
+
+    async def is_waited_for(*run_ids: str) -> None:
+        async def is_so() -> bool:
+            return waited_for() == {*run_ids}
+
+        await until(is_so, f"{run_ids} are waited for")
+
+    call = tenant.workflows.WaitResults()
+    await call.write(WaitResultsRequest(namespace=tenant.namespace, run_ids=[kept, given_up, again]))
+    await is_waited_for(kept, given_up, again)
+    left = WaitResultsRequest(
+        namespace=tenant.namespace, run_ids=[again], given_up_run_ids=["unknown", given_up, again]
+    )
+    await call.write(left)
+    await is_waited_for(kept, again)
+    await call.done_writing()
+    for _ in range(3):
+        await worker.command(await worker.workflow_task(), complete())
+    async with asyncio.timeout(PATIENCE_S):
+        results = [result async for answer in call for result in answer.results]
+    assert sorted(result.run_id for result in results) == sorted([kept, again])
+    await is_waited_for()
+
+
 async def test_results_of_another_namespace_are_not_given(tenant: Tenant) -> None:
     run = await tenant.start("order")
     await tenant.terminate(run.run_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -86,6 +86,7 @@ class Scripted(WorkflowServiceServicer):
         self.gate = asyncio.Event()
         self.gate.set()
         self.subscriptions: list[list[str]] = []
+        self.given_up: list[list[str]] = []
         self.outcomes: dict[str, WorkflowOutcome | Error] = {}
         self.cuts = 0
         self.mute = False
@@ -124,7 +125,10 @@ class Scripted(WorkflowServiceServicer):
         self, request_iterator: AsyncIterator[WaitResultsRequest], context: Any
     ) -> AsyncIterator[WaitResultsResponse]:
         async for request in request_iterator:
-            self.subscriptions.append(list(request.run_ids))
+            if request.run_ids:
+                self.subscriptions.append(list(request.run_ids))
+            if request.given_up_run_ids:
+                self.given_up.append(list(request.given_up_run_ids))
             self.changed.set()
             if self.cuts:
                 self.cuts -= 1
@@ -416,6 +420,58 @@ async def test_a_wait_that_was_given_up_leaves_nothing_behind(service: Scripted,
         async with asyncio.timeout(0.05):
             await client.get_handle("w", "r").result()
     assert client.results.waiting == 0
+
+
+async def _give_up(service: Scripted, client: Client, run_ids: Sequence[str]) -> None:
+    """Wait for them until the service knows, and then no more."""
+    waits = [asyncio.create_task(client.get_handle("w", run_id).result()) for run_id in run_ids]
+    await service.until(lambda: {*run_ids} <= {run_id for each in service.subscriptions for run_id in each})
+    for wait in waits:
+        wait.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
+
+
+async def test_the_service_is_told_of_all_waits_that_were_given_up_in_one_message(
+    service: Scripted, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("romancy._results._GIVE_UP_S", 0.05)
+    service.mute = True
+    kept = asyncio.create_task(client.get_handle("w", "kept").result())
+    run_ids = [f"r{number}" for number in range(100)]
+    await _give_up(service, client, run_ids)
+    await service.until(lambda: service.given_up)
+    assert service.given_up == [run_ids]
+    assert not kept.done()
+    kept.cancel()
+
+
+async def test_waits_that_were_given_up_go_with_the_next_message(service: Scripted, client: Client) -> None:
+    service.mute = True
+    await _give_up(service, client, ["r1", "r2"])
+    service.mute = False
+    assert await client.get_handle("w", "r3").result() == "done"
+    assert service.given_up == [["r1", "r2"]]
+
+
+async def test_what_is_waited_for_anew_is_not_given_up(service: Scripted, client: Client) -> None:
+    service.mute = True
+    await _give_up(service, client, ["r1", "r2"])
+    service.mute = False
+    assert await client.get_handle("w", "r1").result() == "done"
+    assert service.given_up == [["r2"]]
+    assert service.subscriptions[-1] == ["r1"]
+
+
+async def test_what_was_given_up_is_asked_for_when_it_is_waited_for_again(
+    service: Scripted, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("romancy._results._GIVE_UP_S", 0.0)
+    service.mute = True
+    await _give_up(service, client, ["r"])
+    await service.until(lambda: service.given_up)
+    service.mute = False
+    assert await client.get_handle("w", "r").result() == "done"
+    assert service.subscriptions == [["r"]] * 2
 
 
 async def test_closing_the_client_cancels_whoever_waits(service: Scripted) -> None:

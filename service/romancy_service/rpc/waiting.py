@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 from romancy.v1.workflow_pb2 import WorkflowOutcome
 from romancy.v1.workflow_service_pb2 import RunResult, WaitResultsRequest
@@ -33,6 +33,7 @@ class Waiting:
         try:
             async for request in requests:
                 namespace = namespace_of(request.namespace, self._node.limits)
+                self._give_up(request.given_up_run_ids)
                 wanted = [run_id for run_id in request.run_ids if run_id not in self._open]
                 await self._add(namespace, [run_id for run_id in wanted if self._is_id(run_id)])
         except Exception as error:
@@ -41,6 +42,12 @@ class Waiting:
         finally:
             self._complete = True
             self._wake.set()
+
+    def _give_up(self, run_ids: Iterable[str]) -> None:
+        for run_id in run_ids:
+            waiter = self._open.pop(run_id, None)
+            if waiter is not None:
+                self._node.results.forget(run_id, waiter)
 
     def _is_id(self, run_id: str) -> bool:
         """Whether a run may be called so. If not that is its answer: what else is waited for does not suffer."""

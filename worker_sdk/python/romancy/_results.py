@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
+from itertools import islice
 from typing import Final
 
 import grpc
@@ -30,6 +31,8 @@ _SILENCE_S: Final = 20.0
 """After so long without an answer ask for one of the runs by a call of its own: the stream may be dead unnoticed."""
 _MAX_RUNS: Final = 1_000
 """Runs in one message."""
+_GIVE_UP_S: Final = 1.0
+"""Waits that were given up go with the next message, or in one after this: so they cost few, and the service little."""
 
 
 class Results:
@@ -40,7 +43,10 @@ class Results:
         self._namespace = namespace
         self._patience_s = patience_s
         self._waiters: dict[str, list[_Waiter]] = defaultdict(list)
-        self._unsent: list[str] = []
+        self._unsent: dict[str, None] = {}
+        """What the service is to be asked for, in order."""
+        self._given_up: dict[str, None] = {}
+        """What the service may wait for although nobody here does."""
         self._wake = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
         self._heard_at = 0.0
@@ -75,7 +81,8 @@ class Results:
     def _subscribe(self, run_id: str) -> None:
         if run_id not in self._waiters:
             return
-        self._unsent.append(run_id)
+        self._given_up.pop(run_id, None)
+        self._unsent[run_id] = None
         self._wake.set()
         if self._runner is None or self._runner.done():
             self._runner = asyncio.get_running_loop().create_task(self._run())
@@ -87,6 +94,13 @@ class Results:
             waiters.remove(waiter)
             if not waiters:
                 del self._waiters[run_id]
+                self._give_up(run_id)
+
+    def _give_up(self, run_id: str) -> None:
+        self._unsent.pop(run_id, None)
+        if not self._given_up:
+            asyncio.get_running_loop().call_later(_GIVE_UP_S, self._wake.set)
+        self._given_up[run_id] = None
 
     def _ended(self, runner: asyncio.Task[None]) -> None:
         """Nobody may wait for ever, whyever it ended."""
@@ -107,7 +121,7 @@ class Results:
         failures = 0
         self._heard_at = time.monotonic()
         while self._waiters:
-            self._unsent = list(self._waiters)
+            self._unsent, self._given_up = dict.fromkeys(self._waiters), {}
             began_at = time.monotonic()
             try:
                 await self._serve()
@@ -152,9 +166,11 @@ class Results:
         try:
             while True:
                 self._wake.clear()
-                while self._unsent:
-                    run_ids, self._unsent = self._unsent[:_MAX_RUNS], self._unsent[_MAX_RUNS:]
-                    await call.write(WaitResultsRequest(namespace=self._namespace, run_ids=run_ids))
+                while self._unsent or self._given_up:
+                    run_ids, given_up = _taken(self._unsent), _taken(self._given_up)
+                    await call.write(
+                        WaitResultsRequest(namespace=self._namespace, run_ids=run_ids, given_up_run_ids=given_up)
+                    )
                 await self._wake.wait()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await asyncio.get_running_loop().create_future()  # the call has ended; the reader learns how
@@ -198,3 +214,11 @@ class Results:
     def _fail_all(self, error: RequestRefused) -> None:
         for run_id in list(self._waiters):
             self._refuse(run_id, error)
+
+
+def _taken(run_ids: dict[str, None]) -> list[str]:
+    """The first of them, as many as a message holds, taken out."""
+    taken = list(islice(run_ids, _MAX_RUNS))
+    for run_id in taken:
+        del run_ids[run_id]
+    return taken

@@ -533,27 +533,35 @@ Global___GetWorkflowResultResponse: _TypeAlias = GetWorkflowResultResponse  # no
 
 @_typing.final
 class WaitResultsRequest(_message.Message):
-    """WaitResultsRequest adds runs to those waited for."""
+    """WaitResultsRequest adds runs to those waited for, and takes others away."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAMESPACE_FIELD_NUMBER: _builtins.int
     RUN_IDS_FIELD_NUMBER: _builtins.int
+    GIVEN_UP_RUN_IDS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Tenant; empty means "default"."""
     @_builtins.property
     def run_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The runs."""
 
+    @_builtins.property
+    def given_up_run_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Runs that are not waited for any more: they are not answered, unless the answer is under way. One that is named here
+        and in `run_ids` is waited for anew; one that is not waited for is ignored. Clients collect them: there is no hurry.
+        """
+
     def __init__(
         self,
         *,
         namespace: _builtins.str = ...,
         run_ids: _abc.Iterable[_builtins.str] | None = ...,
+        given_up_run_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "run_ids", b"run_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["given_up_run_ids", b"given_up_run_ids", "namespace", b"namespace", "run_ids", b"run_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
