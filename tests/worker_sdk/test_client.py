@@ -405,12 +405,14 @@ async def test_a_wait_goes_on_after_its_stream_was_cut_off_with_a_connection_tha
     assert service.subscriptions == [["r"]] * 2
 
 
-async def test_half_a_character_in_a_run_id_is_named_to_whoever_waits_for_it_and_to_nobody_else(
+async def test_what_no_run_is_called_is_said_to_whoever_waits_for_it_and_to_nobody_else(
     service: Scripted, client: Client
 ) -> None:
     waiting = asyncio.create_task(client.get_handle("w", "r").result())
     with pytest.raises(ValueError, match=r"run_id is '\\ud800', but holds U\+D800, half of a character"):
         await client.get_handle("w", "\ud800").result()
+    with pytest.raises(ValueError, match=r"run_id begins with 'x+' and has 5,000,000 characters: no run is called so"):
+        await client.get_handle("w", "x" * 5_000_000).result()
     assert await waiting == "done"
 
 

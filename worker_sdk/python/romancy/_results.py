@@ -31,6 +31,8 @@ _SILENCE_S: Final = 20.0
 """After so long without an answer ask for one of the runs by a call of its own: the stream may be dead unnoticed."""
 _MAX_RUNS: Final = 1_000
 """Runs in one message."""
+_MAX_RUN_ID: Final = 1_000
+"""Characters. None has more than 255 bytes, and a message must hold so many."""
 _GIVE_UP_S: Final = 1.0
 """Waits that were given up go with the next message, or in one after this: so they cost few, and the service little."""
 
@@ -58,7 +60,7 @@ class Results:
 
     async def wait(self, run_id: str) -> WorkflowOutcome:
         """The run's outcome. Raises RequestRefused: WorkflowNotFound, or ServiceUnavailable after long trying."""
-        check_text("run_id", run_id)  # here, for it goes with those that others wait for
+        _check_run_id(run_id)
         waiter: _Waiter = asyncio.get_running_loop().create_future()
         waiters = self._waiters[run_id]
         waiters.append(waiter)
@@ -214,6 +216,13 @@ class Results:
     def _fail_all(self, error: RequestRefused) -> None:
         for run_id in list(self._waiters):
             self._refuse(run_id, error)
+
+
+def _check_run_id(run_id: str) -> None:
+    """Raise ValueError for what cannot be asked for together with what others wait for."""
+    check_text("run_id", run_id)
+    if len(run_id) > _MAX_RUN_ID:
+        raise ValueError(f"run_id begins with {run_id[:40]!r} and has {len(run_id):,} characters: no run is called so")
 
 
 def _taken(run_ids: dict[str, None]) -> list[str]:
