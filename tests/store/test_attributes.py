@@ -187,7 +187,7 @@ _SUMMARY = [runs.c[name] for name in lookups.RunSummary.__slots__]
 
 def _listed(*wanted: AttributeFilter) -> Any:
     selection = WorkflowFilter(attributes=wanted)
-    return select_runs(NAMESPACE, selection).newest_first(*_SUMMARY, after=(15_000, "r15000")).limit(100)
+    return select_runs(NAMESPACE, selection).newest_first(*_SUMMARY, after=(15_000, "r15000"), limit=100)
 
 
 async def test_postgres_takes_a_page_of_one_value_from_the_index_in_its_order(

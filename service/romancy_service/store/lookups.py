@@ -36,7 +36,7 @@ from romancy_service.core.run import Run
 from romancy_service.core.task import TaskKind
 from romancy_service.core.why.facts import Holder
 from romancy_service.store.rows import Row, events_of, loaded_run, outcome_of
-from romancy_service.store.selection import select_runs
+from romancy_service.store.selection import Place, Scattered, select_runs, select_scattered
 from romancy_service.store.sql import among
 from romancy_service.store.tables import CLAIMABLE, OPEN, TEXT, history, runs, tasks
 from romancy_service.store.workforce import Workers, Workforce
@@ -44,6 +44,10 @@ from romancy_service.store.workforce import Workers, Workforce
 _PAGE_ROWS: Final = 1_000
 _PAGE_BYTES: Final = 2 * MIB
 """So much of a history is read at a time by whoever reads all of it."""
+_WALKED: Final = 5_000
+"""So many runs are looked at in the order of a list, which takes some milliseconds, before all that an index has of
+those that are selected are sorted. What has a large share is found among them; of other there are few, or they are old.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,18 +293,35 @@ class Lookups(Workers):
         return {row["workflow_id"]: row["status"] for row in rows}
 
     async def list_runs(
-        self, namespace: str, selection: WorkflowFilter, after: tuple[int, str] | None, limit: int
+        self, namespace: str, selection: WorkflowFilter, after: Place | None, limit: int
     ) -> list[RunSummary]:
         """Runs, newest first; with `after`, those behind the run of that (start_ms, run id)."""
-        statement = select_runs(namespace, selection).newest_first(*_SUMMARY, after=after).limit(limit)
-        return [_summary(row) for row in await self._search(statement)]
+        selected = select_runs(namespace, selection)
+        scattered = select_scattered(namespace, selection)
+        edge = await self._edge(scattered, after) if scattered is not None else None
+        rows = list(await self._search(selected.newest_first(*_SUMMARY, after=after, limit=limit, down_to=edge)))
+        if scattered is not None and edge is not None and len(rows) < limit:
+            # Few of the newest are selected: either few at all, or old ones.
+            rest = scattered.newest_first(*_SUMMARY, after=edge, limit=limit - len(rows))
+            rows += await self._search(rest)
+        return [_summary(row) for row in rows]
 
     async def count_runs(self, namespace: str, selection: WorkflowFilter) -> tuple[int, bool]:
         """How many, and whether that is an estimate: it is above 10,000."""
-        matching: Select[tuple[str]] = select_runs(namespace, selection).of(runs.c.run_id)
-        counted = select(func.count().label("count")).select_from(matching.limit(COUNTED + 1).subquery())
+        selected = select_runs(namespace, selection)
+        found = matching = selected.of(runs.c.run_id)
+        if (scattered := select_scattered(namespace, selection)) is not None:
+            found = scattered.of(runs.c.run_id)
+            if await self._edge(scattered, None) is None:  # few to look at: in their order, as the list does
+                found = select(selected.places(after=None, limit=_WALKED).subquery().c.run_id)
+        counted = select(func.count().label("count")).select_from(found.limit(COUNTED + 1).subquery())
         count: int = (await self._search(counted))[0]["count"]
         return (count, False) if count <= COUNTED else (max(await self._estimate(matching), count), True)
+
+    async def _edge(self, scattered: Scattered, after: Place | None) -> Place | None:
+        """The run until which one may look at one run after the other for those; None: all are so few."""
+        rows = await self._search(scattered.around.places(after=after, limit=1, offset=_WALKED))
+        return (rows[0]["start_ms"], rows[0]["run_id"]) if rows else None
 
     @abstractmethod
     async def _estimate(self, query: Select[tuple[str]]) -> int:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import structlog
-from sqlalchemy import Select, StaticPool, create_engine, func, select
+from sqlalchemy import Label, Select, StaticPool, create_engine, func, literal_column, select, text
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.sql.expression import Executable
 
@@ -28,6 +28,7 @@ from romancy_service import faults
 from romancy_service.core.run import Run
 from romancy_service.core.task import TypeKey
 from romancy_service.errors import BatchRejected, QueryTooSlow, StoreUnavailable
+from romancy_service.store import tables
 from romancy_service.store.batch import Batch, batch_of
 from romancy_service.store.events import NewEvent
 from romancy_service.store.migrate import upgrade
@@ -56,8 +57,37 @@ _log = structlog.get_logger("romancy.store")
 T = TypeVar("T")
 
 _DIALECT: Final = SQLiteDialect_pysqlite(paramstyle="qmark")
-_MOST_COUNTED: Final = 1_000_000
-"""Counting so many takes about 50 ms; there is no estimate to be had."""
+_SAMPLED: Final = 2_000
+"""Runs that are looked up for an estimate: some milliseconds, for an error of a fifth where one in 100 is selected."""
+_FIRST_ROW: Final = "(select min(rowid) from main.runs)"
+_PARTS: Final = 2**20
+_GOLDEN: Final = 648_055
+"""Its multiples, modulo the parts, are spread evenly and without a period: nothing that recurs is in step with them."""
+_SPAN: Final = f"((select max(rowid) from main.runs) - {_FIRST_ROW} + 1)"
+_FILTERED: Final = ("run_id", "namespace", "workflow_id", "workflow_type", "status", "start_ms", "close_ms")
+_SAMPLE: Final = (
+    text(f"""
+    select {", ".join(_FILTERED)} from main.runs where rowid in (
+        with recursive places(place) as (select 0 union all select place + 1 from places where place < {_SAMPLED - 1})
+        select {_FIRST_ROW} + (place * {_PARTS} + place * {_GOLDEN} % {_PARTS}) * {_SPAN} / {_SAMPLED * _PARTS}
+        from places
+    ) limit {_SAMPLED}
+    """)
+    .columns(*(tables.runs.c[name] for name in _FILTERED))
+    .cte("runs")
+)
+"""Stands for `runs` where it is there. It has one row number out of each stretch, at no regular distance, each time the
+same ones; those of deleted runs count as runs that are not selected. For its limit, SQLite asks no other index first.
+"""
+_THEIR_ATTRIBUTES: Final = (
+    text(f"""
+    select {", ".join(tables.attributes.c.keys())}
+    from main.attributes where run_id in (select run_id from runs) limit -1
+    """)
+    .columns(*tables.attributes.c)
+    .cte("attributes")
+)
+"""Likewise for `attributes`."""
 _STEPS_BETWEEN_LOOKS: Final = 10_000
 """Of SQLite's machine, about a tenth of a millisecond."""
 _TAKEN: Final = (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
@@ -274,10 +304,11 @@ class SqliteStore(Store):
             raise _rejected(error) from error
 
     async def _estimate(self, query: Select[tuple[str]]) -> int:
-        rows = await self._search(
-            select(func.count().label("count")).select_from(query.limit(_MOST_COUNTED).subquery())
-        )
-        return int(rows[0]["count"])
+        found = func.count().label("found")
+        span: Label[int] = literal_column(_SPAN).label("span")
+        counted = select(found, span).select_from(query.subquery()).add_cte(_SAMPLE, _THEIR_ATTRIBUTES)
+        (row,) = await self._search(counted)
+        return int(row["found"] * max(row["span"], _SAMPLED) / _SAMPLED)
 
     async def notify(self, payload: str) -> None:
         """There are no others."""

@@ -145,8 +145,9 @@ Index("runs_by_id", runs.c.namespace, runs.c.workflow_id, runs.c.start_ms, runs.
 Index("runs_by_start", runs.c.namespace, runs.c.start_ms, runs.c.run_id)
 Index("runs_by_status", runs.c.namespace, runs.c.status, runs.c.start_ms, runs.c.run_id)
 Index("runs_by_close", runs.c.namespace, runs.c.close_ms, **_where(CLOSED))
-Index("runs_by_type", runs.c.namespace, runs.c.workflow_type, runs.c.start_ms, runs.c.run_id)
-Index("runs_open_by_type", runs.c.namespace, runs.c.workflow_type, runs.c.start_ms, runs.c.run_id, **_where(OPEN))
+Index("runs_by_type", runs.c.namespace, runs.c.workflow_type, runs.c.status, runs.c.start_ms, runs.c.run_id)
+"""With the status, so that the few of one status are found among very many of a type. Lists of a type merge those of
+all statuses; an index without the status would be one more entry for each start, and one more for each end."""
 
 history = Table(
     "history",

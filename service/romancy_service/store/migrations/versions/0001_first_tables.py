@@ -144,10 +144,7 @@ def upgrade() -> None:
     op.create_index("runs_by_id", "runs", ["namespace", "workflow_id", "start_ms", "run_id"])
     op.create_index("runs_by_start", "runs", ["namespace", "start_ms", "run_id"])
     op.create_index("runs_by_status", "runs", ["namespace", "status", "start_ms", "run_id"])
-    op.create_index("runs_by_type", "runs", ["namespace", "workflow_type", "start_ms", "run_id"])
-    op.create_index(
-        "runs_open_by_type", "runs", ["namespace", "workflow_type", "start_ms", "run_id"], **_where("status in (1, 2)")
-    )
+    op.create_index("runs_by_type", "runs", ["namespace", "workflow_type", "status", "start_ms", "run_id"])
     op.create_index("runs_open", "runs", ["namespace", "workflow_id"], unique=True, **_where("status in (1, 2)"))
     op.create_table(
         "schedules",
