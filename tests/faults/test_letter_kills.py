@@ -152,9 +152,7 @@ async def test_wherever_the_service_dies_dead_letters_that_were_dropped_are_neve
 
 
 @pytest.mark.parametrize("more", [20, pytest.param(4 * AT_A_TIME, marks=pytest.mark.slow)])
-async def test_a_death_between_two_pages_of_dead_letters_is_outlived_by_whoever_asks(
-    stage: Scene, more: int
-) -> None:
+async def test_a_death_between_two_pages_of_dead_letters_is_outlived_by_whoever_asks(stage: Scene, more: int) -> None:
     callers, names = 20, ("retried", "dropped")
     calls = (AT_A_TIME + more) // callers
     async with sink() as server, stage.client() as client:
