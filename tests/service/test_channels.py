@@ -30,6 +30,7 @@ from romancy.v1.payload_pb2 import Payload
 from romancy.v1.worker_service_pb2 import WorkflowTask
 
 from romancy_service.core.channel import aside_of, topic_of_channel
+from romancy_service.courier import Courier
 from romancy_service.errors import StoreUnavailable
 from tests.core.life import complete
 from tests.core.talk import recur
@@ -128,6 +129,20 @@ async def test_a_message_for_all_that_a_run_failed_to_take_is_put_aside_and_reac
     assert data(await received(tenant, run_id)) == [2]
     await tenant.cluster.pass_ms(QUICK.aside_ms)
     assert data(await received(tenant, run_id, 2)) == [2, 1]
+
+
+async def test_who_has_asked_and_is_not_in_yet_is_no_subscriber(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await tenant.worker()
+    await publish(tenant, 0, "news")
+    with monkeypatch.context() as patch:
+        patch.setattr(Courier, "visit", lambda *_: None)
+        run_id = (await tenant.start("order")).run_id
+        await worker.command(await worker.workflow_task(), join(1, "news", CHANNEL_MODE_BROADCAST))
+        assert (await show(tenant, "news")).subscribers == 0
+    await answered(tenant, run_id, 1)
+    assert (await show(tenant, "news")).subscribers == 1
 
 
 async def test_broadcast_reaches_all_that_are_subscribed_in_order(tenant: Tenant) -> None:

@@ -12,6 +12,7 @@ from romancy.v1.channel_pb2 import CHANNEL_MODE_UNSPECIFIED, ChannelMode
 
 from romancy_service.core.channel import MODE_KEYS, RECEIVER, topic_of_channel
 from romancy_service.core.limits import COUNTED
+from romancy_service.core.task import NEVER_MS
 from romancy_service.store.rows import Row
 from romancy_service.store.sql import Statements
 from romancy_service.store.tables import SUBSCRIBED, TEXT, UNDELIVERED, channels, tasks
@@ -70,6 +71,8 @@ _USED: Final = select(tasks.c.run_id).where(*_USERS).limit(1)
 
 _TOPIC: Final = ":before || channels.channel"
 _SUBSCRIBED: Final = f"from tasks where {SUBSCRIBED} and namespace = channels.namespace and type = {_TOPIC}"
+_ANSWERED: Final = f"{_SUBSCRIBED} and due_ms = {NEVER_MS}"
+"""Those that get messages. Others have asked, and are not in yet."""
 _UNREAD: Final = f"from events where {UNDELIVERED} and namespace = channels.namespace and type = {_TOPIC}"
 _KEY: Final = " ".join(f"when {int(mode)} then '{key}'" for mode, key in MODE_KEYS.items())
 
@@ -80,8 +83,8 @@ def _count(found: str) -> str:
 
 _INFO: Final = f"""
 select channel, mode,
-    {_count(f"{_SUBSCRIBED} and queue = case channels.mode {_KEY} else '' end")} as subscribers,
-    {_count(f"{_SUBSCRIBED} and queue = '{RECEIVER}'")} as receivers,
+    {_count(f"{_ANSWERED} and queue = case channels.mode {_KEY} else '' end")} as subscribers,
+    {_count(f"{_ANSWERED} and queue = '{RECEIVER}'")} as receivers,
     {_count(_UNREAD)} as unread
 from channels where namespace = :of_namespace
 """

@@ -234,7 +234,7 @@ class Channel(_message.Message):
     mode: _channel_pb2.ChannelMode.ValueType
     """That of the first of those who are subscribed; when nobody is any more, it stays until somebody asks for another one."""
     subscribers: _builtins.int
-    """Runs that are subscribed. 10,000 means so many or more, here and below."""
+    """Runs that are subscribed: what is sent now reaches them. 10,000 means so many or more, here and below."""
     receivers: _builtins.int
     """Runs that wait for a message of a competing channel."""
     unread: _builtins.int
