@@ -11,6 +11,8 @@ from sqlalchemy.sql.expression import TextClause
 from romancy.v1.channel_pb2 import CHANNEL_MODE_COMPETING, CHANNEL_MODE_UNSPECIFIED
 
 from romancy_service.core.channel import topic_of_channel
+from romancy_service.core.task import Fence, subscription_task_id
+from romancy_service.core.triggers import AnswerSubscription
 from romancy_service.store import channels, tables
 from romancy_service.store.channels import FORGET, KEEP, PAGE, ChannelInfo
 from romancy_service.store.events import NewEvent
@@ -18,7 +20,7 @@ from romancy_service.store.postgres import DIALECT, WALKING
 from romancy_service.store.sql import compiled
 from romancy_service.store.store import Change, Store
 from tests.core.test_channel import join, receive
-from tests.store.drive import NAMESPACE, T0, begin, code, store_all
+from tests.store.drive import NAMESPACE, T0, begin, code, store_all, then
 from tests.store.test_plans import plan
 
 VALUES = {"before_ms": 1, "now_ms": 2, "limit": 100, "before": "\n", "of_namespace": NAMESPACE, "after": ""}
@@ -30,6 +32,7 @@ async def uses(store: Store, channel: str) -> None:
     await store_all(store, Change(run))
     await store_all(store, code(run, join(1, channel), receive(2, channel)))
     await store.join_channel(NAMESPACE, channel, CHANNEL_MODE_COMPETING, T0)
+    await store_all(store, then(run, AnswerSubscription(Fence(subscription_task_id("1"), 1, ""), "1")))
 
 
 async def test_who_waits_longest_for_a_message_comes_first_however_many_wait(store: Store) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from romancy.v1.workflow_pb2 import (
 from romancy.v1.workflow_service_pb2 import AttributeFilter, WorkflowFilter
 
 from romancy_service.core.times import timestamp, timestamp_ms
-from romancy_service.store import lookups, sqlite
+from romancy_service.store import lookups, sql, sqlite
 from romancy_service.store.postgres import DIALECT
 from romancy_service.store.sql import compiled
 from romancy_service.store.store import Store, open_store
@@ -282,3 +283,13 @@ async def test_on_sqlite_an_estimate_of_those_with_a_value_looks_at_a_sample_too
         connection.execute(*compiled(asked[-1], sqlite._DIALECT, {})).fetchall()
     assert steps <= 200 * sqlite._SAMPLED
     await store.close()
+
+
+async def test_the_statement_of_a_list_is_gone_with_its_call(store: Store) -> None:
+    await store.list_runs("default", WorkflowFilter(workflow_type="order"), None, 10)
+    gc.collect()
+    before = len(sql._COMPILED)
+    for number in range(20):
+        await store.list_runs("default", WorkflowFilter(workflow_type=f"order-{number}"), None, 10)
+    gc.collect()
+    assert len(sql._COMPILED) <= before

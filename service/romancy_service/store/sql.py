@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import BigInteger, ColumnElement, Dialect
 from sqlalchemy.ext.compiler import compiles
@@ -43,14 +43,22 @@ def _json(element: among, compiler: SQLCompiler, **options: Any) -> str:
     return f"{column} in (select value from json_each({values}))"
 
 
+_Compiled = tuple[str, tuple[str, ...], dict[str, Any]]
+_COMPILED: Final[WeakKeyDictionary[Executable, dict[Dialect, _Compiled]]] = WeakKeyDictionary()
+"""For as long as the statement is there. Most stay; those of lists are made for one call, and hundreds of them would be
+all that garbage collection has to look at."""
+
+
 def compiled(statement: Executable, dialect: Dialect, values: dict[str, Any]) -> tuple[str, list[Any]]:
     """SQL, and its arguments in their order."""
-    sql, names, given = _compile(statement, dialect)
+    known = _COMPILED.setdefault(statement, {})
+    if dialect not in known:
+        known[dialect] = _compile(statement, dialect)
+    sql, names, given = known[dialect]
     return sql, [values[name] if name in values else given[name] for name in names]
 
 
-@lru_cache(maxsize=512)
-def _compile(statement: Executable, dialect: Dialect) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+def _compile(statement: Executable, dialect: Dialect) -> _Compiled:
     """SQL, the names of its parameters in their order, and the values that the statement brings itself."""
     assert isinstance(statement, ClauseElement)
     made = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
