@@ -168,9 +168,10 @@ class Calls:
             except grpc.aio.AioRpcError as error:
                 if _is_unanswered(error) and channel is self._channel:
                     self.reopen()
-                if not is_passing(error) or closes != self._closes or time.monotonic() > deadline:
+                if not is_passing(error) or time.monotonic() > deadline:
                     raise refusal_of(error) from error
-            await asyncio.sleep(backoff_s(failures))
+            if closes == self._closes:
+                await asyncio.sleep(backoff_s(failures))
             failures += 1
 
 
