@@ -128,10 +128,13 @@ def _addresses(config: Config, service: Running) -> dict[str, str]:
 
 
 def _collect_garbage_rarely() -> None:
-    """What is there by now stays; and nearly all that comes and goes is freed without the collector's help."""
+    """What is there by now stays; and nearly all that comes and goes is freed without the collector's help.
+
+    Statements of lists are not. Everything waits while it frees them: 53 ms with 50,000 objects at a time, 9 with these.
+    """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(10_000, 100, 50)
 
 
 @asynccontextmanager
