@@ -205,6 +205,17 @@ async def test_on_sqlite_no_page_and_no_count_looks_at_all_that_is_there(
     store = open_store(url)
     await store.open()
     await execute(url, _filled(RUNS))
+
+    async def rows(sql: str, arguments: Sequence[Any]) -> int:
+        return _steps(url, sql, arguments) // STEPS
+
+    monkeypatch.setattr(store, "_estimate", _no_estimate)  # another test is of that
+    assert await _looked_at(store, monkeypatch, rows, sqlite._DIALECT) == {}
+    await store.close()
+
+
+def _steps(url: str, sql: str, arguments: Sequence[Any]) -> int:
+    """How many steps SQLite's machine takes for a query."""
     steps = 0
 
     def count() -> None:
@@ -213,16 +224,8 @@ async def test_on_sqlite_no_page_and_no_count_looks_at_all_that_is_there(
 
     with contextlib.closing(sqlite3.connect(url)) as connection:
         connection.set_progress_handler(count, 1)
-
-        async def rows(sql: str, arguments: Sequence[Any]) -> int:
-            nonlocal steps
-            steps = 0
-            connection.execute(sql, arguments).fetchall()
-            return steps // STEPS
-
-        monkeypatch.setattr(store, "_estimate", _no_estimate)  # another test is of that
-        assert await _looked_at(store, monkeypatch, rows, sqlite._DIALECT) == {}
-    await store.close()
+        connection.execute(sql, arguments).fetchall()
+    return steps
 
 
 async def _no_estimate(_: Any) -> int:
@@ -272,16 +275,7 @@ async def test_on_sqlite_an_estimate_of_those_with_a_value_looks_at_a_sample_too
     assert estimated
     there = sum(_run(n)["type"] == "order" for n in range(3, RUNS + 1, 5))
     assert abs(count - there) <= 5 * there**0.5 * (RUNS / sqlite._SAMPLED) ** 0.5
-    steps = 0
-
-    def step() -> None:
-        nonlocal steps
-        steps += 1
-
-    with contextlib.closing(sqlite3.connect(url)) as connection:
-        connection.set_progress_handler(step, 1)
-        connection.execute(*compiled(asked[-1], sqlite._DIALECT, {})).fetchall()
-    assert steps <= 200 * sqlite._SAMPLED
+    assert _steps(url, *compiled(asked[-1], sqlite._DIALECT, {})) <= 200 * sqlite._SAMPLED
     await store.close()
 
 

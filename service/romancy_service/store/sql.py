@@ -45,8 +45,7 @@ def _json(element: among, compiler: SQLCompiler, **options: Any) -> str:
 
 _Compiled = tuple[str, tuple[str, ...], dict[str, Any]]
 _COMPILED: Final[WeakKeyDictionary[Executable, dict[Dialect, _Compiled]]] = WeakKeyDictionary()
-"""For as long as the statement is there. Most stay; those of lists are made for one call, and hundreds of them would be
-all that garbage collection has to look at."""
+"""For as long as the statement is there: most stay, but those of lists are made for one call."""
 
 
 def compiled(statement: Executable, dialect: Dialect, values: dict[str, Any]) -> tuple[str, list[Any]]:
